@@ -1,0 +1,34 @@
+"""Digests of the files that a result depends on: models, corpora."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from .store import write_atomically
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, 16 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def tree_digest(files: Iterable[Path], memory: Path) -> str:
+    """One digest of the names and contents of files.
+
+    Contents are hashed once: `memory` is a JSON file that remembers a digest for (path, size, time of change), since
+    hashing the weights of a 70B model at each `plan` would take minutes.
+    """
+    known = json.loads(memory.read_text(encoding="utf-8")) if memory.exists() else {}
+    before, total = dict(known), hashlib.sha256()
+    for path in sorted(files):
+        stat = path.stat()
+        mark = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        known[mark] = known.get(mark) or file_digest(path)
+        total.update(f"{path.name}:{known[mark]}\n".encode())
+    if known != before:
+        write_atomically(memory, json.dumps(known, indent=0).encode())
+    return total.hexdigest()[:16]

@@ -1,0 +1,134 @@
+"""What a plug-in's argument may be: read from its annotation, checked without importing the plug-in."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Within:
+    """A number with low <= value <= high (low < value where `open_low`)."""
+
+    low: float
+    high: float = float("inf")
+    open_low: bool = False
+
+    def problem(self, value: float) -> str | None:
+        """Say what is wrong with value, or nothing."""
+        fits = (self.low < value if self.open_low else self.low <= value) and value <= self.high
+        return None if fits else f"a number {self}"
+
+    def __str__(self) -> str:
+        left = f"above {self.low:g}" if self.open_low else f"of at least {self.low:g}"
+        return left if self.high == float("inf") else f"{left} and at most {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Share:
+    """A budget: a float is a share in (0, 1], an int an absolute count of at least 1."""
+
+    of: str
+
+    def problem(self, value: float) -> str | None:
+        """Say what is wrong with value, or nothing."""
+        fits = value >= 1 if isinstance(value, int) else 0 < value <= 1
+        return None if fits else f"a share of {self.of} in (0, 1] (0.25) or a whole number of at least 1 (64)"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The arguments of the task whose artifact the plug-in cannot do without (Loki needs a basis from task `pca`)."""
+
+    task: str
+
+    def problem(self, value: Mapping[str, Any]) -> str | None:
+        """Accept any mapping; its content is checked against the task's own fields."""
+        return None if isinstance(value, Mapping) else f"the arguments of task {self.task}, as a mapping"
+
+
+@dataclass(frozen=True)
+class Data:
+    """A name in a folder of the package that holds data files (`prose` is harness/data/prose.jsonl.gz), or a path."""
+
+    folder: str
+
+    def problem(self, value: str) -> str | None:
+        """Accept any text; whether the file exists is seen when its digest is taken."""
+        return None if isinstance(value, str) else "a file's name"
+
+
+NAMESPACE = {
+    "Annotated": typing.Annotated,
+    "Any": Any,
+    "Data": Data,
+    "Literal": Literal,
+    "Mapping": Mapping,
+    "Needs": Needs,
+    "Share": Share,
+    "Within": Within,
+}
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The sentence that ends every 'unknown X': the near name, or what there is."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, 1, 0.5)
+    return f"did you mean {close[0]!r}?" if close else f"there is: {', '.join(known) or 'none'}"
+
+
+def mark(kind: Any, of: type) -> Any | None:
+    """The first annotation of class `of` in Annotated[..., mark], or None."""
+    return next((m for m in getattr(kind, "__metadata__", ()) if isinstance(m, of)), None)
+
+
+def takes_list(kind: Any) -> bool:
+    """Whether a list is one value of this type (else a list in a sweep is an axis)."""
+    bare = kind.__origin__ if hasattr(kind, "__metadata__") else kind
+    return typing.get_origin(bare) in (tuple, list) or any(takes_list(a) for a in _union(bare) or ())
+
+
+def problem(value: Any, kind: Any) -> str | None:
+    """What was expected, when value does not fit the annotation; None when it does."""
+    if hasattr(kind, "__metadata__"):
+        wrong = problem(value, kind.__origin__)
+        found = (m.problem(value) for m in kind.__metadata__ if hasattr(m, "problem") and value is not None)
+        return wrong or next((p for p in found if p), None)
+    if options := _union(kind):
+        return None if any(problem(value, k) is None for k in options) else " or ".join(map(_name, options))
+    return _plain_problem(value, kind)
+
+
+def _plain_problem(value: Any, kind: Any) -> str | None:
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        choices = typing.get_args(kind)
+        return (
+            None if value in choices and type(value) in map(type, choices) else f"one of {', '.join(map(str, choices))}"
+        )
+    if origin is tuple:
+        inner = typing.get_args(kind)[0]
+        ok = isinstance(value, (list, tuple)) and len(value) > 0 and all(problem(v, inner) is None for v in value)
+        return None if ok else f"a list of {_name(inner)}"
+    if kind is Any:
+        return None
+    return None if _is(value, origin or kind) else f"{_name(kind)}"
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _union(kind: Any) -> tuple[Any, ...] | None:
+    return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else None
+
+
+def _name(kind: Any) -> str:
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "nothing"}
+    return words.get(kind, getattr(kind, "__name__", str(kind)))

@@ -1,0 +1,136 @@
+"""The registry is the file name: what plug-ins there are and what they take, read with `ast`, importing nothing."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .fields import NAMESPACE, near
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS: Mapping[str, str] = {
+    "methods": "models/methods",
+    "tasks": "harness/tasks",
+    "ops": "kernels",
+    "figures": "analysis/figures",
+    "models": "models/zoo",
+    "sites": "jobs/sites",
+}
+REQUIRED = object()
+
+
+@dataclass(frozen=True)
+class Field:
+    """One argument of a plug-in: its name, its annotation evaluated, its default (REQUIRED if it has none)."""
+
+    name: str
+    kind: Any
+    default: Any
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """What a plug-in's file says of itself; `constants` are its literal class variables (a task's `headline`)."""
+
+    kind: str
+    name: str
+    version: int
+    doc: str
+    fields: tuple[Field, ...]
+    constants: Mapping[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return self.doc.strip().split("\n")[0]
+
+
+def names(kind: str) -> list[str]:
+    """Names of every plug-in of a kind (a key of FOLDERS), sorted."""
+    folder = ROOT / FOLDERS[kind]
+    if kind == "ops":
+        return sorted(p.parent.name for p in folder.glob("*/__init__.py"))
+    suffix = "yaml" if kind in ("models", "sites") else "py"
+    return sorted(p.stem for p in folder.glob(f"*.{suffix}") if not p.stem.startswith("_"))
+
+
+def source(kind: str, name: str) -> Path:
+    """The file of a plug-in.
+
+    Raises:
+        ValueError: no such plug-in; the message has the near name.
+    """
+    if name not in names(kind):
+        raise ValueError(f"unknown {kind[:-1]} {name!r}: {near(name, names(kind))}")
+    folder = ROOT / FOLDERS[kind]
+    return folder / name / "__init__.py" if kind == "ops" else folder / f"{name}.py"
+
+
+@functools.cache
+def describe(kind: str, name: str) -> Plugin:
+    """Read a Python plug-in's docstring, version and arguments without importing it.
+
+    Raises:
+        ValueError: no such plug-in, or its file defines no plug-in.
+    """
+    tree = ast.parse(source(kind, name).read_text(encoding="utf-8"))
+    doc = ast.get_docstring(tree) or ""
+    node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")), None)
+    if kind in ("ops", "figures"):
+        return Plugin(kind, name, _version(tree.body), doc, (), {})
+    if node is None:
+        raise ValueError(f"{kind[:-1]} {name!r} defines no public class in its file")
+    text = ast.get_docstring(node) or doc
+    return Plugin(kind, name, _version(node.body), text, tuple(_fields(node)), _constants(node))
+
+
+def load(kind: str, name: str) -> Any:
+    """Import a plug-in: the one public class of a method's or task's file, else the module itself.
+
+    Raises:
+        ValueError: no such plug-in.
+    """
+    source(kind, name)
+    package = __name__.rsplit(".", 2)[0]
+    module = importlib.import_module(f"{package}.{FOLDERS[kind].replace('/', '.')}.{name}")
+    if kind in ("ops", "figures"):
+        return module
+    own = (v for k, v in vars(module).items() if not k.startswith("_") and isinstance(v, type))
+    return next(v for v in own if v.__module__ == module.__name__)
+
+
+def _version(body: list[ast.stmt]) -> int:
+    for node in body:
+        target = node.target if isinstance(node, ast.AnnAssign) else None
+        if isinstance(node, ast.Assign):
+            target = node.targets[0]
+        if isinstance(target, ast.Name) and target.id in ("version", "VERSION"):
+            return int(ast.literal_eval(node.value))  # type: ignore[union-attr, arg-type]
+    return 1
+
+
+def _constants(node: ast.ClassDef) -> dict[str, Any]:
+    lines = [n for n in node.body if isinstance(n, ast.AnnAssign) and "ClassVar" in ast.unparse(n.annotation)]
+    return {ast.unparse(n.target): ast.literal_eval(n.value) for n in lines if isinstance(n.value, ast.Constant)}
+
+
+def _fields(node: ast.ClassDef) -> list[Field]:
+    lines = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
+    return [_field(n) for n in lines if "ClassVar" not in ast.unparse(n.annotation)]
+
+
+def _field(node: ast.AnnAssign) -> Field:
+    # the annotation comes from a file of this package, never from a user's sweep
+    kind = eval(ast.unparse(node.annotation), dict(NAMESPACE))  # noqa: S307
+    name = node.target.id  # type: ignore[union-attr]
+    return Field(name, kind, REQUIRED if node.value is None else _default(node.value))
+
+
+def _default(node: ast.expr) -> Any:
+    call = isinstance(node, ast.Call) and ast.unparse(node).startswith("field(default_factory=dict")
+    return {} if call else ast.literal_eval(node)
