@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -136,6 +137,8 @@ def read_site(site: str) -> Site:
 
 def max_array(site: Site) -> int:
     """Elements that one array may have: the site's word, else Slurm's own (its MaxArraySize), else Slurm's default."""
+    if site.executor != "slurm":
+        return sys.maxsize
     if site.max_array is not None:
         return site.max_array
     if shutil.which("scontrol") is None:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from submitit import JobEnvironment, LocalExecutor, SlurmExecutor
@@ -37,7 +38,8 @@ class GroupJob:
         store: absolute path of the store.
         cell_timeout_s: when a cell is a time-out; None never.
         asked: when it was submitted (UTC, ISO 8601); a failure recorded earlier is tried again, a later one is not.
-        runner: `module:function` that takes (cells, store, cell_timeout_s) and gives {key: status}.
+        runner: `module:function` that takes (cells, store, cell_timeout_s) and gives {key: status}. It skips what is ok
+            in the store by then, all ranks alike: a job that was killed comes back with its whole list.
     """
 
     cells: tuple[Mapping[str, Any], ...]
@@ -50,6 +52,8 @@ class GroupJob:
         """Run the cells; every rank of the job calls this with the same cells."""
         module, _, function = self.runner.partition(":")
         run = getattr(importlib.import_module(module), function)
+        if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+            os.environ.update(local_rendezvous(JobEnvironment()))
         statuses: dict[str, str] = run([Cell.from_json(c) for c in self.cells], Store(self.store), self.cell_timeout_s)
         return statuses
 
@@ -80,8 +84,6 @@ def run_on_ranks(cells: Sequence[Cell], store: Store, cell_timeout_s: float | No
     from ..harness.ranks import find_ranks  # noqa: PLC0415
     from ..harness.run import run_cells  # noqa: PLC0415
 
-    if os.environ.get("SUBMITIT_EXECUTOR") == "local":
-        os.environ.update(local_rendezvous(JobEnvironment()))
     statuses: dict[str, str] = run_cells(cells, store, find_ranks(), print, cell_timeout_s)
     return statuses
 
@@ -104,7 +106,7 @@ class Batch:
 
     def __str__(self) -> str:
         cells = sum(len(j.cells) for j in self.jobs)
-        return f"wave {self.wave}: {cells} cells in {len(self.jobs)} jobs of {self.ranks} ranks ({self.device})"
+        return f"wave {self.wave} ({self.device}): cells {cells}, jobs {len(self.jobs)}, ranks of each {self.ranks}"
 
 
 def submit(plan: Plan, sweep_name: str, store: Store, site: str, runner: str = RUNNER) -> list[str]:
@@ -134,12 +136,13 @@ def dry_run(plan: Plan, sweep_name: str, store: Store, site: str) -> str:
     todo = _batches(plan, store, where, RUNNER)
     if where.executor != "slurm":
         return "\n".join([*(f"# {b}" for b in todo), f"# executor {where.executor}: they run here, without sbatch"])
-    return "\n".join(_sheet(b, sweep_name, store, where) for b in todo) or "# nothing is missing"
+    sent = [(b.wave, f"WAVE{b.wave}") for b in todo]
+    sheets = (_sheet(b, sweep_name, store, where, _before(b.wave, sent)) for b in todo)
+    return "\n".join(sheets) or "# nothing is missing"
 
 
-def _sheet(batch: Batch, sweep_name: str, store: Store, site: Site) -> str:
+def _sheet(batch: Batch, sweep_name: str, store: Store, site: Site, after: Sequence[str]) -> str:
     executor = _Paper(store.logs().resolve() / "%j", max_num_timeout=MAX_REQUEUES)
-    after = [f"WAVE_{batch.wave - 1}"] if batch.wave > 1 else []
     executor.update_parameters(**slurm_parameters(batch, sweep_name, site, after))
     return f"# {batch}\n{executor.text(len(batch.jobs))}"
 
@@ -196,7 +199,7 @@ def _setup(site: Site) -> list[str]:
 
 def _batches(plan: Plan, store: Store, site: Site, runner: str) -> list[Batch]:
     """Cut waves into arrays of jobs of at most `cells_per_job` cells; what is ok in the store is left out."""
-    longest = max_array(site) if site.executor == "slurm" else None
+    longest = max_array(site)
     found = []
     for number, wave in enumerate(plan.waves, 1):
         jobs: dict[tuple[int, str], list[GroupJob]] = {}
@@ -205,7 +208,7 @@ def _batches(plan: Plan, store: Store, site: Site, runner: str) -> list[Batch]:
             jobs.setdefault(shape, []).extend(_jobs(group.cells, store, site, runner))
         for (ranks, device), of_shape in jobs.items():
             site.shape(ranks), site.gpus(device)  # refuse all before anything is submitted
-            found += [Batch(number, ranks, device, tuple(j)) for j in _parts(of_shape, longest or len(of_shape))]
+            found += [Batch(number, ranks, device, tuple(j)) for j in _parts(of_shape, longest)]
     return found
 
 
@@ -249,7 +252,7 @@ def _before(wave: int, sent: Sequence[tuple[int, str]]) -> list[str]:
 
 def _arrays(ids: Iterable[str]) -> list[str]:
     """Slurm's number of the array is what stands before the element's: 72 of 72_0."""
-    return sorted({i.partition("_")[0] for i in ids}, key=int)
+    return sorted({i.partition("_")[0] for i in ids})
 
 
 def _run_local(todo: Sequence[Batch], sweep_name: str, store: Store, site: Site) -> list[str]:
@@ -262,10 +265,15 @@ def _run_local(todo: Sequence[Batch], sweep_name: str, store: Store, site: Site)
         with environment_variables(**site.environment):
             started = executor.submit(job)
         print(f"{sweep_name}, wave {batch.wave}: {len(job.cells)} cells, log {started.paths.stdout}", flush=True)
-        if error := started.exception():
-            print(f"job {started.job_id} broke off: {str(error).strip().splitlines()[-1]}; see {started.paths.stderr}")
+        if started.exception() is not None:
+            print(f"job {started.job_id} broke off: {_last_line(started.paths.stderr)}; see {started.paths.stderr}")
         ids.append(started.job_id)
     return ids
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return lines[-1] if lines else "it was killed"
 
 
 def _run_debug(todo: Sequence[Batch], sweep_name: str, store: Store, site: Site) -> list[str]:  # noqa: ARG001
