@@ -18,10 +18,24 @@ def run(cells, store, cell_timeout_s):
         share(None)  # as tensor parallel ranks do, wait for each other
         if rank == 0:
             status = "error" if cell.method.name == "broken" else "ok"
-            store.put(Record(cell, status, "planned" * (status != "ok"), metrics={"ranks": size}, started=started))
+            reason, gpus = "planned" * (status != "ok"), {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
+            store.put(Record(cell, status, reason, metrics={"ranks": size}, provenance=gpus, started=started))
             with Path(os.environ["FAKE_LOG"]).open("a") as log:
                 log.write(f"{cell.key}\n")
     return {c.key: "ok" for c in cells}
+
+
+def meet(cells, store, cell_timeout_s):
+    """Join the ranks by torch, from Slurm's variables and the job's MASTER_ADDR and MASTER_PORT; add them up."""
+    import torch
+
+    rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=size)
+    total = torch.tensor([rank + 1])
+    torch.distributed.all_reduce(total)
+    print(f"sum over {size} ranks: {int(total)}")
+    torch.distributed.destroy_process_group()
+    return {}
 
 
 def _ranks():
