@@ -6,8 +6,8 @@ import importlib
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, environment_v
 
 from ..results.cell import Cell
 from ..results.record import Record
-from ..results.store import Store
+from ..results.store import Head, Store
 from .site import Site, max_array, read_site
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ class GroupJob:
         store: absolute path of the store.
         cell_timeout_s: when a cell is a time-out; None never.
         asked: when it was submitted (UTC, ISO 8601); a failure recorded earlier is tried again, a later one is not.
-        runner: `module:function` that takes (cells, store, cell_timeout_s) and gives {key: status}. It skips what is ok
-            in the store by then, all ranks alike: a job that was killed comes back with its whole list.
+        runner: `module:function` that takes (cells, store, cell_timeout_s) and gives {key: status}.
     """
 
     cells: tuple[Mapping[str, Any], ...]
@@ -49,33 +48,51 @@ class GroupJob:
     runner: str = RUNNER
 
     def __call__(self) -> dict[str, str]:
-        """Run the cells; every rank of the job calls this with the same cells."""
+        """Run what is left of the cells; each rank of the job calls this, and rank 0's list counts."""
         module, _, function = self.runner.partition(":")
         run = getattr(importlib.import_module(module), function)
         if os.environ.get("SUBMITIT_EXECUTOR") == "local":
             os.environ.update(local_rendezvous(JobEnvironment()))
-        statuses: dict[str, str] = run([Cell.from_json(c) for c in self.cells], Store(self.store), self.cell_timeout_s)
+        store = Store(self.store)
+        statuses: dict[str, str] = run(self._left(store, print), store, self.cell_timeout_s)
         return statuses
 
     def checkpoint(self) -> DelayedSubmission:
-        """Say in the store which cell was cut short, and ask for what is left.
+        """Say in the store which cell was cut short, and ask for the same job again.
 
-        submitit calls this on rank 0 when the job is about to be preempted or its time is nearly over. The list is cut
-        here, and read again from the job's pickle by all ranks: ranks that each asked the store could disagree.
+        submitit calls this on rank 0 when the job is about to be preempted or its time is nearly over.
         """
         store = Store(self.store)
-        left = [c for c in map(Cell.from_json, self.cells) if not self._ended(store, c.key)]
-        if left:
+        if left := self._left(store, _silent):
             reason = "its job lost the node, or the job's time was over; the job is queued again"
             store.put(Record(left[0], "preempted", reason, started=_now()))
-        return DelayedSubmission(replace(self, cells=tuple(c.to_json() for c in left)))
+        return DelayedSubmission(self)
 
-    def _ended(self, store: Store, key: str) -> bool:
-        status = head.status if (head := store.head(key)) else "missing"
-        if status in ("ok", "missing", "preempted"):
-            return status == "ok"
-        started = store.get(key).started
+    def _left(self, store: Store, tell: Callable[[str], None]) -> list[Cell]:
+        """The cells that have not ended, in their order, without those that wait for a cell that failed.
+
+        A job that comes back asks again, whether it was warned (`checkpoint`) or killed.
+        """
+        cells = [Cell.from_json(c) for c in self.cells]
+        heads = store.heads({k for c in cells for k in (c.key, *(need for _, need in c.needs))})
+        left = []
+        for cell in (c for c in cells if not self._ended(store, heads.get(c.key))):
+            failed = [k for _, k in cell.needs if k not in heads or heads[k].status != "ok"]
+            if failed:
+                tell(f"{cell.key} waits for {', '.join(failed)}: not there, or failed")
+            else:
+                left.append(cell)
+        return left
+
+    def _ended(self, store: Store, head: Head | None) -> bool:
+        if head is None or head.status in ("ok", "preempted"):
+            return head is not None and head.status == "ok"
+        started = store.get(head.key).started
         return bool(started) and datetime.fromisoformat(started) >= datetime.fromisoformat(self.asked)
+
+
+def _silent(_: str) -> None:
+    """A checkpoint has seconds, and nobody who reads."""
 
 
 def run_on_ranks(cells: Sequence[Cell], store: Store, cell_timeout_s: float | None) -> dict[str, str]:
@@ -190,11 +207,7 @@ def slurm_parameters(batch: Batch, sweep_name: str, site: Site, after: Sequence[
 
 def _setup(site: Site) -> list[str]:
     exports = [f"export {k}={shlex.quote(v)}" for k, v in site.environment.items()]
-    if site.launcher != "torch":
-        return [*site.setup, *exports]
-    # the batch script runs on the first node, as rank 0 does
-    meet = ["export MASTER_ADDR=$(hostname)", "export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))"]
-    return [*site.setup, *exports, *meet]
+    return [*site.setup, *exports]
 
 
 def _batches(plan: Plan, store: Store, site: Site, runner: str) -> list[Batch]:

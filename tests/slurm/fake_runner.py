@@ -9,10 +9,9 @@ from lacuna.results.record import Record
 
 
 def run(cells, store, cell_timeout_s):
-    """Sleep FAKE_CELL_S for each cell that is missing; rank 0 writes, and notes in FAKE_LOG what it computed."""
+    """Sleep FAKE_CELL_S for each cell; rank 0 writes, and notes in FAKE_LOG what it computed."""
     rank, size, share = _ranks()
-    todo = share([c for c in cells if (h := store.head(c.key)) is None or h.status != "ok"])
-    for cell in todo:
+    for cell in share(list(cells)):
         started = datetime.now(UTC).isoformat()
         time.sleep(float(os.environ["FAKE_CELL_S"]))
         share(None)  # as tensor parallel ranks do, wait for each other
@@ -22,18 +21,18 @@ def run(cells, store, cell_timeout_s):
             store.put(Record(cell, status, reason, metrics={"ranks": size}, provenance=gpus, started=started))
             with Path(os.environ["FAKE_LOG"]).open("a") as log:
                 log.write(f"{cell.key}\n")
-    return {c.key: "ok" for c in cells}
+    return {}
 
 
 def meet(cells, store, cell_timeout_s):
-    """Join the ranks by torch, from Slurm's variables and the job's MASTER_ADDR and MASTER_PORT; add them up."""
+    """Join the ranks as the harness does, and add them up."""
     import torch
+    from lacuna.harness.ranks import find_ranks
 
-    rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=size)
-    total = torch.tensor([rank + 1])
+    ranks, total = find_ranks(), torch.ones(1)
+    torch.distributed.init_process_group("gloo", ranks.address, rank=ranks.rank, world_size=ranks.size)
     torch.distributed.all_reduce(total)
-    print(f"sum over {size} ranks: {int(total)}")
+    print(f"{ranks.launcher}: sum over {ranks.size} ranks is {int(total)}")
     torch.distributed.destroy_process_group()
     return {}
 

@@ -124,12 +124,13 @@ def test_a_job_goes_on_after_the_end_of_its_time(
     assert "this job is timed-out" in (store.logs() / job / f"{job}_0_log.err").read_text()
 
 
-def test_ranks_meet_without_mpi(make_plan, make_cells, store, make_site, runner):
-    """On a cluster without a fitting MPI, torch's rendezvous would lack its address or its port."""
-    site = make_site(ONEBOX.replace("pmix", "torch"))
-    (job,) = submit(make_plan([[make_cells(1, ranks=2)]]), "meet", store, site, "fake_runner:meet")
+@pytest.mark.parametrize(("launcher", "said"), [("pmix", "mpi"), ("torch", "slurm")])
+def test_ranks_meet(make_plan, make_cells, store, make_site, runner, launcher, said):
+    """Without MPI, or with it, the ranks of a job would not find each other as the harness looks for them."""
+    plan, site = make_plan([[make_cells(1, ranks=2)]]), make_site(ONEBOX.replace("pmix", launcher))
+    (job,) = submit(plan, "meet", store, site, "fake_runner:meet")
     until_queue_is_empty()
-    assert "sum over 2 ranks: 3" in (store.logs() / job / f"{job}_0_log.out").read_text()
+    assert f"{said}: sum over 2 ranks is 2" in (store.logs() / job / f"{job}_0_log.out").read_text()
 
 
 def test_generic_gpus_are_asked_for(make_plan, make_cells, store, make_site, runner):

@@ -4,7 +4,6 @@ import pickle
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,32 +75,40 @@ def test_a_later_wave_waits_for_the_last_that_has_jobs(make_plan, make_cells, st
     assert "--dependency" not in dry_run(plan, "s", store, make_site(SITE))
 
 
-def test_checkpoint_says_what_was_cut_short_and_keeps_the_rest(make_cells, store):
+def test_a_job_that_comes_back_does_only_what_is_left(make_cells, store, runner, computed):
     """A preempted job would lose finished cells, compute them again, or leave no trace of what it was doing."""
-    done, broken, old, running, waiting = cells = make_cells(5)
+    done, broken, old, running, waiting = make_cells(5)
     store.put(Record(done, "ok"))
     store.put(Record(broken, "error", "reason", started="2025-01-01T00:00:05+00:00"))
     store.put(Record(old, "error", "an earlier try", started="2024-01-01T00:00:00+00:00"))
-    job = job_of((done, broken, running, old, waiting), store, asked="2025-01-01T00:00:00+00:00")
+    job = job_of((done, broken, running, old, waiting), store, runner, asked="2025-01-01T00:00:00+00:00")
     again = job.checkpoint().function
-    assert [c["method"]["args"]["k"] for c in again.cells] == [cells.index(c) for c in (running, old, waiting)]
     assert store.head(running.key).status == "preempted"
     assert store.head(waiting.key) is None
-    assert replace(again, cells=job.cells) == job
+    again()
+    assert computed() == {c.key: 1 for c in (running, old, waiting)}
+    assert store.head(broken.key).status == "error"
 
 
-def test_a_preempted_cell_is_tried_again_at_the_next_checkpoint(make_cells, store):
-    """A cell that was preempted twice would be dropped from its job."""
-    job = job_of(make_cells(2), store)
-    assert job.checkpoint().function.checkpoint().function.cells == job.cells
-
-
-def test_checkpoint_after_the_last_cell_leaves_nothing(make_cells, store):
+def test_checkpoint_after_the_last_cell_leaves_the_store_alone(make_cells, store):
     """A job told to stop as it ends would mark a finished cell as preempted."""
     (cell,) = make_cells(1)
     store.put(Record(cell, "ok"))
-    assert job_of([cell], store).checkpoint().function.cells == ()
+    job_of([cell], store).checkpoint()
     assert store.head(cell.key).status == "ok"
+
+
+def test_cells_whose_need_failed_wait_without_a_record(make_cells, store, runner, computed, capsys):
+    """A cell would be tried without its basis; or its failure would stand after the basis is mended."""
+    failed, fine = make_cells(2)
+    store.put(Record(failed, "error", "reason", started="2025-01-01T00:00:00+00:00"))
+    store.put(Record(fine, "ok"))
+    needs = [(("basis", failed.key),), (("basis", "0" * 20),), (("basis", fine.key),)]
+    cells = [make_cells(1, first=9, needs=n)[0] for n in needs]
+    job_of(cells, store, runner)()
+    assert computed() == {cells[2].key: 1}
+    assert [store.head(c.key) for c in cells[:2]] == [None, None]
+    assert f"{cells[0].key} waits for {failed.key}" in capsys.readouterr().out
 
 
 def test_job_survives_pickling(make_cells, store):
