@@ -3,7 +3,7 @@
 #
 # Root is needed, systemd and cgroups are not. Several node names share this host; GPUs are generic and do nothing.
 # Key, sockets, state and logs stay in ROOT. The last line printed is what a client needs: export SLURM_CONF=...
-#   SLURM_CPUS       cores that each node claims (default: all of the machine's)
+#   SLURM_CPUS       cores that each node claims (default: all of the machine's, and 2 at least)
 #   SLURM_BASE_PORT  first of the ports (default: 17000)
 #   SLURM_DBD=1      accounting too, so that `sacct` works (needs slurmdbd, slurm-wlm-mysql-plugin, mariadb-server)
 set -euo pipefail
@@ -12,7 +12,8 @@ root=${1:?usage: up.sh ROOT [NODES] [GPUS_PER_NODE]}
 nodes=${2:-2}
 gpus=${3:-2}
 port=${SLURM_BASE_PORT:-17000}
-cpus=${SLURM_CPUS:-$(nproc)}
+cores=$(nproc)
+cpus=${SLURM_CPUS:-$((cores > 2 ? cores : 2))}
 dbd=${SLURM_DBD:-0}
 host=$(hostname -s)
 mem_mb=$(($(awk '/MemTotal/ {print $2}' /proc/meminfo) / 1024 - 512))
