@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import lacuna.kernels.op
+import pytest
 
 KERNELS = Path(lacuna.kernels.op.__file__).parent
 
