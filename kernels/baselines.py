@@ -75,7 +75,9 @@ def naive(q_BHD: torch.Tensor, k_BGSD: torch.Tensor, v_BGSD: torch.Tensor, scale
         (B, H, D).
     """
     group = q_BHD.shape[1] // k_BGSD.shape[1]
-    k_BHSD, v_BHSD = k_BGSD.repeat_interleave(group, 1), v_BGSD.repeat_interleave(group, 1)
+    k_BHSD, v_BHSD = k_BGSD, v_BGSD
+    if group > 1:
+        k_BHSD, v_BHSD = k_BGSD.repeat_interleave(group, 1), v_BGSD.repeat_interleave(group, 1)
     score_BH1S = (q_BHD[:, :, None] @ k_BHSD.mT) * scale
     share_BH1S = score_BH1S.softmax(-1, dtype=torch.float32).to(q_BHD.dtype)
     return (share_BH1S @ v_BHSD)[:, :, 0]
