@@ -103,10 +103,7 @@ def plan(sweep: Sweep, store: Store, retry: Collection[str] = ("preempted",)) ->
     for cell in sweep.cells:
         chosen.wave(cell)
     todo = tuple(cell for cell in known.values() if chosen.waves.get(cell.key, -1) >= 0)
-    waves: dict[int, list[Cell]] = {}
-    for cell in todo:
-        waves.setdefault(chosen.waves[cell.key], []).append(cell)
-    grouped = tuple(_groups(waves[number]) for number in sorted(waves))
+    grouped = tuple(_groups(wave) for wave in _waves(todo, chosen.waves))
     return Plan(sweep.name, tuple(known.values()), heads, todo, grouped, chosen.waiting)
 
 
@@ -139,6 +136,17 @@ class _Chosen:
 
     def _ending(self, key: str) -> str:
         return "waiting itself" if key in self.waiting else self.ended.get(key, "ok")
+
+
+def _waves(todo: Iterable[Cell], depth: Mapping[str, int]) -> list[list[Cell]]:
+    """Cells that others need, by depth; then all the rest together, so that nobody waits for what nobody needs."""
+    todo = tuple(todo)
+    needed = {key for cell in todo for _, key in cell.needs}
+    last = max((depth[cell.key] for cell in todo if cell.key in needed), default=-1) + 1
+    waves: dict[int, list[Cell]] = {number: [] for number in range(last + 1)}
+    for cell in todo:
+        waves[depth[cell.key] if cell.key in needed else last].append(cell)
+    return [wave for wave in waves.values() if wave]
 
 
 def _groups(cells: Iterable[Cell]) -> tuple[Group, ...]:
