@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from .jobs.sweep import Sweep
     from .results.store import Store
 
+    # what add_subparsers returns has no public name
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
+
+Call = Callable[[argparse.Namespace], int]
+Parser = argparse.ArgumentParser
 KINDS = ("models", "methods", "tasks", "ops", "figures", "sites")
 
 
@@ -46,112 +51,93 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(sentence: str, code: int) -> int:
-    print(f"lacuna: {sentence}" if "\n" not in sentence else sentence, file=sys.stderr)
+    if sentence:
+        print(sentence, file=sys.stderr)
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lacuna", description="What a language model loses and gains by sparse attention."
-    )
+    parser = argparse.ArgumentParser(prog="lacuna", description="Measure what sparse attention loses and gains.")
     parser.add_argument("--version", action="version", version=f"lacuna {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_list(commands.add_parser("list", help="models, methods, tasks, ops, figures or sites that there are"))
-    _add_plan(commands.add_parser("plan", help="cells of a sweep, in waves and groups, and what is done"))
-    _add_run(commands.add_parser("run", help="run here what is missing; `mpirun -np N lacuna run SWEEP` for N ranks"))
-    _add_submit(commands.add_parser("submit", help="hand what is missing to a site's Slurm"))
-    _sweep(commands.add_parser("status", help="how many cells are done, and what is missing"), _status)
-    _add_why(commands.add_parser("why", help="reason, trace and log of what failed"))
-    _add_collect(commands.add_parser("collect", help="fold a sweep's records into one file"))
-    _add_report(commands.add_parser("report", help="table, figures and an HTML page"))
-    _add_diff(commands.add_parser("diff", help="compare two sweeps or collected files; exit code 1 if B is worse"))
-    _add_ops(commands.add_parser("verify", help="hold kernels against their eager twins"), _verify)
-    bench = commands.add_parser("bench", help="verify, then time kernels")
-    bench.add_argument("-o", dest="output", type=Path, metavar="CSV", help="write the rows there too")
-    _add_ops(bench, _bench)
-    _store(commands.add_parser("doctor", help="what this machine can and cannot do, with the mend"), _doctor)
+    _add_sweep_commands(commands)
+    _add_result_commands(commands)
+    _add_kernel_commands(commands)
+    listing = _command(commands, "list", _list, "models, methods, tasks, ops, figures or sites that there are")
+    listing.add_argument("kind", choices=KINDS)
+    listing.add_argument("--json", action="store_true", help="with the arguments, their types and defaults")
+    _command(commands, "doctor", _doctor, "what this machine can and cannot do, with the mend", _store())
     return parser
 
 
-def _store(parser: argparse.ArgumentParser, call: Callable[[argparse.Namespace], int]) -> None:
-    default = Path(os.environ.get("LACUNA_STORE") or "store")
-    parser.add_argument(
-        "--store", type=Path, default=default, help="folder of records (default: $LACUNA_STORE or ./store)"
-    )
+def _command(commands: Commands, name: str, call: Call, text: str, *parents: Parser) -> Parser:
+    parser = commands.add_parser(name, help=text, description=text, parents=parents)
     parser.set_defaults(call=call)
+    return parser
 
 
-def _sweep(parser: argparse.ArgumentParser, call: Callable[[argparse.Namespace], int]) -> None:
-    parser.add_argument("sweep", type=Path, metavar="SWEEP", help="a sweep file (YAML)")
-    _settings(parser, call)
+def _store() -> Parser:
+    default = Path(os.environ.get("LACUNA_STORE") or "store")
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--store", type=Path, default=default, help="the records (default: $LACUNA_STORE or ./store)")
+    return parser
 
 
-def _settings(parser: argparse.ArgumentParser, call: Callable[[argparse.Namespace], int]) -> None:
+def _settings() -> Parser:
+    parser = argparse.ArgumentParser(add_help=False, parents=[_store()])
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="K=V", help="e.g. ranks=1")
-    _store(parser, call)
+    return parser
 
 
-def _retry(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--retry", default="preempted", metavar="STATUS,...", help="also run again what ended so")
+def _sweep() -> Parser:
+    parser = argparse.ArgumentParser(add_help=False, parents=[_settings()])
+    parser.add_argument("sweep", type=Path, metavar="SWEEP", help="a sweep file (YAML)")
+    return parser
 
 
-def _add_list(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--json", action="store_true", help="with the arguments, their types and defaults")
-    parser.set_defaults(call=_list)
+def _work() -> Parser:
+    parser = argparse.ArgumentParser(add_help=False, parents=[_sweep()])
+    parser.add_argument("--retry", default="preempted", metavar="STATUS,...", help="run again what ended so")
+    return parser
 
 
-def _add_plan(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true")
-    _retry(parser)
-    _sweep(parser, _plan)
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cell-timeout", type=_seconds, metavar="S", help="a cell that takes longer is a time-out")
-    _retry(parser)
-    _sweep(parser, _run)
+def _add_sweep_commands(commands: Commands) -> None:
+    plan = _command(commands, "plan", _plan, "cells of a sweep, in waves and groups, and what is done", _work())
+    plan.add_argument("--json", action="store_true")
+    run = _command(commands, "run", _run, "run what is missing; `mpirun -np N lacuna run SWEEP` for N ranks", _work())
+    run.add_argument("--cell-timeout", type=_seconds, metavar="S", help="a cell that takes longer is a time-out")
+    submit = _command(commands, "submit", _submit, "hand what is missing to a site's Slurm", _work())
+    submit.add_argument("--site", required=True, metavar="NAME", help="one of `lacuna list sites`")
+    submit.add_argument("--dry-run", action="store_true", help="print the sbatch text")
+    _command(commands, "status", _status, "how many cells are done, and what is missing", _sweep())
+    why = _command(commands, "why", _why, "reason, trace and log of what failed", _sweep())
+    why.add_argument("key", nargs="?", default="", metavar="KEY", help="a cell's key, or its beginning")
 
 
 def _seconds(text: str) -> float:
     if not 0 < float(text) < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text}")
+        raise ValueError(text)
     return float(text)
 
 
-def _add_submit(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--site", required=True, metavar="NAME", help="one of `lacuna list sites`")
-    parser.add_argument("--dry-run", action="store_true", help="print the sbatch text")
-    _retry(parser)
-    _sweep(parser, _submit)
+def _add_result_commands(commands: Commands) -> None:
+    collect = _command(commands, "collect", _collect, "fold a sweep's records into one file", _sweep())
+    collect.add_argument("-o", dest="output", type=Path, required=True, metavar="FILE", help=".parquet or .csv")
+    report = _command(commands, "report", _report, "table, figures and an HTML page", _settings())
+    report.add_argument("source", type=Path, metavar="SWEEP|FILE", help="a sweep, or what `collect` wrote")
+    report.add_argument("-o", dest="output", type=Path, default=Path("report"), metavar="DIR")
+    diff = _command(commands, "diff", _diff, "compare two sweeps or files; exit code 1 if B is worse", _settings())
+    diff.add_argument("before", type=Path, metavar="A", help="a sweep, or what `collect` wrote")
+    diff.add_argument("after", type=Path, metavar="B")
 
 
-def _add_why(parser: argparse.ArgumentParser) -> None:
-    _sweep(parser, _why)
-    parser.add_argument("key", nargs="?", default="", metavar="KEY", help="a cell's key, or its beginning")
-
-
-def _add_collect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", dest="output", type=Path, required=True, metavar="FILE", help=".parquet or .csv")
-    _sweep(parser, _collect)
-
-
-def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="SWEEP|FILE", help="a sweep, or what `collect` wrote")
-    parser.add_argument("-o", dest="output", type=Path, default=Path("report"), metavar="DIR")
-    _settings(parser, _report)
-
-
-def _add_diff(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("before", type=Path, metavar="A", help="a sweep, or what `collect` wrote")
-    parser.add_argument("after", type=Path, metavar="B")
-    _settings(parser, _diff)
-
-
-def _add_ops(parser: argparse.ArgumentParser, call: Callable[[argparse.Namespace], int]) -> None:
-    parser.add_argument("op", nargs="?", help="one of `lacuna list ops` (default: all)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.set_defaults(call=call)
+def _add_kernel_commands(commands: Commands) -> None:
+    verify = _command(commands, "verify", _verify, "hold kernels against their eager twins")
+    bench = _command(commands, "bench", _bench, "verify, then time kernels")
+    bench.add_argument("-o", dest="output", type=Path, metavar="CSV", help="write the rows there too")
+    for parser in (verify, bench):
+        parser.add_argument("op", nargs="?", help="one of `lacuna list ops` (default: all)")
+        parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -188,13 +174,15 @@ def _plan(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from .harness.ranks import find_ranks
     from .jobs.here import run_here
-    from .jobs.show import say, wrong_ranks
+    from .jobs.show import hush, say, wrong_ranks
 
-    sweep, store, plan = _planned(args)
     ranks = find_ranks()
-    tell = say if ranks.rank == 0 else str  # every rank runs, the first one speaks
-    foreign = wrong_ranks(plan.todo, ranks.size, str(args.sweep))
-    for line in (plan.explain(), *foreign):
+    tell = say if ranks.rank == 0 else hush  # every rank runs, the first one speaks
+    try:
+        sweep, store, plan = _planned(args)
+    except ValueError as error:
+        return _complain(str(error) if ranks.rank == 0 else "", 2)
+    for line in (plan.explain(), *wrong_ranks(plan.todo, ranks.size, str(args.sweep))):
         tell(line)
     run_here(plan, store, ranks, tell, args.cell_timeout)
     return _finish(args, sweep, store) if ranks.rank == 0 else 0
@@ -251,9 +239,7 @@ def _frame(args: argparse.Namespace, source: Path) -> tuple[pd.DataFrame, str]:
     sweep, store = _read(args, source)
     records = list(store.records(cell.key for cell in sweep.cells))
     if not records:
-        raise ValueError(
-            f"no cell of {source} has a record in {store.root}; `lacuna run {source}` first, or see --store"
-        )
+        raise ValueError(f"no cell of {source} has a record in {store.root}; `lacuna run` it, or see --store")
     return to_frame(records), sweep.name
 
 

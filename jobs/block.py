@@ -26,7 +26,7 @@ class Zip:
 
 @dataclass(frozen=True)
 class Block:
-    """A sweep without further structure; `listed` names those of PARTS that are lists."""
+    """A sweep without further structure; `listed` names those of PARTS that are lists; `complete` if all of them were understood."""
 
     models: Sequence[Spec]
     methods: Sequence[Choice]
@@ -35,6 +35,7 @@ class Block:
     listed: frozenset[str]
     zips: Sequence[Zip]
     rules: Sequence[Rule]
+    complete: bool = True
 
     def sizes(self) -> Iterator[tuple[str, int]]:
         """Each axis's name and length, 0 for one that is a single value."""
@@ -52,12 +53,13 @@ class Block:
         """A cell for each point, in the file's order; the cells that they need are not yet known to them."""
         step = {name: f"zip {n}" for n, one in enumerate(self.zips) for name in one.names}
         names = [axis.name for axis in self.settings]
-        for parts in itertools.product(*map(enumerate, (self.models, self.methods, self.tasks))):
+        for (i, model), (j, method), (k, task) in itertools.product(
+            enumerate(self.models), enumerate(self.methods), enumerate(self.tasks)
+        ):
             start: dict[str, int] = {}
-            pairs = zip(PARTS, (at for at, _ in parts), strict=True)
+            pairs = zip(PARTS, (i, j, k), strict=True)
             if not all(start.setdefault(step.get(name, name), at) == at for name, at in pairs):
                 continue
-            model, method, task = (part for _, part in parts)
             axes = (*method.axes, *task.axes, *self.settings)
             first, second = len(method.axes), len(method.axes) + len(task.axes)
             for at in _indexes(axes, step, start):

@@ -15,10 +15,11 @@ def run_here(
 ) -> dict[str, str]:
     """Run wave after wave the cells that want as many ranks as there are; key -> status of those that ran.
 
-    Which cells of a later wave can run is decided from what `run_cells` returned, never from the store, since ranks that
-    each asked a network file system could disagree.
+    Which cells of a later wave can run is decided from what `run_cells` returned, never from the store: ranks that each
+    asked a network file system could disagree.
     """
     statuses: dict[str, str] = {}
+    plan = ranks.agree(plan)  # a rank that starts late could read a store that rank 0 has written to
     for number, wave in enumerate(plan.waves, 1):
         cells = [cell for group in wave for cell in group.cells if cell.ranks == ranks.size]
         stuck = {cell.key: why for cell in cells if (why := blocked(cell, statuses))}

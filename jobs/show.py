@@ -103,8 +103,9 @@ def _logs(provenance: Mapping[str, Any], store: Store) -> list[Path]:
     """The log that the record names, else those of its Slurm job."""
     if named := provenance.get("log"):
         return [Path(named)] if Path(named).is_file() else []
-    slurm = provenance.get("slurm")
-    job = slurm.get("job_id") if isinstance(slurm, Mapping) else provenance.get("slurm_job_id")
+    slurm = provenance.get("slurm") or {}
+    array = [slurm.get(name) for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")]
+    job = "_".join(map(str, array)) if all(array) else slurm.get("SLURM_JOB_ID")
     return sorted(store.logs().glob(f"{job}/*_log.err")) if job else []
 
 
@@ -136,3 +137,8 @@ def pretty(value: Any) -> str:
 def say(line: str) -> None:
     """Print progress at once, also into a pipe."""
     print(line, flush=True)
+
+
+def hush(line: str) -> None:
+    """Say nothing."""
+    del line

@@ -87,9 +87,7 @@ class _Reader:
         name = self._name(top.get("name"), stem)
         zips, rules = self._zips(top.get("zip")), self._rules(top.get("exclude"))
         blocks = [self._block(own, root.line, zips, rules) for own in self._blocks(top)]
-        check_zips(zips, blocks, self.faults)
-        for block in blocks:
-            check_zips(block.zips[len(zips) :], [block], self.faults)
+        self._check_zips(blocks, zips)
         self.faults.stop()
         cells = {cell.key: cell for block in blocks for cell in self._kept(block)}
         for rule in {id(rule): rule for block in blocks for rule in block.rules}.values():
@@ -143,7 +141,15 @@ class _Reader:
             frozenset(part for part in PARTS if part in own and isinstance(own[part].value, list)),
             [*zips, *self._zips(own.get("zip"))],
             [*rules, *self._rules(own.get("exclude"))],
+            complete=all([*nodes.values(), *models, *methods, *tasks]),
         )
+
+    def _check_zips(self, blocks: Sequence[Block], zips: Sequence[Zip]) -> None:
+        if not all(block.complete for block in blocks):
+            return  # an axis of a plug-in that could not be read would look unknown
+        check_zips(zips, blocks, self.faults)
+        for block in blocks:
+            check_zips(block.zips[len(zips) :], [block], self.faults)
 
     def _alternatives(self, part: str, node: Node) -> list[Node]:
         nodes = node.value if isinstance(node.value, list) else [node]
