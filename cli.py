@@ -197,19 +197,15 @@ def _finish(args: argparse.Namespace, sweep: Sweep, store: Store) -> int:
     print(terminal_table(to_frame(store.records(cell.key for cell in sweep.cells))))
     if set(ended.counts()) <= {"ok"}:
         return 0
-    counts = ", ".join(f"{n} {state}" for state, n in ended.counts().items())
-    return _complain(f"not every cell is ok ({counts}); `lacuna why {args.sweep}` says why", 1)
+    return _complain(f"not every cell is ok ({ended.tally()}); `lacuna why {args.sweep}` says why", 1)
 
 
 def _submit(args: argparse.Namespace) -> int:
     from .jobs.submit import dry_run, submit
 
     sweep, store, plan = _planned(args)
-    if args.dry_run:
-        print(dry_run(plan, sweep.name, store, args.site))
-        return 0
-    for line in submit(plan, sweep.name, store, args.site):
-        print(line)
+    task = (plan, sweep.name, store, args.site)
+    print(dry_run(*task) if args.dry_run else "\n".join(submit(*task)))
     return 0
 
 
@@ -282,25 +278,19 @@ def _ops(args: argparse.Namespace) -> list[str]:
 
 def _verify(args: argparse.Namespace) -> int:
     names = _ops(args)
-    from .jobs import show
+    from .jobs.show import say_row
     from .kernels.verify import verify_all
 
-    passed = True
-    for verdict in verify_all(names, args.device):
-        print(show.row(verdict), flush=True)
-        passed = passed and bool(verdict.get("passed", True))
-    return 0 if passed else 1
+    verdicts = [say_row(verdict) for verdict in verify_all(names, args.device)]
+    return int(not all(verdict["passed"] for verdict in verdicts))
 
 
 def _bench(args: argparse.Namespace) -> int:
     names = _ops(args)
-    from .jobs import show
+    from .jobs.show import say_row
     from .kernels.bench import rows, write_csv
 
-    timed = []
-    for row in rows(names, args.device):
-        print(show.row(row), flush=True)
-        timed.append(row)
+    timed = [say_row(row) for row in rows(names, args.device)]
     if args.output:
         write_csv(timed, args.output)
     return 0
@@ -308,7 +298,8 @@ def _bench(args: argparse.Namespace) -> int:
 
 def _doctor(args: argparse.Namespace) -> int:
     from .jobs.doctor import examine
+    from .jobs.show import say
 
     for finding in examine(args.store):
-        print(finding, flush=True)
+        say(str(finding))
     return 0

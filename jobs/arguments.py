@@ -117,7 +117,7 @@ class Arguments:
             self.faults.add(node.line, wrong)
             return None, []
         plugin = self.plugin("tasks", needs.task, line)
-        given = node.value if node else {name: Node(value, line) for name, value in one.default.items()}
+        given = node.value if node else {name: Node.of(value, line) for name, value in one.default.items()}
         return self._filled(plugin, given, (*at, one.name), node.line if node else line) if plugin else (None, [])
 
     def _default(self, one: plugins.Field, at: tuple[str, ...], line: int) -> Any:

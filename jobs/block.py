@@ -26,7 +26,12 @@ class Zip:
 
 @dataclass(frozen=True)
 class Block:
-    """A sweep without further structure; `listed` names those of PARTS that are lists; `complete` if all of them were understood."""
+    """A sweep without further structure.
+
+    Attributes:
+        listed: those of PARTS that are lists.
+        complete: whether everything in PARTS was understood.
+    """
 
     models: Sequence[Spec]
     methods: Sequence[Choice]
@@ -50,7 +55,10 @@ class Block:
         yield from self.settings
 
     def cells(self, inputs: Inputs) -> Iterator[Cell]:
-        """A cell for each point, in the file's order; the cells that they need are not yet known to them."""
+        """A cell for each point: models, methods and tasks in the file's order, then their arguments, then the settings.
+
+        The cells that they need are not yet known to them.
+        """
         step = {name: f"zip {n}" for n, one in enumerate(self.zips) for name in one.names}
         names = [axis.name for axis in self.settings]
         for (i, model), (j, method), (k, task) in itertools.product(

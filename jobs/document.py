@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,10 +29,17 @@ class Faults:
 
     file: str
     found: dict[tuple[int, str], None] = field(default_factory=dict)
+    unreadable: set[int] = field(default_factory=set)
 
     def add(self, line: int, sentence: str) -> None:
         """Note a fault; the same sentence for the same line is told once."""
-        self.found[line, sentence] = None
+        if line not in self.unreadable:
+            self.found[line, sentence] = None
+
+    def cannot_read(self, line: int, sentence: str) -> None:
+        """Note that a value is none, so that whatever is missed because of it is not told too."""
+        self.add(line, sentence)
+        self.unreadable.add(line)
 
     def stop(self) -> None:
         """End here if anything was wrong.
@@ -53,6 +59,13 @@ class Node:
     value: Any
     line: int
 
+    @classmethod
+    def of(cls, value: Any, line: int) -> Node:
+        """A value that stands in no file, as if it stood in that line."""
+        if isinstance(value, Mapping):
+            return cls({name: cls.of(child, line) for name, child in value.items()}, line)
+        return cls([cls.of(child, line) for child in value] if isinstance(value, (list, tuple)) else value, line)
+
     @property
     def plain(self) -> Any:
         """The value without the lines."""
@@ -70,17 +83,23 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def is_plain(value: Any) -> bool:
+    """Whether a value is text, nothing, or a number that JSON can hold (`.nan` is none, a date neither)."""
+    if isinstance(value, (int, float)):
+        return abs(value) < 2**63  # false for a NaN
+    return value is None or isinstance(value, str)
+
+
 def parse(path: Path, faults: Faults) -> Node:
     """Read a file.
 
     Raises:
         SweepError: it cannot be read, or is not YAML.
     """
-    root = None
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         raw = loader.get_single_node()
-        root = _Tree(loader, faults).node(raw) if raw else Node({}, 1)
+        return _Tree(loader, faults).node(raw) if raw else Node({}, 1)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         faults.add(mark.line + 1 if mark else 1, f"not YAML: {error.problem or error.context}")
@@ -93,8 +112,7 @@ def parse(path: Path, faults: Faults) -> Node:
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         faults.add(1, f"not YAML: {' '.join(str(error).split())}")
     faults.stop()
-    assert root is not None
-    return root
+    raise AssertionError
 
 
 class _Tree:
@@ -122,7 +140,7 @@ class _Tree:
     def _made(self, raw: yaml.Node) -> tuple[Node, int]:
         line = raw.start_mark.line + 1
         if raw.tag not in PLAIN:
-            self.faults.add(line, f"{_kind(raw)} is not a value of a sweep; put it in quotes if text is meant")
+            self.faults.cannot_read(line, f"{_kind(raw)} is not a value of a sweep; put it in quotes if text is meant")
             return Node(None, line), 1
         if isinstance(raw, yaml.MappingNode):
             return self._mapping(raw, line)
@@ -164,10 +182,10 @@ class _Tree:
         try:
             value = self.loader.construct_object(raw)
         except (ValueError, LookupError, yaml.YAMLError):
-            self.faults.add(line, f"{shown(str(raw.value))} cannot be read as {_kind(raw)}")
+            self.faults.cannot_read(line, f"{shown(str(raw.value))} cannot be read as {_kind(raw)}")
             return None
-        if isinstance(value, (int, float)) and not (math.isfinite(value) and abs(value) < 2**63):
-            self.faults.add(line, f"{shown(str(raw.value))} is not a number that a result can depend on")
+        if not is_plain(value):
+            self.faults.cannot_read(line, f"{shown(str(raw.value))} is not a number that a result can depend on")
             return None
         return value
 

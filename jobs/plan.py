@@ -63,6 +63,10 @@ class Plan:
         found = Counter(self.states.values())
         return {state: found[state] for state in (*STATUSES, "todo", "waits", "idle") if found[state]}
 
+    def tally(self) -> str:
+        """The counts in words."""
+        return ", ".join(f"{n} {state}" for state, n in self.counts().items())
+
     def reason(self, cell: Cell) -> str:
         """Why a cell is not ok, as far as it is known."""
         head = self.heads.get(cell.key)
@@ -70,8 +74,7 @@ class Plan:
 
     def explain(self) -> str:
         """The plan in words."""
-        states = ", ".join(f"{n} {state}" for state, n in self.counts().items())
-        lines = [f"{self.name}: {len(self.cells)} cells: {states}"]
+        lines = [f"{self.name}: {len(self.cells)} cells: {self.tally()}"]
         for number, wave in enumerate(self.waves, 1):
             lines += [f"wave {number}: {sum(len(group.cells) for group in wave)} cells"]
             lines += [f"  {group}" for group in wave]

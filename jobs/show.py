@@ -124,11 +124,6 @@ def wrong_ranks(cells: Iterable[Cell], size: int, sweep: str) -> list[str]:
     ]
 
 
-def row(values: Mapping[str, Any]) -> str:
-    """One line of a verification or a timing."""
-    return "  ".join(f"{name}={f'{v:.4g}' if isinstance(v, float) else v}" for name, v in values.items())
-
-
 def pretty(value: Any) -> str:
     """JSON for people and programs."""
     return json.dumps(value, indent=1, default=str)
@@ -142,3 +137,9 @@ def say(line: str) -> None:
 def hush(line: str) -> None:
     """Say nothing."""
     del line
+
+
+def say_row(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Print a verification or a timing as one line, and hand it on."""
+    say("  ".join(f"{name}={f'{v:.4g}' if isinstance(v, float) else v}" for name, v in values.items()))
+    return values

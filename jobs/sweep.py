@@ -21,7 +21,7 @@ from ..results.fields import Needs, Within, mark, near, problem
 from ..results.store import Store
 from .arguments import Arguments, Axis, pinned
 from .block import PARTS, Block, Zip, check_zips
-from .document import Faults, Node, SweepError, parse, shown
+from .document import Faults, Node, SweepError, is_plain, parse, shown
 from .exclude import Rule, RuleReader
 from .inputs import Inputs
 
@@ -64,15 +64,18 @@ def read(path: Path, store: Store | Path, overrides: Sequence[str] = ()) -> Swee
 def _overrides(texts: Sequence[str], faults: Faults) -> dict[str, Node]:
     found = {}
     for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            found[name] = Node(yaml.safe_load(value), 0)
-        except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError):
-            faults.add(0, f"{shown(text)} is not NAME=VALUE")
+        name, _, written = text.partition("=")
         if name not in SETTINGS:
             faults.add(0, f"unknown setting {name!r}: {near(name, SETTINGS)}")
-        elif name in found and isinstance(found[name].value, (list, dict)):
-            faults.add(0, f"{name} takes one value, found {shown(value)}")
+            continue
+        try:
+            value = yaml.safe_load(written)
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError, OverflowError, RecursionError):
+            value = []
+        if is_plain(value):
+            found[name] = Node(value, 0)
+        else:
+            faults.add(0, f"{name} takes one value, found {shown(written)}")
     return found
 
 
