@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
+from .results import plugins
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 Call = Callable[[argparse.Namespace], int]
 Parser = argparse.ArgumentParser
-KINDS = ("models", "methods", "tasks", "ops", "figures", "sites")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_result_commands(commands)
     _add_kernel_commands(commands)
     listing = _command(commands, "list", _list, "models, methods, tasks, ops, figures or sites that there are")
-    listing.add_argument("kind", choices=KINDS)
+    listing.add_argument("kind", choices=tuple(plugins.FOLDERS))
     listing.add_argument("--json", action="store_true", help="with the arguments, their types and defaults")
     _command(commands, "doctor", _doctor, "what this machine can and cannot do, with the mend", _store())
     return parser
@@ -269,8 +269,6 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _ops(args: argparse.Namespace) -> list[str]:
-    from .results import plugins
-
     if args.op:
         plugins.source("ops", args.op)
     return [args.op] if args.op else plugins.names("ops")

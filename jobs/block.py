@@ -55,7 +55,7 @@ class Block:
         yield from self.settings
 
     def cells(self, inputs: Inputs) -> Iterator[Cell]:
-        """A cell for each point: models, methods and tasks in the file's order, then their arguments, then the settings.
+        """A cell for each point: models, methods and tasks as in the file, then their arguments, then the settings.
 
         The cells that they need are not yet known to them.
         """

@@ -46,11 +46,13 @@ def holds(data: bytes, overrides: tuple[str, ...] = ()) -> None:
     try:
         found = read(path, Path("store"), overrides)
     except SweepError as error:
-        assert error.errors
-        assert all(": " in line and "\n" not in line for line in error.errors)
+        told = error.errors
     else:
+        told = (f"{found.name}: cells",)
         assert isinstance(found, Sweep)
         plan(found, Store("store")).to_json()
+    assert told
+    assert all(": " in line and "\n" not in line for line in told)
 
 
 @MANY
