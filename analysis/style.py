@@ -76,7 +76,10 @@ def legend(figure: Figure, axes: Iterable[Axes]) -> None:
     found = {t: h for axis in axes for h, t in zip(*axis.get_legend_handles_labels(), strict=True)}
     longest = max((len(text) for text in found), default=1)
     fit = int(figure.get_figwidth() / (0.45 + 0.058 * longest))
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=max(1, min(len(found), fit)))
+    columns = max(1, min(len(found), fit))
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.16 * -(-len(found) // columns))  # the panels keep their height
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
 
 
 def whiskers(points: pd.DataFrame) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:

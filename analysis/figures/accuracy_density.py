@@ -14,7 +14,9 @@ from ..style import whiskers as lengths
 
 CAPTION = (
     "Each mark is a method at one budget, at the density that was measured, not asked for. Bars and the band around "
-    "the dense line are 95% bootstrap intervals over samples; marks of one method are joined where one budget varies."
+    "the dense line are 95% bootstrap intervals over samples; marks of one method are joined where one "
+    "budget varies. Both intervals hold the same easy and hard samples: whether a method differs from dense is in the "
+    "table's paired differences, not in the overlap of bars and band."
 )
 
 
@@ -30,7 +32,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         raise ValueError("needs a cell that ended well, of a sparse method and a task with a score, with its density")
     groups = [g for _, g in found.groupby(["model", "setting", "task_label"], sort=True)]
     with paper():
-        figure, axes = panels(len(groups), 3, 2.5, 2.4)
+        figure, axes = panels(len(groups), min(3, len(found["task_label"].unique())), 2.5, 2.2)
         for axis, group in zip(axes, groups, strict=True):
             _panel(axis, group)
         legend(figure, axes)
@@ -43,7 +45,7 @@ def _panel(axis: Axes, group: pd.DataFrame) -> None:
         _dense(axis, dense)
     for method, marks in group[~group["is_dense"].astype(bool)].groupby("method", sort=True):
         _method(axis, str(method), marks.sort_values("density"))
-    axis.set(xlim=(0, 1.03), xlabel="density (measured)", ylabel=f"{first['heading']} ({first['better']} is better)")
+    axis.set(xlim=(0, 1.03), xlabel="density (measured)", ylabel=f"{first['heading']}\n({first['better']} is better)")
     axis.set_title(condition(first))
 
 
@@ -56,7 +58,7 @@ def _method(axis: Axes, method: str, marks: pd.DataFrame) -> None:
     mine = look(method)
     # with two arguments that vary a line would join marks that are no curve
     line = "-" if len(_varied(marks)) <= 1 else "none"
-    shape = {"color": mine.colour, "marker": mine.marker, "linestyle": line}
+    shape: dict[str, Any] = {"color": mine.colour, "marker": mine.marker, "linestyle": line}
     axis.errorbar(marks["density"], marks["value"], yerr=lengths(marks), elinewidth=0.7, label=method, **shape)
 
 

@@ -52,16 +52,16 @@ def _dots(groups: list[pd.DataFrame]) -> Figure:
 
 
 def _dot_panel(axis: Axes, group: pd.DataFrame) -> None:
-    widths = whiskers(group)
+    widths, axis_end = whiskers(group), 1.06 * float(group[["value", "high"]].max().max())
     for row, point in group.iterrows():
         mine, place = look(point["method"]), int(str(row))
         bar = widths[:, [place]]
-        axis.errorbar([point["value"]], [place], xerr=bar, color=mine.colour, marker=mine.marker, linestyle="none")
+        axis.errorbar([point["value"]], [place], xerr=bar, color=mine.colour, marker=mine.marker, markersize=3.5)
         axis.annotate(_said(point), (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=6)
     for value in group.loc[group["is_dense"].astype(bool), "value"]:
         axis.axvline(value, color=look("full").colour, linestyle="--", linewidth=0.8, zorder=0)
     axis.set_yticks(range(len(group)), group["method_label"], fontsize=6)
-    axis.set(xlim=(0, None), ylim=(-0.6, len(group) - 0.4), xlabel=f"{group['heading'].iloc[0]} (dashed: full)")
+    axis.set(xlim=(0, axis_end), ylim=(-0.6, len(group) - 0.4), xlabel=f"{group['heading'].iloc[0]} (dashed: full)")
     axis.set_title(_heading(group))
 
 
@@ -70,28 +70,31 @@ def _said(point: pd.Series[Any]) -> str:
 
 
 def _lines(groups: list[pd.DataFrame]) -> Figure:
-    figure, axes = panels(len(groups), 2, COLUMN, 2.7)
+    figure, axes = panels(len(groups), 2, COLUMN, 2.4)
     for axis, group in zip(axes, groups, strict=True):
+        contexts = sorted(group["context"].unique())
         for (_, label), marks in group.groupby(["method", "method_label"], sort=True):
-            _line(axis, str(label), marks.sort_values("context"))
+            _line(axis, str(label), marks.sort_values("context"), contexts)
         axis.set_xscale("log", base=2)
-        axis.set_xticks(sorted(group["context"].unique()), [f"{c:g}" for c in sorted(group["context"].unique())])
+        axis.set_xticks(contexts, [f"{c:g}" for c in contexts])
+        axis.minorticks_off()
         axis.set(ylim=(0, None), xlabel="context (tokens in the prompt)", ylabel="decode ms per step")
         axis.set_title(_heading(group))
     legend(figure, axes)
     return figure
 
 
-def _line(axis: Axes, label: str, marks: pd.DataFrame) -> None:
+def _line(axis: Axes, label: str, marks: pd.DataFrame, contexts: list[float]) -> None:
     last = marks.iloc[-1]
     mine, dense = look(last["method"]), bool(last["is_dense"])
     text = f"{label} (dense)" if dense else f"{label}: {times(last['change'])} at {last['context']:g}"
     # budgets of one method share colour and marker; the emptier the mark, the smaller the budget
     fill = 1.0 if dense or pd.isna(last["density"]) else min(1.0, float(last["density"]) * 1.5)
+    whole = marks.set_index("context")[["value", "low", "high"]].reindex(contexts)  # a cell that failed is a gap
     axis.errorbar(
-        marks["context"],
-        marks["value"],
-        yerr=whiskers(marks),
+        whole.index,
+        whole["value"],
+        yerr=whiskers(whole),
         color=mine.colour,
         marker=mine.marker,
         markerfacecolor=(*to_rgb(mine.colour), fill),

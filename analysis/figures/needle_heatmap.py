@@ -17,6 +17,7 @@ from ..label import label_cells
 from ..style import panels, paper
 
 MOST = 8  # rows or columns that still leave room for numbers
+NAMES = ["model", "setting", "order", "method", "falling", "method_label"]
 CAPTION = (
     "Share of needles found, by the prompt's length and the needle's depth in it (0 is the beginning). "
     "Hatched: no needle was tried there, because the cell failed or was not asked for."
@@ -32,8 +33,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     needles = _needles(label_cells(frame))
     if needles.empty:
         raise ValueError("needs a cell of the task needle that ended well")
-    names = ["model", "setting", "order", "method_label"]
-    groups = [rows for _, rows in needles.groupby(names, sort=True)]
+    groups = [rows for _, rows in needles.groupby(NAMES, sort=True)]
     edges = (sorted(needles["length"].unique()), sorted(needles["depth"].unique()))
     with paper():
         figure, axes = panels(len(groups), 4, 1.75, 1.75)
@@ -45,7 +45,8 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 def _needles(cells: pd.DataFrame) -> pd.DataFrame:
-    good = cells[cells["status"] == "ok"]
+    density = cells.groupby(["model_label", "setting", "method_label"])["density"].transform("mean").fillna(1.0)
+    good = cells.assign(falling=density)[cells["status"] == "ok"]
     several = {name: len(good[name].unique()) > 1 for name in ("model_label", "setting")}
     rows = [
         {**_title(cell, several), "length": _length(cell, s), "depth": s["depth"], "score": s["score"]}
@@ -53,7 +54,7 @@ def _needles(cells: pd.DataFrame) -> pd.DataFrame:
         for s in cell["samples"]
         if {"length", "depth", "score"} <= s.keys()
     ]
-    found = pd.DataFrame(rows, columns=["model", "setting", "order", "method_label", "length", "depth", "score"])
+    found = pd.DataFrame(rows, columns=[*NAMES, "length", "depth", "score"])
     scattered = len(found["depth"].unique()) > MOST
     return found.assign(depth=found["depth"].round(1)) if scattered else found
 
@@ -63,6 +64,8 @@ def _title(cell: pd.Series[Any], several: dict[str, bool]) -> dict[str, Any]:
         "model": cell["model_label"] if several["model_label"] else "",
         "setting": cell["setting"] if several["setting"] else "",
         "order": int(cell["method"] != DENSE),
+        "method": cell["method"],
+        "falling": -cell["falling"],
         "method_label": cell["method_label"],
     }
 
