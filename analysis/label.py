@@ -46,6 +46,11 @@ def tell_apart(names: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> list
     return [" ".join([n, *t]).strip() for n, t in zip(names, tails, strict=True)]
 
 
+def condition(point: pd.Series[Any]) -> str:
+    """Model and setting of a point, as the heading of a panel or a sentence has them."""
+    return " ".join(str(part) for part in (point["model"], point["setting"]) if part)
+
+
 def _labelled(cells: pd.DataFrame, specs: list[dict[str, Any]]) -> pd.DataFrame:
     inside = _carried(cells)
     tasks = [_task_facts(s, inside.get(s["task"]["name"], set())) for s in specs]

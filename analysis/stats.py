@@ -77,15 +77,18 @@ def difference(ours_nC: Array, theirs_nC: Array, statistic: Statistic) -> Interv
     return _interval(value, n, np.concatenate(draws) if draws else None)
 
 
+def unpaired(ours_nC: Array, theirs_nC: Array, statistic: Statistic) -> Interval:
+    """The same difference where the samples are not of the same units: each side is drawn for itself."""
+    value = _estimate(ours_nC, statistic) - _estimate(theirs_nC, statistic)
+    ours, theirs, n = _apart(ours_nC, theirs_nC, statistic)
+    return _interval(value, n, ours - theirs if n > 1 else None)
+
+
 def ratio(ours_nC: Array, theirs_nC: Array, statistic: Statistic) -> Interval:
-    """Statistic of ours over that of theirs for unpaired samples: the speed-up of `theirs` where ours is dense."""
-    n = min(len(ours_nC), len(theirs_nC))
+    """Statistic of ours over that of theirs, unpaired: the speed-up of `theirs` where ours is dense."""
     value = _estimate(ours_nC, statistic) / _estimate(theirs_nC, statistic)
-    if n < 2:
-        return _interval(value, n, None)
-    above = np.concatenate([statistic(ours_nC[i]) for i in _draws(len(ours_nC))])
-    below = np.concatenate([statistic(theirs_nC[i]) for i in _draws(len(theirs_nC), seed=1)])
-    return _interval(value, n, above / below)
+    ours, theirs, n = _apart(ours_nC, theirs_nC, statistic)
+    return _interval(value, n, ours / theirs if n > 1 else None)
 
 
 def wilson(hits: int, n: int) -> Interval:
@@ -94,6 +97,15 @@ def wilson(hits: int, n: int) -> Interval:
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     return Interval(share, max(0.0, middle - half), min(1.0, middle + half), n)
+
+
+def _apart(ours_nC: Array, theirs_nC: Array, statistic: Statistic) -> tuple[Array, Array, int]:
+    sides = (ours_nC, theirs_nC)
+    n = min(map(len, sides))
+    if n < 2:
+        return ours_nC, theirs_nC, n
+    drawn = [np.concatenate([statistic(side[i]) for i in _draws(len(side), seed)]) for seed, side in enumerate(sides)]
+    return drawn[0], drawn[1], n
 
 
 def _estimate(samples_nC: Array, statistic: Statistic) -> float:

@@ -86,8 +86,3 @@ def whiskers(points: pd.DataFrame) -> np.ndarray[tuple[int, int], np.dtype[np.fl
     """Lengths below and above each value for `errorbar`; none where there is no interval."""
     below, above = points["value"] - points["low"], points["high"] - points["value"]
     return np.nan_to_num(np.clip(np.array([below, above], dtype=np.float64), 0, None))
-
-
-def condition(point: pd.Series[str]) -> str:
-    """The model and the setting, where the table has several of them."""
-    return " ".join(part for part in (point["model"], point["setting"]) if part)

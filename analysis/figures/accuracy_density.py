@@ -1,4 +1,10 @@
-"""Quality against measured density: one panel per task, with the dense model's line and interval."""
+"""Quality against measured density: one panel per task, with the dense model's line and interval.
+
+Each mark is a method at one budget, at the density that was measured, not asked for. Bars and the band around the
+dense line are 95% bootstrap intervals over samples; marks of one method are joined where one budget varies. Both
+intervals hold the same easy and hard samples: whether a method differs from dense is in the table's paired
+differences, not in the overlap of bars and band.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +14,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..label import condition
 from ..points import points
-from ..style import condition, legend, look, panels, paper
+from ..style import legend, look, panels, paper
 from ..style import whiskers as lengths
-
-CAPTION = (
-    "Each mark is a method at one budget, at the density that was measured, not asked for. Bars and the band around "
-    "the dense line are 95% bootstrap intervals over samples; marks of one method are joined where one "
-    "budget varies. Both intervals hold the same easy and hard samples: whether a method differs from dense is in the "
-    "table's paired differences, not in the overlap of bars and band."
-)
 
 
 def draw(frame: pd.DataFrame) -> Figure:

@@ -1,4 +1,8 @@
-"""Time per decoded token against context: medians with intervals, and the dense baseline by name."""
+"""Time per decoded token against context: medians with intervals, and the dense baseline by name.
+
+Median time of a decode step; bars are 95% bootstrap intervals over the steps of one run, so they do not hold the
+difference between runs or machines. Speed-ups refer to the method full; below 1 is slower than dense.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from ..label import condition
 from ..numbers import number, times
 from ..points import points
-from ..style import COLUMN, condition, legend, look, panels, paper, whiskers
+from ..style import COLUMN, legend, look, panels, paper, whiskers
 
 CONTEXT = "prompt"  # the argument of a timing task that says how many tokens are in the cache
-CAPTION = (
-    "Median time of a decode step; bars are 95% bootstrap intervals over the steps of one run, so they do not hold the "
-    "difference between runs or machines. Speed-ups refer to the method full; below 1 is slower than dense."
-)
 
 
 def draw(frame: pd.DataFrame) -> Figure:

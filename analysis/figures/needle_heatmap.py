@@ -1,4 +1,8 @@
-"""Needles found by context length and depth: one panel per method."""
+"""Needles found by context length and depth: one panel per method.
+
+Share of needles found, by the prompt's length and the needle's depth in it (0 is the beginning). Hatched: no needle
+was tried there, because the cell failed or was not asked for.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +22,6 @@ from ..style import panels, paper
 
 MOST = 8  # rows or columns that still leave room for numbers
 NAMES = ["model", "setting", "order", "method", "falling", "method_label"]
-CAPTION = (
-    "Share of needles found, by the prompt's length and the needle's depth in it (0 is the beginning). "
-    "Hatched: no needle was tried there, because the cell failed or was not asked for."
-)
 
 
 def draw(frame: pd.DataFrame) -> Figure:
