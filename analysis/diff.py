@@ -11,11 +11,10 @@ from typing import Any
 import pandas as pd
 
 from . import stats
-from .headlines import Headline, headline
+from .headlines import Headline, headline, units
 from .numbers import number, signed
 
 SAME = ("model", "method_label", "task", "dtype", "device", "ranks", "prefill", "query_aware", "seed")
-UNITS = ("window", "length", "depth", "repeat")
 Rows = Mapping[tuple[str, ...], "pd.Series[Any]"]
 
 
@@ -115,8 +114,7 @@ def _score(head: Headline, samples: tuple[Any, Any], name: str, least: float) ->
 
 def _difference(head: Headline, samples: tuple[Any, Any]) -> stats.Interval:
     mine, other = (head.values(s) for s in samples)
-    units = [[tuple(s.get(u) for u in UNITS) for s in one] for one in samples]
-    if units[0] == units[1] and len(mine) == len(other):
+    if units(samples[0]) == units(samples[1]) and len(mine) == len(other):
         return stats.difference(mine, other, head.statistic)
     return stats.unpaired(mine, other, head.statistic)
 

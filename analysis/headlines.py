@@ -11,6 +11,7 @@ import numpy as np
 from ..results.plugins import describe
 from . import stats
 
+UNITS = ("window", "length", "depth", "repeat")
 DENSE = "full"  # the method that every difference and every speed-up refers to
 
 
@@ -46,7 +47,12 @@ class Headline:
             rows = [[s["nll_nats"], s["tokens"]] for s in samples if "nll_nats" in s and "tokens" in s]
         else:
             rows = [[s["score"]] for s in samples if "score" in s]
-        return np.array(rows, dtype=np.float64).reshape(len(rows), -1)
+        return np.array(rows, dtype=np.float64) if rows else np.empty((0, 2))
+
+
+def units(samples: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    """What each sample is of; a pair is a sample of the same window, or of the same needle at the same place."""
+    return [tuple(s.get(name) for name in UNITS) for s in samples]
 
 
 def headline(task: str) -> Headline | None:

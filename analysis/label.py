@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from .headlines import headline
+from .headlines import UNITS, headline
 
 SETTING = ("dtype", "device", "ranks", "prefill", "query_aware")
 
@@ -63,12 +63,17 @@ def _labelled(cells: pd.DataFrame, specs: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _carried(cells: pd.DataFrame) -> dict[str, set[str]]:
-    names: dict[str, set[str]] = {}
+    # units are inside even where every cell failed, and no sample is there to say so
+    names: dict[str, set[str]] = {t: set(UNITS) for t in cells["task"].unique() if not _is_time(t)}
     for task, samples in zip(cells["task"], cells["samples"], strict=True):
-        found = headline(task)
-        if samples and found and not found.is_time:
-            names.setdefault(task, set()).update(samples[0])
+        if samples and not _is_time(task):
+            names[task].update(samples[0])
     return names
+
+
+def _is_time(task: str) -> bool:
+    found = headline(task)
+    return found is not None and found.is_time
 
 
 def _identity(spec: Mapping[str, Any]) -> dict[str, Any]:

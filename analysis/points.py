@@ -12,12 +12,11 @@ import numpy as np
 import pandas as pd
 
 from . import stats
-from .headlines import DENSE, Headline, headline
+from .headlines import DENSE, Headline, headline, units
 from .label import label_cells
 
 HARD = ("model_label", "dtype", "device", "ranks", "task_label")  # a baseline agrees in these, always
 SOFT = ("prefill", "query_aware")  # and in these if there is one that does: they change nothing for a dense method
-UNITS = ("window", "length", "depth", "repeat")
 GROUP = ("model_label", "setting", "method_label", "task_label")
 
 
@@ -147,9 +146,8 @@ def _change(ok: pd.DataFrame, dense: pd.DataFrame | None, head: Headline) -> sta
 
 
 def _units(rows: pd.DataFrame, tasks: list[str]) -> list[tuple[Any, ...]]:
-    # what a sample is of; a pair is a sample of the same window, or of the same needle at the same place
     chosen = rows[(rows["status"] == "ok") & rows["task_id"].isin(tasks)].sort_values("task_id")
-    return [tuple(s.get(name) for name in UNITS) for samples in chosen["samples"] for s in samples]
+    return [unit for samples in chosen["samples"] for unit in units(samples)]
 
 
 def _read(ok: pd.DataFrame) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
@@ -79,7 +80,8 @@ def write(frame: pd.DataFrame, path: Path) -> None:
     if path.suffix == ".parquet":
         frame.to_parquet(data, index=False)
     else:
-        frame.to_csv(data, index=False, lineterminator="\n")
+        # a lone carriage return inside a text is quoted only if every text is
+        frame.to_csv(data, index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     write_atomically(path, data.getvalue())
 
 

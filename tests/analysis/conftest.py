@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,14 +27,15 @@ METHODS = [
 LOSS = {"full": 0.0, "topk": 0.002, "loki": 0.02, "streaming_llm": 0.12}
 
 
-@pytest.fixture(autouse=True)
-def task_files(tmp_path_factory, monkeypatch):
-    """Task files that say what the real ones do, whatever this checkout has."""
+@pytest.fixture(autouse=True, scope="module")
+def task_files(tmp_path_factory):
+    """Task files that say what the real ones do, so that these tests do not depend on them."""
     folder = tmp_path_factory.mktemp("tasks")
     write_tasks(folder)
-    monkeypatch.setitem(plugins.FOLDERS, "tasks", str(folder))
-    plugins.describe.cache_clear()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(plugins.FOLDERS, "tasks", str(folder))
+        plugins.describe.cache_clear()
+        yield
     plugins.describe.cache_clear()
 
 
@@ -143,13 +145,13 @@ def sweep(prompts=(512,), lengths=(256, 512, 1024), **changes):
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def demo():
     """The table of a whole sweep that went well."""
     return to_frame(sweep())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def broken():
     """The same with a cell out of memory, one that is invalid, and a dirty tree on a second host."""
     records = sweep()
@@ -158,3 +160,9 @@ def broken():
     last = records[8]
     records[8] = Record(**{**vars(last), "provenance": provenance(host="node2", git_dirty=True)})
     return to_frame(records)
+
+
+@pytest.fixture(scope="module")
+def make():
+    """The functions of this file."""
+    return SimpleNamespace(**{k: v for k, v in globals().items() if callable(v)})
