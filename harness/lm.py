@@ -98,6 +98,7 @@ class Session:
         if min(map(len, texts)) < longest:
             mask = (torch.arange(longest, device=self.device) >= longest - length[:, None]).long()
         state = State(self.binding.cache(), mask, torch.zeros_like(length))
+        self.binding.feeding = "prefill"
         self._forward(state, ids, length, last_only=True)
         return state
 
@@ -106,6 +107,7 @@ class Session:
 
         All at once where the method's own vectorised pass gives what T steps give, else one by one.
         """
+        self.binding.feeding = "decode"
         if self.method.vectorised or ids_BT.shape[1] == 1:
             return self._forward(state, ids_BT, self._new(state, ids_BT), last_only=False)
         columns = ids_BT.split(1, 1)
@@ -113,6 +115,7 @@ class Session:
 
     def step(self, state: State, token_B: Tensor) -> Tensor:
         """Feed one token to each text; returns the logits [B, V] of what follows."""
+        self.binding.feeding = "decode"
         self._forward(state, token_B[:, None], self._new(state, token_B[:, None]), last_only=True)
         return state.logits
 

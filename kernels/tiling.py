@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-# A row tile of this size, three deep for K and V, leaves two blocks on a Hopper SM with over 100 KiB in flight.
+# Row tiles of this size, a few deep for K and V, leave two or three blocks on a Hopper SM with over 100 KiB in flight.
 TILE_BYTES = 16384
 # Filling the pipeline and writing the partial result cost about as much as this many tiles.
 START_TILES = 1
@@ -85,9 +85,42 @@ def attention_plan(pairs: int, rows: int, head_dim: int, item_bytes: int, multip
     Returns:
         The plan.
     """
-    block_rows = min(128, max(16, TILE_BYTES // (power_of_2(head_dim) * item_bytes)))
+    # Four stages are three buffers of 32 KiB: two blocks share the 227 KiB of an SM.
+    block_rows = attention_rows(head_dim, item_bytes)
     splits = choose_splits(pairs, -(-rows // block_rows), 2 * multiprocessor_count)
-    return Plan(block_rows, splits, num_warps=4, num_stages=3)
+    return Plan(block_rows, splits, num_warps=4, num_stages=4)
+
+
+def gather_plan(pairs: int, rows: int, head_dim: int, item_bytes: int, multiprocessor_count: int) -> Plan:
+    """Cut an attention kernel whose rows are named by an index.
+
+    Args:
+        pairs: Independent (sequence, set) pairs.
+        rows: K.
+        head_dim: D.
+        item_bytes: Bytes of one element.
+        multiprocessor_count: SMs of the GPU.
+
+    Returns:
+        The plan.
+    """
+    # The index is loaded two stages before its rows: five stages are two buffers of 32 KiB, three blocks to an SM.
+    block_rows = attention_rows(head_dim, item_bytes)
+    splits = choose_splits(pairs, -(-rows // block_rows), 3 * multiprocessor_count)
+    return Plan(block_rows, splits, num_warps=4, num_stages=5)
+
+
+def attention_rows(head_dim: int, item_bytes: int) -> int:
+    """Count the rows of a tile of K or V.
+
+    Args:
+        head_dim: D.
+        item_bytes: Bytes of one element.
+
+    Returns:
+        A power of two from 16, which matrix instructions need, to 128.
+    """
+    return min(128, max(16, TILE_BYTES // (power_of_2(head_dim) * item_bytes)))
 
 
 def score_plan(pairs: int, rows: int, dims: int, item_bytes: int, multiprocessor_count: int) -> Plan:
@@ -105,4 +138,4 @@ def score_plan(pairs: int, rows: int, dims: int, item_bytes: int, multiprocessor
     """
     block_rows = min(256, max(16, TILE_BYTES // (power_of_2(max(16, dims)) * item_bytes)))
     splits = choose_splits(pairs, -(-rows // block_rows), 4 * multiprocessor_count)
-    return Plan(block_rows, splits, num_warps=4, num_stages=3)
+    return Plan(block_rows, splits, num_warps=4, num_stages=4)

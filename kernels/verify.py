@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils import deterministic
 
 from .interpreter import interpreted
 from .op import Case, Comparison, Inputs, Op
@@ -51,15 +52,16 @@ def poisoned_memory() -> Iterator[None]:
     Yields:
         Nothing.
     """
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    deterministic, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    filled = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        torch.use_deterministic_algorithms(enabled, warn_only=warns)
+        deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
 def verify(op: Op, case: Case, device: torch.device, dtype: str = "", seed: int = 0) -> Verdict:
@@ -131,7 +133,9 @@ def check_device(device: torch.device) -> None:
 
 def _complaint(fused: Comparison, eager: Comparison) -> str:
     if fused.reason or eager.reason:
-        return "; ".join(f"{twin}: {reason}" for twin, reason in (("fused", fused.reason), ("eager", eager.reason)) if reason)
+        return "; ".join(
+            f"{twin}: {reason}" for twin, reason in (("fused", fused.reason), ("eager", eager.reason)) if reason
+        )
     bound = 2 * eager.error + SUM_EPS * fused.scale
     if math.isfinite(fused.error) and fused.error <= bound:
         return ""

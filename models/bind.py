@@ -36,6 +36,8 @@ class Binding:
     Attributes:
         prefill: whether prompt rows are attended densely or by the method.
         ledger: what was read and held since the binding began, or since `reset`.
+        first: [B] number of the first token of each text that is no padding.
+        feeding: the phase of the next calls where somebody says so; else the first call of a cache is the prompt.
     """
 
     model: PreTrainedModel
@@ -45,6 +47,7 @@ class Binding:
     prefill: Literal["dense", "sparse"]
     ledger: Ledger = field(default_factory=Ledger)
     first: Tensor | None = None
+    feeding: Phase | None = None
 
     def cache(self) -> Cache:
         """A new, empty cache in the method's own layout, for `past_key_values`."""
@@ -56,7 +59,9 @@ class Binding:
         self.ledger = Ledger()
 
     def phase(self, memory: Memory, new: int) -> Phase:
-        """The first call of a cache is the prompt; whatever follows is rows that the method acts on."""
+        """What the next rows are: a prompt, or rows that the method acts on."""
+        if self.feeding is not None:
+            return self.feeding
         return "prefill" if memory.seen == new and new > 1 else "decode"
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:

@@ -44,7 +44,7 @@ class Ledger:
     """One per binding; a method adds to it through `count`."""
 
     tallies: dict[tuple[int, str], Tally] = field(default_factory=dict)
-    held: dict[int, tuple[int, int]] = field(default_factory=dict)
+    held: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
     def count(self, memory: Memory, call: Call, attended_BGT: Tensor, extra_bytes_BT: Tensor | float) -> None:
         """Add one call.
@@ -72,8 +72,9 @@ class Ledger:
         tally = self._tally(memory, call)
         context = call.context_BT.double()
         tally.kept += memory.site.live * context.clamp(max=memory.keys.view.shape[2]).sum()
-        old = self.held.get(memory.site.layer, (0, 0))
-        self.held[memory.site.layer] = (max(old[0], memory.held_bytes), max(old[1], memory.dense_bytes))
+        old = self.held.get(memory.site.layer, (0, 0, 0))
+        new = (max(old[0], memory.held_bytes), max(old[1], memory.dense_bytes), memory.site.live)
+        self.held[memory.site.layer] = new
 
     def _tally(self, memory: Memory, call: Call) -> Tally:
         place = (memory.site.layer, call.phase)
@@ -82,13 +83,13 @@ class Ledger:
         return self.tallies[place]
 
     def sums(self) -> Tensor:
-        """[layers, 2 phases, 6] on the CPU, so that ranks can be added up; the last two rows of a layer: bytes held."""
+        """[layers, 3, 6] on the CPU, so that ranks can be added up: prefill, decode, (bytes held, dense bytes, heads)."""
         layers = 1 + max((place[0] for place in self.tallies), default=-1)
         table = torch.zeros(layers, 3, 6, dtype=torch.float64)
         for (layer, phase), tally in self.tallies.items():
             table[layer, PHASES.index(phase)] = tally.vector().cpu()
         for layer, held in self.held.items():
-            table[layer, 2, :2] = torch.tensor(held, dtype=torch.float64)
+            table[layer, 2, :3] = torch.tensor(held, dtype=torch.float64)
         return table
 
 
@@ -99,23 +100,22 @@ def summary(tables: Sequence[Tensor]) -> dict[str, Any]:
         tables: `Ledger.sums()` of each rank.
 
     Returns:
-        {"prefill", "decode": {density, rows_*_mean, bytes_*_per_token, tokens}, "bytes_held", "bytes_held_dense",
-        "layers": [the decode phase of each layer]}; a phase that never ran has tokens 0 and no density.
+        {"prefill", "decode": {tokens, density, rows_*_mean (a row of one key/value head of one layer), bytes_*_per_token
+        (all heads and layers)}, "bytes_held", "bytes_held_dense", "layers": [the decode phase of each layer]}; a phase
+        that never ran has tokens 0 and no density.
     """
     total = torch.stack(list(tables)).sum(0)
-    rows = tables[0][:, :, 0]  # every rank sees the same rows, only its own heads
-    total[:, :, 0] = torch.where(torch.arange(3) < 2, rows, total[:, :, 0])
-    layers = max(1, total.shape[0])
-    phases = {p: _phase(total[:, i], layers) for i, p in enumerate(PHASES)}
+    total[:, :2, 0] = tables[0][:, :2, 0]  # every rank sees the same rows, only its own heads
+    phases = {p: _phase(total, i) for i, p in enumerate(PHASES)}
     held = {"bytes_held": int(total[:, 2, 0].sum()), "bytes_held_dense": int(total[:, 2, 1].sum())}
-    return {**phases, **held, "layers": [_phase(t[1:2], 1) for t in total]}
+    return {**phases, **held, "layers": [_phase(total[i : i + 1], 1) for i in range(len(total))]}
 
 
-def _phase(sums: Tensor, layers: int) -> dict[str, float]:
-    rows, visible, attended, kept, read, dense = sums.sum(0).tolist()
+def _phase(total: Tensor, phase: int) -> dict[str, float]:
+    rows, visible, attended, kept, read, dense = total[:, phase].sum(0).tolist()
     if not rows:
         return {"tokens": 0}
-    tokens = rows / layers
-    means = {"rows_visible_mean": visible / rows, "rows_attended_mean": attended / rows, "rows_kept_mean": kept / rows}
+    tokens, heads = rows / len(total), float((total[:, phase, 0] * total[:, 2, 2]).sum())
+    means = {"rows_visible_mean": visible, "rows_attended_mean": attended, "rows_kept_mean": kept}
     bytes_ = {"bytes_read_per_token": read / tokens, "bytes_dense_per_token": dense / tokens}
-    return {"tokens": round(tokens), "density": attended / visible, **means, **bytes_}
+    return {"tokens": round(tokens), "density": attended / visible, **{k: v / heads for k, v in means.items()}, **bytes_}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -66,6 +67,12 @@ class Store:
     def artifact(self, key: str) -> Path:
         """Where the artifact of a cell lies, or will."""
         return self._path("artifacts", key, ".safetensors")
+
+    def memory(self) -> Path:
+        """The file that remembers digests of models and data (a store that cannot be written remembers none)."""
+        with contextlib.suppress(OSError):
+            self.begin()
+        return self.root / "digests.json"
 
     def logs(self) -> Path:
         """The folder of the jobs' logs."""

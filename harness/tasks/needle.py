@@ -11,7 +11,7 @@ from ...results.fields import Data, Within
 from ..lm import Session
 from ..task import Outcome, Task, read_corpus
 
-THINGS = ("number", "code", "price", "weight", "age")
+THINGS = ("secret number", "magic number", "secret code")
 CITIES = ("Paris", "London", "Rome", "Berlin", "Athens", "Lisbon", "Dublin", "Vienna", "Madrid", "Cairo")
 
 

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ..dense_decode.fused import LOG2_E, check_contiguous_rows, combine, empty_shares, online_softmax, store_share
 from ..interpreter import upcasts
-from ..tiling import Plan, attention_plan, multiprocessors, power_of_2
+from ..tiling import Plan, gather_plan, multiprocessors, power_of_2
 
 
 @triton.jit
@@ -107,7 +107,7 @@ def gather_decode(
     q_BHD, index_BNK, count_BN = q_BHD.contiguous(), index_BNK.contiguous(), count_BN.contiguous()
     heads, head_dim = q_BHD.shape[1:]
     batch, sets, width = index_BNK.shape
-    plan = plan or attention_plan(batch * sets, width, head_dim, k_BGSD.element_size(), multiprocessors(q_BHD.device))
+    plan = plan or gather_plan(batch * sets, width, head_dim, k_BGSD.element_size(), multiprocessors(q_BHD.device))
     share_BHXD, lse_BHX = empty_shares(q_BHD, plan.splits)
     attend_chosen_kernel[(batch * sets, plan.splits)](
         q_BHD, k_BGSD, v_BGSD, index_BNK, count_BN, share_BHXD, lse_BHX, scale * LOG2_E, width,

@@ -15,7 +15,7 @@ from ..tiling import power_of_2
 from .long_rows.fused import LOWEST, ordered_key, select_long
 
 HIGHEST = tl.constexpr(2**31 - 1)
-# 32768 keys are 32 registers of each of 1024 threads; counts of so many rows fit into 16 bits.
+# 32768 keys are 64 registers of each of 512 threads.
 MOST_ROWS = 32768
 
 
@@ -58,7 +58,7 @@ def guess(lo, hi, lo_count, hi_count, k, step):
 
 @triton.jit
 def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-                  BLOCK_WIDTH: tl.constexpr):  # fmt: skip
+                  BLOCK_PART: tl.constexpr, BLOCK_WIDTH: tl.constexpr):  # fmt: skip
     """Choose the rows of one set; the grid is (B * N,).
 
     Args:
@@ -70,11 +70,13 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
         width: K.
         SETS: N.
         BLOCK_ROWS: Power of two, at least S.
+        BLOCK_PART: Rows whose places are found at once: a power of two, less than 32768.
         BLOCK_WIDTH: Power of two, at least K.
     """
     pair = tl.program_id(0)
     row = tl.arange(0, BLOCK_ROWS)
-    score = tl.load(s_ptr + pair.to(tl.int64) * rows + row, mask=row < rows, other=float("-inf"))
+    s_set = s_ptr + pair.to(tl.int64) * rows
+    score = tl.load(s_set + row, mask=row < rows, other=float("-inf"))
     key = ordered_key(score)
     able = tl.sum((key != LOWEST).to(tl.int32), 0)
     k = tl.maximum(tl.minimum(tl.minimum(tl.load(k_ptr + pair // SETS), able), width), 0)
@@ -91,17 +93,27 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
         lo, lo_count = tl.where(enough, middle, lo), tl.where(enough, count, lo_count)
         hi, hi_count = tl.where(enough, hi, middle), tl.where(enough, hi_count, count)
         step += 1
-    above = key >= hi.to(tl.int32)
-    tie = (key >= lo.to(tl.int32)) & (key < hi.to(tl.int32))
+    lo32, hi32 = lo.to(tl.int32), hi.to(tl.int32)
     room = k - hi_count
-    # Both counts share one prefix sum: 16 bits each.
-    packed = above.to(tl.int32) + (tie.to(tl.int32) << 16)
-    before = tl.cumsum(packed, 0) - packed
-    ties_before = (before >> 16) & 0xFFFF
-    chosen = above | (tie & (ties_before < room))
-    place = (before & 0xFFFF) + tl.minimum(ties_before, room)
     out = index_ptr + pair.to(tl.int64) * width
-    tl.store(out + place, row, mask=chosen)
+    first_above, first_tie = able * 0, able * 0
+    # The scores are read again, from the L2 cache and in parts: a prefix sum over all keys would need twice the
+    # registers of the search, and leave room for half as many blocks.
+    for part in range(0, BLOCK_ROWS, BLOCK_PART):
+        row_in = part + tl.arange(0, BLOCK_PART)
+        score_in = tl.load(s_set + row_in, mask=row_in < rows, other=float("-inf"))
+        key_in = ordered_key(score_in)
+        above = key_in >= hi32
+        tie = (key_in >= lo32) & (key_in < hi32)
+        # Both counts share one prefix sum: 16 bits each.
+        packed = above.to(tl.int32) + (tie.to(tl.int32) << 16)
+        before = tl.cumsum(packed, 0) - packed
+        ties_before = first_tie + (before >> 16)
+        place = first_above + (before & 0xFFFF) + tl.minimum(ties_before, room)
+        tl.store(out + place, row_in, mask=above | (tie & (ties_before < room)))
+        total = tl.sum(packed, 0)
+        first_above += total & 0xFFFF
+        first_tie += total >> 16
     slot = tl.arange(0, BLOCK_WIDTH)
     tl.store(out + slot, tl.full([BLOCK_WIDTH], -1, tl.int32), mask=(slot >= k) & (slot < width))
     tl.store(count_ptr + pair, k)
@@ -130,9 +142,10 @@ def select_topk(s_BNS: torch.Tensor, k_B: torch.Tensor, width: int) -> tuple[tor
         return select_long(s_BNS, k_B, width)
     index_BNK = torch.empty(batch, sets, width, dtype=torch.int32, device=s_BNS.device)
     count_BN = torch.empty(batch, sets, dtype=torch.int32, device=s_BNS.device)
-    block_rows = power_of_2(rows)
+    block_rows = max(16, power_of_2(rows))
     select_kernel[(batch * sets,)](
         s_BNS, k_B, index_BNK, count_BN, rows, width, SETS=sets, BLOCK_ROWS=block_rows,
-        BLOCK_WIDTH=power_of_2(width), num_warps=min(32, max(4, block_rows // 1024)),
+        BLOCK_PART=max(16, block_rows // 4), BLOCK_WIDTH=power_of_2(width),
+        num_warps=min(16, max(4, block_rows // 512)),
     )  # fmt: skip
     return index_BNK, count_BN

@@ -6,6 +6,8 @@ waits inside a kernel and nothing returns to the host: four counts, one tally of
 Shape legend: B batch, N sets of rows, S rows in the cache, K width of the result, C blocks (chunks) of a row.
 """
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -212,10 +214,10 @@ def select_long(s_BNS: torch.Tensor, k_B: torch.Tensor, width: int) -> tuple[tor
     """
     batch, sets, rows = s_BNS.shape
     pairs, chunks = batch * sets, triton.cdiv(rows, CHUNK_ROWS)
-    whole = {"dtype": torch.int32, "device": s_BNS.device}
-    count = torch.zeros(LEVELS, pairs, 256, **whole)
-    state, tally = torch.empty(LEVELS + 1, pairs, 2, **whole), torch.empty(pairs, 2, chunks, **whole)
-    index_BNK, count_BN = torch.empty(batch, sets, width, **whole), torch.empty(batch, sets, **whole)
+    whole = partial(torch.empty, dtype=torch.int32, device=s_BNS.device)
+    count = torch.zeros(LEVELS, pairs, 256, dtype=torch.int32, device=s_BNS.device)
+    state, tally = whole(LEVELS + 1, pairs, 2), whole(pairs, 2, chunks)
+    index_BNK, count_BN = whole(batch, sets, width), whole(batch, sets)
     grid = (pairs, chunks)
     for level in range(LEVELS):
         count_kernel[grid](s_BNS, k_B, count, state, rows, width, pairs, sets, level, CHUNK_ROWS, num_warps=8)

@@ -1,0 +1,105 @@
+"""Needles found by context length and depth: one panel per method.
+
+Share of needles found, by the prompt's length and the needle's depth in it (0 is the beginning). Hatched: no needle
+was tried there, because the cell failed or was not asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import NDArray
+
+from ..headlines import DENSE
+from ..label import label_cells
+from ..style import panels, paper
+
+MOST = 8  # rows or columns that still leave room for numbers
+NAMES = ["model", "setting", "order", "method", "falling", "method_label"]
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    """One panel per model, setting, method and budget.
+
+    Raises:
+        ValueError: no cell that ended well has samples with length, depth and score.
+    """
+    needles = _needles(label_cells(frame))
+    if needles.empty:
+        raise ValueError("needs a cell of the task needle that ended well")
+    groups = [rows for _, rows in needles.groupby(NAMES, sort=True)]
+    edges = (sorted(needles["length"].unique()), sorted(needles["depth"].unique()))
+    with paper():
+        figure, axes = panels(len(groups), 4, 1.75, 1.75)
+        images = [_panel(axis, rows, edges) for axis, rows in zip(axes, groups, strict=True)]
+        figure.supxlabel("prompt's length (tokens)", fontsize=8)
+        figure.supylabel("depth of the needle", fontsize=8)
+        figure.colorbar(images[0], ax=axes, label="accuracy", shrink=0.8, aspect=30)
+    return figure
+
+
+def _needles(cells: pd.DataFrame) -> pd.DataFrame:
+    density = cells.groupby(["model_label", "setting", "method_label"])["density"].transform("mean").fillna(1.0)
+    good = cells.assign(falling=density)[cells["status"] == "ok"]
+    several = {name: len(good[name].unique()) > 1 for name in ("model_label", "setting")}
+    rows = [
+        {**_title(cell, several), "length": _length(cell, s), "depth": s["depth"], "score": s["score"]}
+        for _, cell in good.iterrows()
+        for s in cell["samples"]
+        if {"length", "depth", "score"} <= s.keys()
+    ]
+    found = pd.DataFrame(rows, columns=[*NAMES, "length", "depth", "score"])
+    scattered = len(found["depth"].unique()) > MOST
+    return found.assign(depth=found["depth"].round(1)) if scattered else found
+
+
+def _title(cell: pd.Series[Any], several: dict[str, bool]) -> dict[str, Any]:
+    return {
+        "model": cell["model_label"] if several["model_label"] else "",
+        "setting": cell["setting"] if several["setting"] else "",
+        "order": int(cell["method"] != DENSE),
+        "method": cell["method"],
+        "falling": -cell["falling"],
+        "method_label": cell["method_label"],
+    }
+
+
+def _length(cell: pd.Series[Any], sample: Mapping[str, Any]) -> int:
+    # the length that was asked for makes a column; prompts differ from it by a few tokens
+    asked = cell.get("task.length")
+    return int(sample["length"] if asked is None or pd.isna(asked) else asked)
+
+
+def _panel(axis: Axes, rows: pd.DataFrame, edges: tuple[list[float], list[float]]) -> AxesImage:
+    lengths, depths = edges
+    share = rows.pivot_table(index="depth", columns="length", values="score", aggfunc="mean")
+    grid = share.reindex(index=depths, columns=lengths).to_numpy(dtype=float)
+    axis.set_facecolor("#dddddd")
+    axis.patch.set(hatch="////", edgecolor="#aaaaaa")
+    masked = np.ma.masked_invalid(grid)
+    image = axis.imshow(masked, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="none")
+    axis.grid(visible=False)
+    axis.set_xticks(range(len(lengths)), [f"{v:g}" for v in lengths], fontsize=6, rotation=90 * (len(lengths) > 5))
+    axis.set_yticks(range(len(depths)), [f"{v:.2g}" for v in depths], fontsize=6)
+    axis.set_title(_heading(rows.iloc[0]), fontsize=6.5)
+    if max(grid.shape) <= MOST:
+        _write(axis, grid)
+    return image
+
+
+def _heading(first: pd.Series[Any]) -> str:
+    where = " ".join(text for text in (first["model"], first["setting"]) if text)
+    return "\n".join(text for text in (where, *first["method_label"].split(" ", 1)) if text)
+
+
+def _write(axis: Axes, grid: NDArray[np.float64]) -> None:
+    for row, column in np.argwhere(~np.isnan(grid)):
+        share = grid[row, column]
+        colour = "black" if share > 0.6 else "white"
+        axis.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=5.5, color=colour)

@@ -1,0 +1,94 @@
+"""Names that tell cells apart: as short as the table at hand allows, never ambiguous."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from .headlines import UNITS, headline
+
+SETTING = ("dtype", "device", "ranks", "prefill", "query_aware")
+
+
+def label_cells(frame: pd.DataFrame) -> pd.DataFrame:
+    """The cells of tasks that have a headline, each key once, with parsed samples and labels.
+
+    Adds `model_label`, `setting`, `method_label` (made unique), `task_label`, `task_id` (equal for equal questions),
+    `samples`, `ledger`. What does not vary in the table is not named; an argument of a task that its samples carry too
+    (a needle's length) is a condition inside the measurement and does not split it.
+
+    Raises:
+        ValueError: there are no records at all.
+    """
+    if frame.empty:
+        raise ValueError("there are no records to show; run the sweep first (lacuna run SWEEP)")
+    known = frame["task"].map({t: headline(t) is not None for t in frame["task"].unique()})
+    cells = frame[known.astype(bool)].drop_duplicates("key", keep="last").sort_values("key").copy()
+    cells["samples"] = [json.loads(text) for text in cells["samples_json"]]
+    cells["ledger"] = [json.loads(text) for text in cells["ledger_json"]]
+    specs = [json.loads(text) for text in cells["cell_json"]]
+    return _labelled(cells, specs)
+
+
+def tell_apart(names: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each name, followed by those of its facts that differ among the entries of the same name."""
+    flat = [_flat(f) for f in facts]
+    total, seen = Counter(names), defaultdict[tuple[str, str], Counter[str]](Counter)
+    for name, fact in zip(names, flat, strict=True):
+        for k, v in fact.items():
+            seen[name, k][v] += 1
+    varies = {pair for pair, values in seen.items() if len(values) > 1 or values.total() < total[pair[0]]}
+    tails = [[f"{k}={v}" for k, v in f.items() if (n, k) in varies] for n, f in zip(names, flat, strict=True)]
+    return [" ".join([n, *t]).strip() for n, t in zip(names, tails, strict=True)]
+
+
+def condition(point: pd.Series[Any]) -> str:
+    """Model and setting of a point, as the heading of a panel or a sentence has them."""
+    return " ".join(str(part) for part in (point["model"], point["setting"]) if part)
+
+
+def _labelled(cells: pd.DataFrame, specs: list[dict[str, Any]]) -> pd.DataFrame:
+    inside = _carried(cells)
+    tasks = [_task_facts(s, inside.get(s["task"]["name"], set())) for s in specs]
+    cells["task_id"] = [json.dumps([_identity(s["task"]), s["seed"]], sort_keys=True) for s in specs]
+    cells["model_label"] = tell_apart(list(cells["model"]), [_identity(s["model"]) for s in specs])
+    cells["method_label"] = tell_apart(list(cells["method_label"]), [_identity(s["method"]) for s in specs])
+    cells["task_label"] = tell_apart(list(cells["task"]), tasks)
+    cells["setting"] = tell_apart([""] * len(cells), [{k: s[k] for k in SETTING} for s in specs])
+    return cells
+
+
+def _carried(cells: pd.DataFrame) -> dict[str, set[str]]:
+    # units are inside even where every cell failed, and no sample is there to say so
+    names: dict[str, set[str]] = {t: set(UNITS) for t in cells["task"].unique() if not _is_time(t)}
+    for task, samples in zip(cells["task"], cells["samples"], strict=True):
+        if samples and not _is_time(task):
+            names[task].update(samples[0])
+    return names
+
+
+def _is_time(task: str) -> bool:
+    found = headline(task)
+    return found is not None and found.is_time
+
+
+def _identity(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in spec.items() if k != "source"}
+
+
+def _task_facts(spec: Mapping[str, Any], inside: set[str]) -> dict[str, Any]:
+    task = spec["task"]
+    args = {k: v for k, v in task["args"].items() if k not in inside}
+    return {"args": args, "version": task["version"], "digest": task["digest"], "seed": spec["seed"]}
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for k, v in facts.items():
+        name = prefix if k == "args" else f"{prefix}{k}"
+        found |= _flat(v, f"{name}." if name else "") if isinstance(v, Mapping) else {name: str(v)}
+    return found

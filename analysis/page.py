@@ -1,0 +1,148 @@
+"""The report as one HTML file: everything is inside, nothing is fetched."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+import pandas as pd
+
+from ..results.cell import Cell
+from ..results.plugins import describe
+from .table import TextTable
+
+BAND = re.compile(r" (\[[^\]]*, [^\]]*\])")  # an interval goes below its estimate, in a smaller hand
+SMALL = r"<span class=band>\1</span>"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of the page: its file's docstring is title and caption; `missing` says why there is none."""
+
+    name: str
+    doc: str
+    svg: bytes
+    missing: str
+
+    @property
+    def title(self) -> str:
+        """The docstring's first line."""
+        return self.doc.split("\n", 1)[0]
+
+    @property
+    def caption(self) -> str:
+        """The rest of the docstring."""
+        return " ".join(self.doc.split("\n")[1:]).strip()
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the report says, in the order of the page."""
+
+    title: str
+    command: str
+    sentences: Sequence[str]
+    notices: Sequence[str]
+    table: TextTable
+    drawings: Sequence[Drawing]
+    frame: pd.DataFrame
+    origins: Sequence[tuple[str, str]]
+
+    def html(self) -> str:
+        """The whole file."""
+        sections = {
+            "Summary": _list(self.sentences) + _notices(self.notices),
+            "Table": _table(self.table),
+            "Figures": "".join(map(_drawing, self.drawings)),
+            "Methods": "".join(map(_method, sorted(self.frame["method"].unique()))),
+            "Cells that failed": _failed(self.frame),
+            "Provenance": _origins(self.origins),
+        }
+        links = "".join(f'<a href="#{_anchor(name)}">{name}</a> ' for name in sections)
+        bodies = [f'<section id="{_anchor(n)}"><h2>{n}</h2>\n{body}</section>' for n, body in sections.items()]
+        again = f"<p class=small>To run it again:</p><pre>{_safe(self.command)}</pre>"
+        head = f"<header><h1>{_safe(self.title)}</h1>{again}<nav>{links}</nav></header>"
+        template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+        return template.substitute(title=_safe(self.title), body="\n".join([head, "<main>", *bodies, "</main>"]))
+
+
+def _safe(text: str) -> str:
+    return html.escape(text, quote=True)
+
+
+def _anchor(name: str) -> str:
+    return name.lower().replace(" ", "-")
+
+
+def _list(items: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{_safe(item)}</li>" for item in items) + "</ul>"
+
+
+def _notices(items: Sequence[str]) -> str:
+    return f"<div class=notice><p>Before comparing:</p>{_list(items)}</div>" if items else ""
+
+
+def _table(table: TextTable) -> str:
+    titles = "".join(f"<th{' class=name' * (i < table.names)}>{_safe(t)}</th>" for i, t in enumerate(table.headings))
+    rows = "".join(_row(row, table.names) for row in table.rows)
+    body = f"<table class=measures><thead><tr>{titles}</tr></thead>\n<tbody>{rows}</tbody></table>"
+    notes = "".join(f"<p class=small>{_safe(note)}</p>" for note in (table.about, *table.notes))
+    return f"<div class=scroll tabindex=0>{body}</div>{notes}"
+
+
+def _row(row: Sequence[str], names: int) -> str:
+    heads = "".join(f"<th scope=row>{_safe(text)}</th>" for text in row[:names])
+    cells = "".join(f"<td>{BAND.sub(SMALL, _safe(text))}</td>" for text in row[names:])
+    return f"<tr>{heads}{cells}</tr>\n"
+
+
+def _drawing(drawing: Drawing) -> str:
+    title = f"<h3>{_safe(drawing.title)}</h3>"
+    if drawing.missing:
+        return f"{title}<p class=small>Not drawn: {_safe(drawing.missing)}.</p>"
+    data = base64.b64encode(drawing.svg).decode()
+    image = f'<img alt="{_safe(drawing.title)}" src="data:image/svg+xml;base64,{data}">'
+    files = ", ".join(f'<a href="figures/{drawing.name}.{kind}">{kind}</a>' for kind in ("pdf", "svg", "png"))
+    caption = f"<figcaption>{_safe(drawing.caption)} ({files})</figcaption>"
+    return f"{title}<figure><div class=scroll tabindex=0>{image}</div>{caption}</figure>"
+
+
+def _method(name: str) -> str:
+    try:
+        doc = describe("methods", name).doc
+    except ValueError:
+        doc = "This version has no file for this method."
+    first, _, rest = doc.strip().partition("\n")
+    summary = f"<summary><b>{_safe(name)}</b> {_safe(first)}</summary>"
+    return f"<details>{summary}<p class=doc>{_safe(rest.strip())}</p></details>"
+
+
+def _failed(frame: pd.DataFrame) -> str:
+    bad = frame[frame["status"] != "ok"].sort_values("key")
+    if bad.empty:
+        return "<p>None.</p>"
+    texts = zip(bad["key"], bad["status"], bad["reason"], bad["trace"], bad["cell_json"], strict=True)
+    rows = "".join(_failure(*text) for text in texts)
+    titles = "<th class=name>status</th><th class=name>cell</th><th class=name>reason</th>"
+    table = f"<table class=failed><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table>"
+    return f"<div class=scroll tabindex=0>{table}</div>"
+
+
+def _failure(key: str, status: str, reason: str, trace: str, cell_json: str) -> str:
+    cell = str(Cell.from_json(json.loads(cell_json)))
+    more = f"<details><summary>trace</summary><pre>{_safe(trace)}</pre></details>" if trace else ""
+    who = f"{_safe(cell)}<br><span class=small>{_safe(key)}</span>"
+    return (
+        f"<tr><td>{_safe(status)}</td><td>{who}</td><td>{_safe(reason or 'no reason was recorded')}{more}</td></tr>\n"
+    )
+
+
+def _origins(origins: Sequence[tuple[str, str]]) -> str:
+    rows = "".join(f"<tr><th scope=row>{_safe(name)}</th><td>{_safe(value)}</td></tr>\n" for name, value in origins)
+    return f"<table class=facts><tbody>{rows}</tbody></table>"

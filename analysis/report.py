@@ -1,0 +1,77 @@
+"""A folder that can be shown: one page, the figures as files, the table in three formats."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..results.plugins import describe, load, names
+from ..results.store import write_atomically
+from .page import Drawing, Page
+from .points import points
+from .provenance import notices, origins
+from .render import to_csv, to_latex, to_markdown
+from .style import paper
+from .table import lay_out, long_cells, wide
+from .words import sentences
+
+# the files are equal for equal records: no time of making, no random ids
+FORMATS: dict[str, dict[str, Any]] = {
+    "pdf": {"metadata": {"CreationDate": None, "Creator": None, "Producer": None}},
+    "png": {"metadata": {"Software": None}, "dpi": 200},
+    "svg": {"metadata": {"Date": None, "Creator": None}},
+}
+
+
+def write_report(frame: pd.DataFrame, folder: Path, title: str, command: str) -> list[Path]:
+    """Write `index.html`, `table.{md,csv,tex}` and `figures/*.{pdf,png,svg}`; returns the paths, the page first.
+
+    Args:
+        frame: records, from `results.frame.to_frame` or `read`.
+        folder: made if it is not there; files of the same names are replaced.
+        title: the page's heading.
+        command: how to make the report again, shown as it is.
+
+    Raises:
+        ValueError: there are no records.
+    """
+    found = points(frame)
+    table = lay_out(found, long_cells)
+    files = {"table.md": to_markdown(table), "table.csv": to_csv(wide(found)), "table.tex": to_latex(table)}
+    contents = {name: text.encode() for name, text in files.items()}
+    drawings = []
+    for drawing, images in _drawings(frame):
+        drawings.append(drawing)
+        contents |= images
+    said, warned = sentences(frame, found), notices(frame, found)
+    page = Page(title, command, said, warned, table, drawings, frame, origins(frame))
+    return [_write(folder / n, data) for n, data in {"index.html": page.html().encode(), **contents}.items()]
+
+
+def _write(path: Path, data: bytes) -> Path:
+    write_atomically(path, data)
+    return path
+
+
+def _drawings(frame: pd.DataFrame) -> Iterator[tuple[Drawing, dict[str, bytes]]]:
+    for name in names("figures"):
+        doc = describe("figures", name).doc
+        try:
+            figure = load("figures", name).draw(frame)
+        except ValueError as error:  # a figure says so when the records lack what it shows
+            yield Drawing(name, doc, b"", str(error)), {}
+            continue
+        images = {f"figures/{name}.{kind}": _saved(figure, kind) for kind in FORMATS}
+        yield Drawing(name, doc, images[f"figures/{name}.svg"], ""), images
+
+
+def _saved(figure: Figure, kind: str) -> bytes:
+    data = io.BytesIO()
+    with paper():
+        figure.savefig(data, format=kind, **FORMATS[kind])
+    return data.getvalue()

@@ -1,0 +1,118 @@
+"""What is pooled, what is compared, and under which name."""
+
+import math
+
+import pytest
+from lacuna.analysis.label import label_cells, tell_apart
+from lacuna.analysis.points import points
+from lacuna.results.cell import Spec
+from lacuna.results.frame import to_frame
+from lacuna.results.record import Record
+
+
+def one(found, method, task):
+    rows = found[(found["method_label"] == method) & (found["task"] == task)]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+def test_estimates_are_the_records_own(demo):
+    """Broken: a table's number is not the metric that the run wrote."""
+    found = points(demo)
+    for task, metric in (("perplexity", "perplexity"), ("decode_time", "decode_ms_median")):
+        for label in found["method_label"].unique():
+            said = demo.loc[(demo["method_label"] == label) & (demo["task"] == task), metric].item()
+            assert one(found, label, task)["value"] == pytest.approx(said)
+
+
+def test_lengths_of_a_needle_are_pooled_and_contexts_of_a_time_are_not(make):
+    """Broken: a median over different contexts is shown as one time, or one accuracy falls apart in many columns."""
+    found = points(to_frame(make.sweep(prompts=(256, 512))))
+    assert one(found, "full", "needle")["n"] == 60
+    times = found[(found["method"] == "full") & found["is_time"]]
+    assert set(times["task_label"]) == {"decode_time prompt=256", "decode_time prompt=512"}
+
+
+def test_differences_use_the_same_samples(make):
+    """Broken: a method is compared with dense on needles that only one of them was asked."""
+    records = make.sweep()
+    dense = next(r for r in records if r.cell.method.name == "full" and r.cell.task.name == "needle")
+    records[records.index(dense)] = make.failed(dense.cell)
+    found = points(to_frame(records))
+    whole, part = one(points(to_frame(make.sweep())), "topk k=0.5", "needle"), one(found, "topk k=0.5", "needle")
+    assert part["n"] == whole["n"]
+    truth = [r for r in records if r.status == "ok" and r.cell.task.name == "needle" and r.cell.method.name != "loki"]
+    shared = {r.cell.task for r in truth if r.cell.method.name == "full"}
+    mean = {
+        m: [s["score"] for r in truth if r.cell.method == m and r.cell.task in shared for s in r.samples]
+        for m in (Spec("full"), Spec("topk", args={"k": 0.5}))
+    }
+    ours, theirs = mean[Spec("topk", args={"k": 0.5})], mean[Spec("full")]
+    assert part["change"] == pytest.approx(sum(ours) / 40 - sum(theirs) / 40)
+
+
+def test_samples_of_other_windows_are_no_pairs(make):
+    """Broken: window 3 of one run is paired with window 4 of another, and the difference is noise."""
+    base, other = make.perplexity("full", {}, 1.0), make.perplexity("topk", {"k": 0.5}, 0.5)
+    moved = [{**s, "window": s["window"] + 1} for s in other.samples]
+    found = points(to_frame([base, Record(**{**vars(other), "samples": moved})]))
+    assert math.isnan(one(found, "topk k=0.5", "perplexity")["change"])
+
+
+def test_speed_up_is_dense_over_method(demo):
+    """Broken: a slower method is shown as faster."""
+    found = points(demo)
+    dense, slow = one(found, "full", "decode_time")["value"], one(found, "topk k=0.5", "decode_time")
+    assert slow["value"] > dense
+    assert slow["change"] == pytest.approx(dense / slow["value"])
+
+
+def test_density_is_the_ledgers_mean_over_tokens(make):
+    """Broken: a short cell weighs as much as a long one in the density that a figure shows."""
+    cells = [make.needle("topk", {"k": 0.5}, 0.5, n) for n in (256, 512)]
+    heavy = [
+        Record(**{**vars(c), "ledger": make.ledger(d, t)})
+        for c, d, t in zip(cells, (0.5, 0.2), (100, 300), strict=True)
+    ]
+    assert points(to_frame(heavy))["density"].item() == pytest.approx((0.5 * 100 + 0.2 * 300) / 400)
+
+
+def test_dense_of_another_protocol_serves_but_of_another_dtype_does_not(make):
+    """Broken: bfloat16 is compared with float32, or sparse prefill has no baseline at all."""
+    dense = make.perplexity("full", {}, 1.0)
+    ours = [
+        make.perplexity("topk", {"k": 0.5}, 0.5, prefill="sparse"),
+        make.perplexity("topk", {"k": 0.5}, 0.5, dtype="bfloat16"),
+    ]
+    found = points(to_frame([dense, *ours]))
+    change = {row["setting"]: row["change"] for _, row in found[~found["is_dense"]].iterrows()}
+    assert not math.isnan(change["dtype=float32 prefill=sparse"])
+    assert math.isnan(change["dtype=bfloat16 prefill=dense"])
+
+
+def test_cells_that_differ_have_names_that_differ(make):
+    """Broken: two calibrations, seeds or models share a row, and their samples are thrown together."""
+    records = [make.perplexity("loki", {"k": 0.5, "basis": {"text": t}}, 0.5) for t in ("prose", "code")]
+    records += [make.perplexity("full", {}, 1.0, seed=s) for s in (0, 1)]
+    cells = label_cells(to_frame(records))
+    labels = cells.groupby(["method_label", "task_label"]).size()
+    assert labels.max() == 1
+    assert {"loki k=0.5 basis.text=prose", "loki k=0.5 basis.text=code"} <= set(cells["method_label"])
+
+
+def test_only_what_differs_is_named():
+    """Broken: names repeat what holds for the whole table."""
+    facts = [{"a": 1, "args": {"k": 1}}, {"a": 1, "args": {"k": 2, "w": 3}}, {"a": 5}]
+    assert tell_apart(["x", "x", "y"], facts) == ["x k=1", "x k=2 w=3", "y"]
+
+
+def test_a_key_counts_once(make):
+    """Broken: a record that is in an archive twice doubles its samples and narrows its interval."""
+    twice = make.perplexity("full", {}, 1.0)
+    assert points(to_frame([twice, twice]))["n"].item() == 24
+
+
+def test_no_records_are_one_sentence():
+    """Broken: a report of an empty store ends in a traceback."""
+    with pytest.raises(ValueError, match=r"no records.*lacuna run"):
+        points(to_frame([]))

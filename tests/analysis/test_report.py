@@ -1,0 +1,125 @@
+"""The page: whole, self-contained, and the same each time."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from lacuna.analysis import report
+from lacuna.results import plugins
+from lacuna.results.frame import to_frame
+
+COMMAND = "lacuna report <demo> & more"
+
+
+class Page(HTMLParser):
+    """Collects what a browser would fetch, the open tags, and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.text, self.open = [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        """Note it and what it refers to."""
+        self.links += [v for k, v in attrs if k in ("src", "href", "srcset", "action")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        """It must be the last one opened."""
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        """Keep the text."""
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def page(broken, tmp_path_factory):
+    paths = report.write_report(broken, tmp_path_factory.mktemp("out"), "A <title>", COMMAND)
+    return Page(paths[0].read_text(encoding="utf-8"))
+
+
+def test_all_files_are_there(demo, tmp_path):
+    """Broken: the command prints a path of a file that it has not written, or leaves one out."""
+    paths = report.write_report(demo, tmp_path / "out", "t", "c")
+    assert paths[0].name == "index.html"
+    assert sorted(p for p in (tmp_path / "out").rglob("*") if p.is_file()) == sorted(paths)
+    figures = {p.name for p in paths if p.parent.name == "figures"}
+    assert figures == {f"{n}.{kind}" for n in plugins.names("figures") for kind in ("pdf", "png", "svg")}
+
+
+def test_the_page_fetches_nothing_and_is_well_formed(page):
+    """Broken: the page is empty on a machine without network, or a tag is not closed."""
+    assert all(link.startswith(("#", "figures/", "data:image/svg+xml;base64,")) for link in page.links)
+    assert page.open == []
+
+
+def test_text_is_escaped(page):
+    """Broken: a reason with angle brackets becomes markup."""
+    assert "A <title>" in page.text
+    assert COMMAND in page.text
+    assert "gaps <but> attended 100% & more" in page.text
+
+
+def test_failures_and_mixtures_are_named(page):
+    """Broken: two hosts, a changed tree or failed cells are in the numbers and not on the page."""
+    assert "49 ended well, 2 did not" in page.text
+    assert "2 hosts" in page.text
+    assert "no revision holds" in page.text
+    assert "out of memory: 3.1 GiB asked" in page.text
+
+
+def test_sections_are_linked(page):
+    """Broken: the links at the top lead nowhere."""
+    anchors = [link for link in page.links if link.startswith("#")]
+    assert len(anchors) == 6
+
+
+def test_equal_records_give_equal_files(broken, tmp_path):
+    """Broken: a figure in the archive cannot be checked by making it again."""
+    twice = [report.write_report(broken, tmp_path / name, "t", "c") for name in "ab"]
+    for one, other in zip(*twice, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+
+
+def test_a_sweep_in_which_all_failed_has_a_page(make, tmp_path):
+    """Broken: the report is not there when it is needed most."""
+    frame = to_frame([make.failed(r.cell) for r in make.sweep()])
+    text = report.write_report(frame, tmp_path, "t", "c")[0].read_text(encoding="utf-8")
+    assert text.count("Not drawn: needs a cell") == len(plugins.names("figures"))
+
+
+def test_a_new_figure_is_one_file(demo, tmp_path, monkeypatch):
+    """Broken: adding a figure takes an edit elsewhere."""
+    monkeypatch.setattr(report, "names", lambda kind: [*plugins.names(kind), "mine"])
+    monkeypatch.setattr(
+        report, "load", lambda kind, name: plugins.load(kind, "decode_time" if name == "mine" else name)
+    )
+    monkeypatch.setattr(
+        report, "describe", lambda kind, name: plugins.describe(kind, "decode_time" if name == "mine" else name)
+    )
+    assert tmp_path / "figures" / "mine.pdf" in report.write_report(demo, tmp_path, "t", "c")
+
+
+def test_tasks_without_a_file_are_named(make, tmp_path):
+    """Broken: cells of a task that this version does not know vanish."""
+    cell = make.cell("full", {}, "perplexity")
+    gone = make.record(make.cell("full", {}, "gone"), {"x": 1.0}, [])
+    frame = to_frame([make.record(cell, {"perplexity": 2.0}, []), gone])
+    text = report.write_report(frame, tmp_path, "t", "c")[0].read_text(encoding="utf-8")
+    assert "no file for the tasks gone" in text
+
+
+def test_summary_is_made_of_the_numbers(page):
+    """Broken: the sentences on top say other than the table below."""
+    assert re.search(r"perplexity: full has 10\.42 \[.*every method loses; .* topk k=0\.5: \+0\.014", page.text)
+    assert "decode ms: full has 4.011" in page.text
+
+
+def test_analysis_needs_no_torch():
+    """Broken: `report` and `collect` take seconds to start, and cannot run on a login node without torch."""
+    code = "import sys, lacuna.analysis.report, lacuna.analysis.diff; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
