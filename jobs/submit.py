@@ -6,6 +6,7 @@ import importlib
 import os
 import shlex
 import shutil
+import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 # submitit counts each preemption of a job of ten minutes or less as a time-out, so its count cannot tell a busy
 # partition from a cell that never ends; the cell's own time-out ends the latter
 MAX_REQUEUES = 1000
+# who stops a job kills its ranks within this time of each other: rank 0 must not take that for a failure of the cell
+KILL_SPREAD_S = 3.0
 RUNNER = f"{__name__}:run_on_ranks"
 
 
@@ -60,6 +63,9 @@ class GroupJob:
             statuses: dict[str, str] = run(self._left(store, print), store, self.cell_timeout_s)
         except Exception as error:
             # a cell's own failure is the runner's to record; this is a lost rank, or a node that lacks something
+            if _rank() != 0:
+                raise  # it sees rank 0 go when the job is preempted, which is not the cell's fault
+            time.sleep(KILL_SPREAD_S)
             self._note(
                 store, "error", f"its job broke off: {str(error) or type(error).__name__}", traceback.format_exc()
             )
@@ -101,6 +107,10 @@ class GroupJob:
             return head is not None and head.status == "ok"
         started = store.get(head.key).started
         return bool(started) and datetime.fromisoformat(started) >= datetime.fromisoformat(self.asked)
+
+
+def _rank() -> int:
+    return JobEnvironment().global_rank if "SUBMITIT_EXECUTOR" in os.environ else 0
 
 
 def _silent(_: str) -> None:

@@ -3,11 +3,13 @@
 eval "$(tests/slurm/up.sh /tmp/onebox)" && pytest -m slurm; tests/slurm/down.sh /tmp/onebox
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 from lacuna.jobs.submit import submit
@@ -148,16 +150,33 @@ def test_a_refusal_of_slurms_is_one_sentence(make_plan, make_cells, store, make_
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(3600)
 def test_the_demo_sweep_on_slurm(tmp_path, monkeypatch):
-    """The suite's main job, one sweep file on a cluster, would not end in a complete store."""
-    sweep, command = str(ROOT / "jobs/sweeps/demo.yaml"), [sys.executable, "-m", "lacuna", "submit"]
+    """The suite's main job, one sweep file on a cluster, would not end in a complete store when jobs are lost on the way."""
     monkeypatch.setenv("LACUNA_STORE", str(tmp_path / "store"))
-    subprocess.run([*command, sweep, "--site", "onebox"], check=True, timeout=300)
-    until_queue_is_empty(2000)
-    records = list(Store(tmp_path / "store").records())
-    assert {r.status for r in records} == {"ok"}, [(str(r.cell), r.status, r.reason) for r in records]
-    again = subprocess.run(
-        [*command, sweep, "--site", "onebox"], check=True, timeout=300, capture_output=True, text=True
-    )
-    assert "nothing is missing" in again.stdout
+    sweep, store = str(ROOT / "jobs/sweeps/demo.yaml"), Store(tmp_path / "store")
+
+    def lacuna(*arguments):
+        command = [sys.executable, "-m", "lacuna", *arguments]
+        return subprocess.run(command, check=True, timeout=300, capture_output=True, text=True).stdout
+
+    def found():
+        return Counter(r.status for r in store.records())
+
+    def running():
+        return call("squeue", "-h", "-r", "-t", "R", "-n", "lacuna-demo", "-o", "%i %N").splitlines()
+
+    lacuna("submit", sweep, "--site", "onebox")
+    until(lambda: found()["ok"] > 1 and len(running()) > 1, "two jobs of the second wave", 600)
+    (cancelled, _), (_, node) = (line.split() for line in running())
+    call("scancel", cancelled)
+    call("sbatch", "-p", "main", "-w", node, "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+    until(lambda: found()["preempted"], "a preempted cell")
+    until_queue_is_empty(1500)
+    assert set(found()) == {"ok"}
+
+    assert "wave 1" in lacuna("submit", sweep, "--site", "onebox")  # what was cancelled
+    until_queue_is_empty(1500)
+    counts = json.loads(lacuna("plan", sweep, "--json"))["counts"]
+    assert counts == {"ok": found()["ok"]}
+    assert "nothing is missing" in lacuna("submit", sweep, "--site", "onebox")

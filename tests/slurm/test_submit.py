@@ -99,8 +99,19 @@ def test_checkpoint_after_the_last_cell_leaves_the_store_alone(make_cells, store
     assert store.head(cell.key).status == "ok"
 
 
-def test_a_job_that_breaks_off_says_why_in_the_store(make_cells, store, runner):
+def test_rank_1_does_not_blame_the_cell_when_rank_0_is_preempted(make_cells, store, runner, monkeypatch):
+    """A preempted cell would be recorded as failed by the rank that is left behind, and never be run again."""
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    (cell,) = make_cells(1)
+    with pytest.raises(ZeroDivisionError):
+        job_of((cell,), store, "fake_runner:break_off")()
+    assert store.head(cell.key) is None
+
+
+def test_a_job_that_breaks_off_says_why_in_the_store(make_cells, store, runner, monkeypatch):
     """A lost rank, or a node without a package, would leave a cell that is missing for no visible reason."""
+    monkeypatch.setattr("lacuna.jobs.submit.KILL_SPREAD_S", 0)
     first, second = make_cells(2)
     with pytest.raises(ModuleNotFoundError):
         job_of((first, second), store, "no_such_module:run")()
