@@ -207,7 +207,11 @@ def bench_pipeline(
 
     Returns:
         A `Row` as a dictionary.
+
+    Raises:
+        ValueError: If the device is a CPU.
     """
+    _check_cuda(device)
     pipeline = make_pipeline(case, device, 0)
     verdicts = list(pipeline.verdicts())
     reason = "; ".join(f"{verdict.op}: {verdict.reason}" for verdict in verdicts if not verdict.passed)
@@ -215,13 +219,20 @@ def bench_pipeline(
     row = replace(row, twin="fused", bytes=pipeline_bytes(case), flops=pipeline_flops(case), reason=reason)
     row = replace(row, status="failed" if reason else "ok", error=verdicts[-1].fused_error)
     row = _timed(replace(row, eager_error=verdicts[-1].eager_error), pipeline.run, device)
+    return asdict(_held_against(row, dense))
+
+
+def _held_against(row: Row, dense: Iterable[dict[str, Any]]) -> Row:
     timed = [other for other in dense if other["status"] == "ok"]
     if row.median_ms is None or not timed:
-        return asdict(row)
+        return row
     fastest = min(timed, key=lambda other: float(other["median_ms"]))
-    return asdict(
-        replace(row, against=fastest["baseline"] or fastest["twin"], speed_up=fastest["median_ms"] / row.median_ms)
-    )
+    return replace(row, against=fastest["baseline"] or fastest["twin"], speed_up=fastest["median_ms"] / row.median_ms)
+
+
+def _check_cuda(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise ValueError(f"expected a CUDA device to time {PIPELINE!r} on, got {device}")
 
 
 def rows(op_names: Iterable[str], device: torch.device) -> Iterator[dict[str, Any]]:
@@ -239,8 +250,8 @@ def rows(op_names: Iterable[str], device: torch.device) -> Iterator[dict[str, An
     """
     names = list(op_names)
     ops = {name: load_op(name) for name in names if name != PIPELINE}
-    if PIPELINE in names and device.type != "cuda":
-        raise ValueError(f"expected a CUDA device to time {PIPELINE!r} on, got {device}")
+    if PIPELINE in names:
+        _check_cuda(device)
     ceiling_gb_s = copy_gb_s(device)
     purpose = "time" if device.type == "cuda" else "test"
     for name, op in ops.items():
