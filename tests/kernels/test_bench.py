@@ -14,7 +14,8 @@ from lacuna.kernels.bench import Row, bench, bench_baselines, bench_pipeline, ro
 from lacuna.kernels.clock import percentiles
 from lacuna.kernels.op import Case, load_op
 from lacuna.kernels.pipeline import make_pipeline
-from lacuna.kernels.tiling import attention_plan, choose_splits, gather_plan, score_plan
+from lacuna.kernels.tiling import Plan, attention_plan, choose_splits, gather_plan, score_plan
+from lacuna.kernels.verify import judge
 
 CPU = torch.device("cpu")
 KERNELS = Path(lacuna.kernels.op.__file__).parent
@@ -26,6 +27,8 @@ def test_an_interpreter_is_never_timed():
     op = load_op("dense_decode")
     with pytest.raises(ValueError, match="no speed"):
         bench(op, SMALL, CPU, "fused")
+    with pytest.raises(ValueError, match="no plan"):
+        bench(op, SMALL, CPU, "eager", plan=Plan(16, 2, 4, 2))
     with pytest.raises(ValueError, match="loki_pipeline"):
         list(rows(["loki_pipeline"], CPU))
 
@@ -38,6 +41,17 @@ def test_what_fails_verification_is_not_timed():
     assert row["status"] == "failed"
     assert row["median_ms"] is None
     assert "float64" in row["reason"]
+
+
+def test_the_plan_that_is_timed_is_the_plan_that_is_verified(device, monkeypatch):
+    """Broken: a plan that gives wrong results is timed because another plan was verified."""
+    import lacuna.kernels.dense_decode.fused as fused
+
+    plans, run = [], fused.dense_decode
+    monkeypatch.setattr(fused, "dense_decode", lambda *_, plan=None, **inputs: plans.append(plan) or run(**inputs))
+    op = load_op("dense_decode")
+    assert judge(op, SMALL, op.make(SMALL, device, 0), Plan(16, 2, 4, 2)).passed
+    assert plans == [Plan(16, 2, 4, 2)]
 
 
 def test_a_row_says_where_from_and_how_near_the_ceiling():
