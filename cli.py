@@ -76,10 +76,10 @@ def _planned(args: argparse.Namespace) -> tuple[Sweep, Store, Plan]:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from .jobs.show import pretty
+    from .jobs.show import compact
 
     _, _, plan = _planned(args)
-    print(pretty(plan.to_json()) if args.json else plan.explain())
+    print(compact(plan.to_json()) if args.json else plan.explain())
     return 0
 
 

@@ -129,6 +129,11 @@ def pretty(value: Any) -> str:
     return json.dumps(value, indent=1, default=str)
 
 
+def compact(value: Any) -> str:
+    """JSON for programs: a plan has tens of thousands of lines otherwise, and takes seconds to lay out."""
+    return json.dumps(value, separators=(",", ":"))
+
+
 def say(line: str) -> None:
     """Print progress at once, also into a pipe."""
     print(line, flush=True)
@@ -139,7 +144,7 @@ def hush(line: str) -> None:
     del line
 
 
-def say_row(values: Mapping[str, Any]) -> Mapping[str, Any]:
+def say_row(values: dict[str, Any]) -> dict[str, Any]:
     """Print a verification or a timing as one line, and hand it on."""
     brief = {
         k: f"{v:.4g}" if isinstance(v, float) else v for k, v in values.items() if isinstance(v, (str, int, float))

@@ -217,6 +217,46 @@ def test_status_and_why(here, capsys):
     assert outcome(capsys, "why", "tiny.yaml", full.key[:8])[1] == f"{full.key}  {full}\n  todo: no record yet\n"
 
 
+def test_submit_gets_the_plan(here, monkeypatch, capsys):
+    """A dry run would submit, or a submission would not hold what the plan shows."""
+    got = []
+    stand_in(
+        monkeypatch,
+        "jobs.submit",
+        submit=lambda plan, name, store, site: got.append((len(plan.todo), name, site)) or ["1_0"],
+        dry_run=lambda plan, name, store, site: f"#SBATCH {len(plan.todo)} {name} {site}",
+    )
+    assert outcome(capsys, "submit", "tiny.yaml", "--site", "s", "--dry-run") == (0, "#SBATCH 3 tiny s\n", "")
+    assert got == []
+    assert outcome(capsys, "submit", "tiny.yaml", "--site", "s") == (0, "1_0\n", "")
+    assert got == [(3, "tiny", "s")]
+
+
+@pytest.mark.parametrize("worse", [True, False])
+def test_diff_fails_when_it_got_worse(runner, monkeypatch, capsys, worse):
+    """A regression would pass a nightly check."""
+    stand_in(monkeypatch, "results.frame", to_frame=list, read=lambda path: [path.name])
+    found = types.SimpleNamespace(text="told", worse=worse)
+    stand_in(monkeypatch, "analysis.diff", compare=lambda a, b: found if (a, b) == (["a.csv"], ["b.parquet"]) else None)
+    assert outcome(capsys, "diff", "a.csv", "b.parquet") == (int(worse), "told\n", "")
+
+
+def test_report_of_nothing(runner, monkeypatch, capsys):
+    """An empty report would look like a result."""
+    stand_in(monkeypatch, "analysis.report", write_report=None)
+    stand_in(monkeypatch, "results.frame", to_frame=list, read=None)
+    code, _, err = outcome(capsys, "report", "tiny.yaml")
+    assert (code, err) == (2, "no cell of tiny.yaml has a record in store; `lacuna run` it, or see --store\n")
+
+
+@pytest.mark.parametrize(("passed", "code"), [([True, True], 0), ([True, False], 1)])
+def test_verify_fails_when_a_kernel_does(monkeypatch, capsys, passed, code):
+    """A wrong kernel would pass."""
+    rows = [{"op": "x", "passed": one, "reason": ""} for one in passed]
+    stand_in(monkeypatch, "kernels.verify", verify_all=lambda names, device: iter(rows))
+    assert outcome(capsys, "verify", "--device", "cpu")[:2] == (code, "".join(f"op=x  passed={p}\n" for p in passed))
+
+
 def test_doctor(here, capsys):
     """Nobody would be told what a machine lacks."""
     code, out, _ = outcome(capsys, "doctor", "--store", "fresh")
