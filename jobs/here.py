@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..harness.ranks import Ranks
 from ..harness.run import run_cells
 from ..results.store import Store
-from .plan import Plan, blocked
+from .plan import Plan, blocked, cells_in
 
 
 def run_here(
@@ -27,6 +27,6 @@ def run_here(
             tell(f"{key} {why}")
         ready = [cell for cell in cells if cell.key not in stuck]
         if ready:
-            tell(f"wave {number} of {len(plan.waves)}: {len(ready)} cells")
+            tell(f"wave {number} of {len(plan.waves)}: {cells_in(len(ready))}")
             statuses |= run_cells(ready, store, ranks, tell, cell_timeout_s)
     return statuses
