@@ -11,6 +11,7 @@ import pandas as pd
 
 from .headlines import UNITS, headline
 
+UNUSED = ("trace", "provenance_json", "artifact_json", "host", "gpu", "started", "seconds")
 SETTING = ("dtype", "device", "ranks", "prefill", "query_aware")
 
 
@@ -27,7 +28,9 @@ def label_cells(frame: pd.DataFrame) -> pd.DataFrame:
     if frame.empty:
         raise ValueError("there are no records to show; run the sweep first (lacuna run SWEEP)")
     known = frame["task"].map({t: headline(t) is not None for t in frame["task"].unique()})
-    cells = frame[known.astype(bool)].drop_duplicates("key", keep="last").sort_values("key").copy()
+    needed = [c for c in frame.columns if c not in UNUSED]
+    # plain Python texts: a group is a few rows, and picking them out of Arrow's columns takes most of the time
+    cells = frame.loc[known.astype(bool), needed].drop_duplicates("key", keep="last").sort_values("key").astype(object)
     cells["samples"] = [json.loads(text) for text in cells["samples_json"]]
     cells["ledger"] = [json.loads(text) for text in cells["ledger_json"]]
     specs = [json.loads(text) for text in cells["cell_json"]]

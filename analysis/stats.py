@@ -47,8 +47,8 @@ def mean(samples_RnC: Array) -> Array:
 
 def perplexity(samples_RnC: Array) -> Array:
     """Exp of summed nll (column 0) over summed tokens (column 1); windows are the units that are drawn."""
-    with np.errstate(over="ignore"):
-        return np.asarray(np.exp(samples_RnC[..., 0].sum(-1) / samples_RnC[..., 1].sum(-1)))
+    nll = samples_RnC[..., 0].sum(-1) / samples_RnC[..., 1].sum(-1)
+    return np.asarray(np.exp(np.minimum(nll, 600)))  # a model that broke has a number too, and inf - inf is none
 
 
 def median(samples_RnC: Array) -> Array:

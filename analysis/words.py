@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from .label import condition
-from .numbers import number, signed, times
+from .numbers import number, plural, signed, times
 
 
 def sentences(frame: pd.DataFrame, found: pd.DataFrame) -> list[str]:
@@ -16,7 +16,7 @@ def sentences(frame: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     good = int((frame["status"] == "ok").sum())
     bad = len(frame) - good
     count = (
-        f"{len(frame)} cells: {good} ended well, {bad} did not (listed below)."
+        f"{plural(len(frame), 'cell')}: {good} ended well, {bad} did not (listed below)."
         if bad
         else f"All {good} cells ended well."
     )
