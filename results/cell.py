@@ -56,9 +56,9 @@ class Cell:
     @functools.cached_property
     def key(self) -> str:
         """20 hexadecimal digits; equal for equal questions, whatever the path, partition or host."""
-        identity = {"format": FORMAT, **asdict(self)}
+        identity = {"format": FORMAT, **vars(self)}  # not asdict, which copies: plans hold tens of thousands of cells
         for part in ("model", "method", "task"):
-            del identity[part]["source"]
+            identity[part] = {k: v for k, v in vars(identity[part]).items() if k != "source"}
         return hashlib.sha256(canonical(identity).encode()).hexdigest()[:20]
 
     @property

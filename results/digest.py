@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ def tree_digest(files: Iterable[Path], memory: Path) -> str:
     Contents are hashed once: `memory` is a JSON file that remembers a digest for (path, size, time of change), since
     hashing the weights of a 70B model at each `plan` would take minutes.
     """
-    known = json.loads(memory.read_text(encoding="utf-8")) if memory.exists() else {}
+    known = _remembered(memory)
     before, total = dict(known), hashlib.sha256()
     for path in sorted(files):
         stat = path.stat()
@@ -30,5 +31,14 @@ def tree_digest(files: Iterable[Path], memory: Path) -> str:
         known[mark] = known.get(mark) or file_digest(path)
         total.update(f"{path.name}:{known[mark]}\n".encode())
     if known != before:
-        write_atomically(memory, json.dumps(known, indent=0).encode())
+        with contextlib.suppress(OSError):  # what cannot be remembered is hashed again
+            write_atomically(memory, json.dumps(known, indent=0).encode())
     return total.hexdigest()[:16]
+
+
+def _remembered(memory: Path) -> dict[str, str]:
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

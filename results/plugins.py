@@ -55,8 +55,7 @@ def names(kind: str) -> list[str]:
     folder = ROOT / FOLDERS[kind]
     if kind == "ops":
         return sorted(p.parent.name for p in folder.glob("*/__init__.py"))
-    suffix = "yaml" if kind in ("models", "sites") else "py"
-    return sorted(p.stem for p in folder.glob(f"*.{suffix}") if not p.stem.startswith("_"))
+    return sorted(p.stem for p in folder.glob(f"*.{_suffix(kind)}") if not p.stem.startswith("_"))
 
 
 def source(kind: str, name: str) -> Path:
@@ -68,7 +67,7 @@ def source(kind: str, name: str) -> Path:
     if name not in names(kind):
         raise ValueError(f"unknown {kind[:-1]} {name!r}: {near(name, names(kind))}")
     folder = ROOT / FOLDERS[kind]
-    return folder / name / "__init__.py" if kind == "ops" else folder / f"{name}.py"
+    return folder / name / "__init__.py" if kind == "ops" else folder / f"{name}.{_suffix(kind)}"
 
 
 @functools.cache
@@ -104,13 +103,17 @@ def load(kind: str, name: str) -> Any:
     return next(v for v in own if v.__module__ == module.__name__)
 
 
+def _suffix(kind: str) -> str:
+    return "yaml" if kind in ("models", "sites") else "py"
+
+
 def _version(body: list[ast.stmt]) -> int:
     for node in body:
-        target = node.target if isinstance(node, ast.AnnAssign) else None
-        if isinstance(node, ast.Assign):
-            target = node.targets[0]
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
+            continue
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
         if isinstance(target, ast.Name) and target.id in ("version", "VERSION"):
-            return int(ast.literal_eval(node.value))  # type: ignore[union-attr, arg-type]
+            return int(ast.literal_eval(node.value))
     return 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -58,7 +59,8 @@ class Store:
     def _path(self, folder: str, key: str, suffix: str) -> Path:
         return self.root / folder / key[:2] / f"{key}{suffix}"
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Mark the folder as ours, before anything is written into it."""
         if not (self.root / MARK).exists():
             write_atomically(self.root / MARK, json.dumps({"format": FORMAT}).encode())
 
@@ -66,13 +68,19 @@ class Store:
         """Where the artifact of a cell lies, or will."""
         return self._path("artifacts", key, ".safetensors")
 
+    def memory(self) -> Path:
+        """The file that remembers digests of models and data (a store that cannot be written remembers none)."""
+        with contextlib.suppress(OSError):
+            self.begin()
+        return self.root / "digests.json"
+
     def logs(self) -> Path:
         """The folder of the jobs' logs."""
         return self.root / "logs"
 
     def put(self, record: Record) -> Path:
         """Write a record. One that is not ok never replaces one that is."""
-        self._begin()
+        self.begin()
         path = self._path("records", record.key, ".json")
         head = self.head(record.key)
         if record.status == "ok" or head is None or head.status != "ok":
@@ -114,7 +122,7 @@ class Store:
 
     def put_artifact(self, key: str, data: bytes) -> dict[str, Any]:
         """Write an artifact; returns what the record says of it."""
-        self._begin()
+        self.begin()
         write_atomically(self.artifact(key), data)
         return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 

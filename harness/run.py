@@ -1,0 +1,244 @@
+"""run(cell) -> Record: the one verb. Groups share a model load, rank 0 writes, and a cell that fails is a Record too."""
+
+from __future__ import annotations
+
+import functools
+import math
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from ..models import ledger, shard
+from ..models.load import load_model
+from ..models.method import Method
+from ..results import plugins
+from ..results.cell import Cell, Spec
+from ..results.record import Record, Status
+from ..results.store import Store
+from .lm import LM
+from .provenance import provenance
+from .ranks import Ranks
+from .task import Outcome
+from .world import World
+
+WORST: tuple[Status, ...] = ("oom", "timeout", "error", "invalid", "ok")
+
+
+class CellTimeoutError(Exception):
+    """The cell took longer than it may."""
+
+
+@dataclass(frozen=True)
+class Try:
+    """How one rank ended a cell."""
+
+    status: Status
+    reason: str = ""
+    trace: str = ""
+    outcome: Outcome = field(default_factory=lambda: Outcome({}))
+    sums: torch.Tensor | None = None
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    store: Store,
+    ranks: Ranks,
+    tell: Callable[[str], None],
+    cell_timeout_s: float | None = None,
+) -> dict[str, str]:
+    """Run cells in the given order, one model load for each run of cells of one group; returns key -> status.
+
+    Every rank calls this with the same store; what rank 0 was given counts.
+
+    Raises:
+        ValueError: cells for another number of ranks, or for several kinds of device at once on several ranks.
+    """
+    cells = ranks.agree(list(cells))
+    if not cells:
+        return {}
+    _check(cells, ranks)
+    world = World(ranks, cells[0].device)
+    world.join()
+    try:
+        cells = world.gather(cells)[0]
+        return _Run(world, store, tell, cell_timeout_s, len(cells)).all(cells)
+    finally:
+        world.leave()
+
+
+def _check(cells: Sequence[Cell], ranks: Ranks) -> None:
+    wrong = {c.ranks for c in cells} - {ranks.size}
+    if wrong:
+        raise ValueError(f"cells for {sorted(wrong)} ranks were given to {ranks.size}")
+    if ranks.size > 1 and len({c.device for c in cells}) > 1:
+        raise ValueError("cells for cpu and cuda cannot share ranks: run them apart (--set device=cpu, --set device=cuda)")
+
+
+@dataclass
+class _Run:
+    world: World
+    store: Store
+    tell: Callable[[str], None]
+    timeout_s: float | None
+    total: int
+    done: int = 0
+
+    def all(self, cells: Sequence[Cell]) -> dict[str, str]:
+        statuses: dict[str, str] = {}
+        for _, group in groupby(cells, key=lambda c: c.group):
+            statuses |= self._group(list(group))
+        return statuses
+
+    def _group(self, cells: list[Cell]) -> dict[str, str]:
+        lm: LM | None = None
+        statuses = {}
+        for cell in cells:
+            start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+            attempt, lm, loaded_s = self._try(cell, lm)
+            record, agreed = self._join(cell, attempt)
+            seconds = time.perf_counter() - start - loaded_s
+            statuses[cell.key] = self._write(replace(record, started=started, seconds=round(seconds, 3)), attempt)
+            if not agreed:
+                lm = self._recover()
+        return statuses
+
+    def _try(self, cell: Cell, lm: LM | None) -> tuple[Try, LM | None, float]:
+        loaded_s = 0.0
+        try:
+            if lm is None:
+                start = time.perf_counter()
+                lm = _load(cell, self.world)
+                loaded_s = time.perf_counter() - start
+            with _deadline(self.timeout_s):
+                return _measure(cell, lm, self.store), lm, loaded_s
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            return _failed("oom", error), lm, loaded_s
+        except CellTimeoutError as error:
+            return _failed("timeout", error), lm, loaded_s
+        except Exception as error:  # noqa: BLE001 - whatever a plug-in does, its group goes on
+            return _failed("error", error), lm, loaded_s
+
+    def _join(self, cell: Cell, attempt: Try) -> tuple[Record, bool]:
+        """Rank 0's record of what all ranks say, and whether they ended alike."""
+        ends = self.world.gather(replace(attempt, outcome=Outcome({}), trace=attempt.trace[-4000:]))
+        worst = min(ends, key=lambda end: WORST.index(end.status))
+        agreed = len({end.status for end in ends}) == 1
+        counted = ledger.summary([e.sums for e in ends if e.sums is not None]) if agreed and worst.status == "ok" else {}
+        status, reason = _verdict(cell, worst, attempt.outcome, counted)
+        metrics = {k: float(v) for k, v in attempt.outcome.metrics.items() if math.isfinite(v)}
+        return Record(
+            cell=cell,
+            status=status,
+            reason=reason if agreed else f"rank {ends.index(worst)} alone: {reason}",
+            trace=worst.trace,
+            metrics=metrics if agreed else {},
+            samples=attempt.outcome.samples if agreed else (),
+            ledger=counted,
+            provenance=provenance(self.world.ranks, cell.device),
+        ), agreed
+
+    def _write(self, record: Record, attempt: Try) -> Status:
+        self.done += 1
+        if self.world.ranks.rank == 0:
+            if attempt.outcome.artifact is not None and record.status == "ok":
+                made = self.store.put_artifact(record.key, attempt.outcome.artifact)
+                record = replace(record, artifact=made)
+            self.store.put(record)
+            self.tell(_line(record, self.done, self.total))
+        self.world.gather(None)  # an artifact is there before the next cell asks for it
+        return record.status
+
+    def _recover(self) -> None:
+        """After a failure on some ranks only, collectives no longer match: join anew and load the model again."""
+        if self.world.ranks.size > 1:
+            self.world.rejoin()
+
+
+def _load(cell: Cell, world: World) -> LM:
+    model, tokenizer = load_model(cell.model, cell.dtype, cell.device)
+    held = shard.split(model, world.ranks.rank, world.ranks.size)
+    return LM(model, tokenizer, held, world)
+
+
+def _measure(cell: Cell, lm: LM, store: Store) -> Try:
+    """One cell on this rank, on a model that the method leaves as it was."""
+    torch.manual_seed(cell.seed)
+    method: Method = make("methods", cell.method)
+    task = make("tasks", cell.task)
+    artifacts = {argument: store.get_artifact(key) for argument, key in cell.needs}
+    with lm.under(method, cell, artifacts) as session:
+        outcome = task.run(session)
+        return Try("ok", outcome=outcome, sums=session.binding.ledger.sums())
+
+
+def make(kind: str, spec: Spec) -> Any:
+    """The plug-in object that a Spec names.
+
+    Raises:
+        ValueError: unknown name, or arguments that do not go together.
+    """
+    made = plugins.load(kind, spec.name)
+    if made.version != spec.version:
+        raise ValueError(f"{spec.name} has version {made.version} here, the cell asks for {spec.version}: plan again")
+    return made(**{k: tuple(v) if isinstance(v, list) else v for k, v in spec.args.items()})
+
+
+def _verdict(cell: Cell, worst: Try, outcome: Outcome, counted: dict[str, Any]) -> tuple[Status, str]:
+    """Invalid: numbers that are no numbers, or a method that should leave gaps and left none."""
+    if worst.status != "ok":
+        return worst.status, worst.reason
+    wrong = sorted(k for k, v in outcome.metrics.items() if not math.isfinite(v))
+    if wrong:
+        return "invalid", f"{', '.join(wrong)} came out as no finite number"
+    decode = counted.get("decode", {})
+    if make("methods", cell.method).expects_gaps() and decode.get("density", 1.0) >= 1:
+        ran = f"attended every row of {decode['tokens']} tokens" if decode.get("tokens") else "never acted on a row"
+        return "invalid", f"{cell.method} {ran}: nothing here is sparse (a budget beyond the text's length?)"
+    return "ok", ""
+
+
+def _failed(status: Status, error: BaseException) -> Try:
+    text = str(error).strip().splitlines() or [""]
+    reason = text[0] if isinstance(error, (ValueError, CellTimeoutError)) else f"{type(error).__name__}: {text[0]}"
+    return Try(status, reason, "".join(traceback.format_exception(error)))
+
+
+def _line(record: Record, done: int, total: int) -> str:
+    head = describe_headline(record.cell.task.name)
+    value = f"{head} {record.metrics[head]:.4g}" if head in record.metrics else record.reason
+    density = record.ledger.get("decode", {}).get("density")
+    shown = "" if density is None else f"  density {density:.3f}"
+    return f"[{done}/{total}] {record.status:<7} {record.cell.method} x {record.cell.task}  {value}{shown}  {record.seconds:.1f} s"
+
+
+@functools.cache
+def describe_headline(task: str) -> str:
+    """The metric that stands for a task."""
+    return str(plugins.describe("tasks", task).constants.get("headline", ""))
+
+
+@contextmanager
+def _deadline(seconds: float | None) -> Iterator[None]:
+    """Raise CellTimeoutError in this thread when time is up."""
+    if seconds is None:
+        yield
+        return
+
+    def ring(*_: Any) -> None:
+        raise CellTimeoutError(f"took longer than {seconds:g} s (--cell-timeout)")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,107 @@
+"""Clocks, memory and energy: device events on a GPU, a monotonic clock on a CPU, always after a synchronisation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+
+def times_ms(work: Callable[[], object], repeats: int, warmup: int, device: torch.device) -> list[float]:
+    """Milliseconds of each repeat, raw.
+
+    Args:
+        work: what to time; its results are dropped.
+        repeats: how often it counts.
+        warmup: how often it runs before.
+        device: where it runs.
+    """
+    for _ in range(warmup):
+        work()
+    clock = _gpu_times if device.type == "cuda" else _cpu_times
+    return clock(work, repeats)
+
+
+def _cpu_times(work: Callable[[], object], repeats: int) -> list[float]:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def _gpu_times(work: Callable[[], object], repeats: int) -> list[float]:
+    torch.cuda.synchronize()
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        work()
+        mark.record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)]
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """Linear interpolation between order statistics."""
+    return float(torch.tensor(values, dtype=torch.float64).quantile(q))
+
+
+class MemoryMeter:
+    """Peak and resident memory of this process: of the GPU there, of the process (VmHWM, VmRSS) on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        elif (reset := Path("/proc/self/clear_refs")).exists():
+            reset.write_text("5", encoding="ascii")
+
+    def read(self) -> dict[str, float]:
+        """{"peak_gib", "resident_gib"}; empty where the system does not say."""
+        if self.device.type == "cuda":
+            peak, now = torch.cuda.max_memory_allocated(self.device), torch.cuda.memory_allocated(self.device)
+            return {"peak_gib": peak / 2**30, "resident_gib": now / 2**30}
+        status = Path("/proc/self/status")
+        if not status.exists():
+            return {}
+        lines = dict(line.split(":", 1) for line in status.read_text(encoding="ascii").splitlines() if ":" in line)
+        kib = {name: float(lines[name].split()[0]) for name in ("VmHWM", "VmRSS")}
+        return {"peak_gib": kib["VmHWM"] / 2**20, "resident_gib": kib["VmRSS"] / 2**20}
+
+
+class EnergyMeter:
+    """Joules that this rank's GPU took, from NVML's counter; says nothing where there is no counter."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._handle = None
+        if device.type == "cuda":
+            self._handle, self._nvml = _nvml_handle()
+        self._start = self._read()
+
+    def _read(self) -> float | None:
+        if self._handle is None:
+            return None
+        torch.cuda.synchronize()
+        try:
+            return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
+        except self._nvml.NVMLError:
+            return None
+
+    def joules(self) -> float | None:
+        """Since the meter was made."""
+        now = self._read()
+        return None if now is None or self._start is None else now - self._start
+
+
+def _nvml_handle():  # noqa: ANN202 - types of an optional library
+    """NVML's handle of the current GPU, found by its UUID since CUDA_VISIBLE_DEVICES renumbers; None without NVML."""
+    try:
+        import pynvml  # noqa: PLC0415 - optional: only GPU machines have it
+    except ImportError:
+        return None, None
+    pynvml.nvmlInit()
+    uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+    return pynvml.nvmlDeviceGetHandleByUUID(uuid.encode()), pynvml

@@ -1,0 +1,79 @@
+"""Ranks that are joined: one place for what they must tell each other beside the model's own collectives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..models import shard
+from .ranks import Ranks
+
+PATIENCE_S = 300.0  # a collective that waits longer has lost a peer
+
+
+@dataclass
+class World:
+    """Joined ranks on one kind of device.
+
+    Raises:
+        ValueError: more ranks than GPUs on this host.
+    """
+
+    ranks: Ranks
+    device: str
+    patience_s: float = PATIENCE_S
+    control: Any = None
+
+    def join(self) -> None:
+        """Start the groups of torch.distributed and AxoNN, where there is more than one rank."""
+        if self.device == "cuda":
+            self._take_gpu()
+        if self.ranks.size > 1:
+            backend = "nccl" if self.device == "cuda" else "gloo"
+            shard.start(self.ranks.rank, self.ranks.size, self.ranks.address, backend, self.patience_s)
+            # a group of its own: a rank that failed tells the others here while they still wait in the model's
+            self.control = dist.new_group(backend="gloo", timeout=timedelta(seconds=3 * self.patience_s))
+
+    def rejoin(self) -> None:
+        """Leave everything and join anew: after a failure on some ranks only, their collectives no longer match."""
+        shard.stop()
+        address = self.ranks.new_address()
+        self.ranks = Ranks(self.ranks.rank, self.ranks.size, self.ranks.local_rank, self.ranks.launcher, address)
+        self.join()
+
+    def leave(self) -> None:
+        """Close the groups."""
+        shard.stop()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank."""
+        if self.ranks.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.ranks.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum of a CPU tensor over the ranks, on every rank."""
+        if self.ranks.size > 1:
+            dist.all_reduce(value, group=self.control)
+        return value
+
+    def _take_gpu(self) -> None:
+        found = torch.cuda.device_count()
+        if not found:
+            raise ValueError("no CUDA GPU is visible: set `device: cpu` in the sweep, or --set device=cpu")
+        torch.cuda.set_device(self.ranks.local_rank % found)
+        if self.ranks.size > 1 and found == 1 and self.ranks.local_rank > 0 and _shares_gpu():
+            raise ValueError(f"{self.ranks.size} ranks need as many GPUs, this host shows 1: use --set ranks=1")
+
+
+def _shares_gpu() -> bool:
+    """One visible GPU is right where the launcher gave each rank its own, wrong where all see the same."""
+    import os  # noqa: PLC0415
+
+    return "SLURM_STEP_GPUS" not in os.environ and "CUDA_VISIBLE_DEVICES" not in os.environ

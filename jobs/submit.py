@@ -1,0 +1,312 @@
+"""The one door to submitit: a plan becomes job arrays, wave after wave; `dry_run` shows their text."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from submitit import JobEnvironment, LocalExecutor, SlurmExecutor
+from submitit.core.utils import DelayedSubmission, FailedJobError, environment_variables
+
+from ..results.cell import Cell
+from ..results.record import Record
+from ..results.store import Head, Store
+from .site import Site, max_array, read_site
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+# submitit counts each preemption of a job of ten minutes or less as a time-out, so its count cannot tell a busy
+# partition from a cell that never ends; the cell's own time-out ends the latter
+MAX_REQUEUES = 1000
+RUNNER = f"{__name__}:run_on_ranks"
+
+
+@dataclass(frozen=True)
+class GroupJob:
+    """What one job does: cells that share a load of the model. submitit pickles it by reference.
+
+    Attributes:
+        cells: cells as plain JSON.
+        store: absolute path of the store.
+        cell_timeout_s: when a cell is a time-out; None never.
+        asked: when it was submitted (UTC, ISO 8601); a failure recorded earlier is tried again, a later one is not.
+        runner: `module:function` that takes (cells, store, cell_timeout_s) and gives {key: status}.
+    """
+
+    cells: tuple[Mapping[str, Any], ...]
+    store: str
+    cell_timeout_s: float | None
+    asked: str
+    runner: str = RUNNER
+
+    def __call__(self) -> dict[str, str]:
+        """Run what is left of the cells; each rank of the job calls this, and rank 0's list counts."""
+        module, _, function = self.runner.partition(":")
+        run = getattr(importlib.import_module(module), function)
+        if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+            os.environ.update(local_rendezvous(JobEnvironment()))
+        store = Store(self.store)
+        statuses: dict[str, str] = run(self._left(store, print), store, self.cell_timeout_s)
+        return statuses
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Say in the store which cell was cut short, and ask for the same job again.
+
+        submitit calls this on rank 0 when the job is about to be preempted or its time is nearly over.
+        """
+        store = Store(self.store)
+        if left := self._left(store, _silent):
+            reason = "its job lost the node, or the job's time was over; the job is queued again"
+            store.put(Record(left[0], "preempted", reason, started=_now()))
+        return DelayedSubmission(self)
+
+    def _left(self, store: Store, tell: Callable[[str], None]) -> list[Cell]:
+        """The cells that have not ended, in their order, without those that wait for a cell that failed.
+
+        A job that comes back asks again, whether it was warned (`checkpoint`) or killed.
+        """
+        cells = [Cell.from_json(c) for c in self.cells]
+        heads = store.heads({k for c in cells for k in (c.key, *(need for _, need in c.needs))})
+        left = []
+        for cell in (c for c in cells if not self._ended(store, heads.get(c.key))):
+            failed = [k for _, k in cell.needs if k not in heads or heads[k].status != "ok"]
+            if failed:
+                tell(f"{cell.key} waits for {', '.join(failed)}: not there, or failed")
+            else:
+                left.append(cell)
+        return left
+
+    def _ended(self, store: Store, head: Head | None) -> bool:
+        if head is None or head.status in ("ok", "preempted"):
+            return head is not None and head.status == "ok"
+        started = store.get(head.key).started
+        return bool(started) and datetime.fromisoformat(started) >= datetime.fromisoformat(self.asked)
+
+
+def _silent(_: str) -> None:
+    """A checkpoint has seconds, and nobody who reads."""
+
+
+def run_on_ranks(cells: Sequence[Cell], store: Store, cell_timeout_s: float | None) -> dict[str, str]:
+    """Run cells with the ranks that this process finds itself among."""
+    # imported on the compute node only: whoever submits needs no torch
+    from ..harness.ranks import find_ranks  # noqa: PLC0415
+    from ..harness.run import run_cells  # noqa: PLC0415
+
+    statuses: dict[str, str] = run_cells(cells, store, find_ranks(), print, cell_timeout_s)
+    return statuses
+
+
+def local_rendezvous(job: JobEnvironment) -> dict[str, str]:
+    """Variables of torchrun, from submitit's own: neither MPI nor Slurm starts the ranks of a local job."""
+    rank, world, port = str(job.global_rank), str(job.num_tasks), 20000 + int(job.job_id) % 10000
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    return {**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Jobs of one wave and of equal shape: one job array."""
+
+    wave: int
+    ranks: int
+    device: str
+    jobs: tuple[GroupJob, ...]
+
+    def __str__(self) -> str:
+        cells = sum(len(j.cells) for j in self.jobs)
+        return f"wave {self.wave} ({self.device}): cells {cells}, jobs {len(self.jobs)}, ranks of each {self.ranks}"
+
+
+def submit(plan: Plan, sweep_name: str, store: Store, site: str, runner: str = RUNNER) -> list[str]:
+    """Hand a plan's missing cells to a site; returns the ids of the jobs.
+
+    Slurm queues them and this returns; with executors local and debug it returns when all have run.
+
+    Raises:
+        ValueError: the site has a mistake or does not fit the sweep, or Slurm is not there or refuses.
+    """
+    where = read_site(site)
+    todo = _batches(plan, store, where, runner)
+    verb = {"slurm": _submit_slurm, "local": _run_local, "debug": _run_debug}[where.executor]
+    store.begin()
+    ids = verb(todo, sweep_name, store, where)
+    print(_next_steps(ids, sweep_name, store, where) if ids else f"nothing is missing in {store.root}")
+    return ids
+
+
+def dry_run(plan: Plan, sweep_name: str, store: Store, site: str) -> str:
+    """The text that `submit` would give to sbatch, array by array; needs no Slurm.
+
+    Raises:
+        ValueError: the site has a mistake or does not fit the sweep.
+    """
+    where = read_site(site)
+    todo = _batches(plan, store, where, RUNNER)
+    if where.executor != "slurm":
+        return "\n".join([*(f"# {b}" for b in todo), f"# executor {where.executor}: they run here, without sbatch"])
+    sent = [(b.wave, f"WAVE{b.wave}") for b in todo]
+    sheets = (_sheet(b, sweep_name, store, where, _before(b.wave, sent)) for b in todo)
+    return "\n".join(sheets) or "# nothing is missing"
+
+
+def _sheet(batch: Batch, sweep_name: str, store: Store, site: Site, after: Sequence[str]) -> str:
+    executor = _Paper(store.logs().resolve() / "%j", max_num_timeout=MAX_REQUEUES)
+    executor.update_parameters(**slurm_parameters(batch, sweep_name, site, after))
+    return f"# {batch}\n{executor.text(len(batch.jobs))}"
+
+
+class _Paper(SlurmExecutor):
+    """Writes what SlurmExecutor would submit, where there is no Slurm too."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 1
+
+    def text(self, jobs: int) -> str:
+        # submitit makes an array of two jobs or more, and a plain job of one
+        self.parameters.update({"map_count": jobs} if jobs > 1 else {})
+        return self._make_submission_file_text(self._submitit_command_str, "")
+
+
+def slurm_parameters(batch: Batch, sweep_name: str, site: Site, after: Sequence[str]) -> dict[str, Any]:
+    """The parameters, in submitit's words, of an array that waits for the jobs `after`, however they end.
+
+    Raises:
+        ValueError: the ranks do not fill the site's nodes, or it has no GPU for them.
+    """
+    nodes, on_node = site.shape(batch.ranks)
+    asked = {
+        "job_name": f"lacuna-{sweep_name}",
+        "time": site.time_min,
+        "nodes": nodes,
+        "ntasks_per_node": on_node,
+        "cpus_per_task": site.cpus_per_rank,
+        # per node and not per task: a rank that sees only its own GPU cannot reach its neighbour's memory
+        "gpus_per_node": site.gpus(batch.device) * on_node or None,
+        "mem": f"{int(1024 * site.mem_gb)}MB" if site.mem_gb else None,
+        "array_parallelism": site.array_parallelism,
+        "signal_delay_s": site.signal_s,
+        "dependency": f"afterany:{':'.join(after)}" if after else None,
+        "setup": _setup(site),
+        # since Slurm 22.05 srun no longer takes the number of cores from sbatch
+        "srun_args": [f"--mpi={site.mpi}", f"--cpus-per-task={site.cpus_per_rank}"],
+        "additional_parameters": {"requeue": True},
+    }
+    named = {k: getattr(site, k) for k in ("partition", "account", "qos", "constraint")}
+    return {k: v for k, v in {**asked, **named}.items() if v is not None}
+
+
+def _setup(site: Site) -> list[str]:
+    exports = [f"export {k}={shlex.quote(v)}" for k, v in site.environment.items()]
+    return [*site.setup, *exports]
+
+
+def _batches(plan: Plan, store: Store, site: Site, runner: str) -> list[Batch]:
+    """Cut waves into arrays of jobs of at most `cells_per_job` cells; what is ok in the store is left out."""
+    longest = max_array(site)
+    found = []
+    for number, wave in enumerate(plan.waves, 1):
+        jobs: dict[tuple[int, str], list[GroupJob]] = {}
+        for group in wave:
+            shape = (group.cells[0].ranks, group.cells[0].device)
+            jobs.setdefault(shape, []).extend(_jobs(group.cells, store, site, runner))
+        for (ranks, device), of_shape in jobs.items():
+            site.shape(ranks), site.gpus(device)  # refuse all before anything is submitted
+            found += [Batch(number, ranks, device, tuple(j)) for j in _parts(of_shape, longest)]
+    return found
+
+
+def _jobs(cells: Iterable[Cell], store: Store, site: Site, runner: str) -> Iterator[GroupJob]:
+    cells = tuple(cells)
+    heads = store.heads(c.key for c in cells)
+    missing = [c for c in cells if c.key not in heads or heads[c.key].status != "ok"]
+    for part in _parts(missing, site.cells_per_job):
+        plain = tuple(c.to_json() for c in part)
+        yield GroupJob(plain, str(store.root.resolve()), site.cell_timeout_s, _now(), runner)
+
+
+def _parts(items: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:
+    yield from (items[i : i + most] for i in range(0, len(items), most))
+
+
+def _submit_slurm(todo: Sequence[Batch], sweep_name: str, store: Store, site: Site) -> list[str]:
+    if shutil.which("sbatch") is None:
+        raise ValueError(
+            f"site {site.name} needs Slurm, but here is no sbatch; go to a login node, or take --site local"
+        )
+    sent: list[tuple[int, str]] = []
+    for batch in todo:
+        executor = SlurmExecutor(store.logs().resolve() / "%j", max_num_timeout=MAX_REQUEUES)
+        executor.update_parameters(**slurm_parameters(batch, sweep_name, site, _before(batch.wave, sent)))
+        try:
+            jobs = executor.submit_array(batch.jobs)
+        except FailedJobError as error:
+            queued = f"; already queued: {' '.join(_arrays(i for _, i in sent))}" if sent else ""
+            raise ValueError(f"Slurm refuses {batch}: {error}; change site {site.name}{queued}") from error
+        sent += [(batch.wave, j.job_id) for j in jobs]
+        print(f"{batch}: {' '.join(_arrays(j.job_id for j in jobs))}", flush=True)
+    return [i for _, i in sent]
+
+
+def _before(wave: int, sent: Sequence[tuple[int, str]]) -> list[str]:
+    """The arrays of the last wave before this one that had anything to do."""
+    last = max((w for w, _ in sent if w < wave), default=None)
+    return _arrays(i for w, i in sent if w == last)
+
+
+def _arrays(ids: Iterable[str]) -> list[str]:
+    """Slurm's number of the array is what stands before the element's: 72 of 72_0."""
+    return sorted({i.partition("_")[0] for i in ids})
+
+
+def _run_local(todo: Sequence[Batch], sweep_name: str, store: Store, site: Site) -> list[str]:
+    executor = LocalExecutor(store.logs().resolve() / "local", max_num_timeout=MAX_REQUEUES)
+    ids = []
+    for batch, job in ((b, j) for b in todo for j in b.jobs):
+        gpus = site.gpus(batch.device) * batch.ranks
+        executor.update_parameters(timeout_min=site.time_min, signal_delay_s=site.signal_s)
+        executor.update_parameters(tasks_per_node=batch.ranks, gpus_per_node=gpus)
+        with environment_variables(**site.environment):
+            started = executor.submit(job)
+        print(f"{sweep_name}, wave {batch.wave}: {len(job.cells)} cells, log {started.paths.stdout}", flush=True)
+        if started.exception() is not None:
+            print(f"job {started.job_id} broke off: {_last_line(started.paths.stderr)}; see {started.paths.stderr}")
+        ids.append(started.job_id)
+    return ids
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return lines[-1] if lines else "it was killed"
+
+
+def _run_debug(todo: Sequence[Batch], sweep_name: str, store: Store, site: Site) -> list[str]:  # noqa: ARG001
+    if any(b.ranks > 1 for b in todo):
+        raise ValueError(f"site {site.name} runs cells in this one process, but the sweep asks for several ranks")
+    with environment_variables(**site.environment):
+        for job in (j for b in todo for j in b.jobs):
+            job()
+    return ["here"] if todo else []
+
+
+def _next_steps(ids: Sequence[str], sweep_name: str, store: Store, site: Site) -> str:
+    if site.executor != "slurm":
+        return f"see:    lacuna status {sweep_name}"
+    arrays = " ".join(_arrays(ids))
+    return (
+        f"watch:  lacuna status {sweep_name}   or   squeue --me\n"
+        f"logs:   {store.logs()}/JOB/\ncancel: scancel {arrays}; submit again to run what is missing"
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,274 @@
+"""Times operations, and nothing that was not verified just before in the same process.
+
+On a GPU every call is captured into a CUDA graph and timed with events, with a cold L2 cache. Each row carries its
+raw samples and the copy bandwidth that was measured first.
+"""
+
+import csv
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .baselines import Baseline, dense_baselines, versions
+from .clock import captured, copy_gb_s, percentiles, sample_ms
+from .op import Case, Inputs, Op, load_op
+from .pipeline import make_pipeline, pipeline_bytes, pipeline_flops
+from .tiling import Plan
+from .verify import judge
+
+REPEATS = 100
+PIPELINE = "loki_pipeline"
+# A baseline is another's code: it is checked for gross mistakes, and its error is in the row.
+BASELINE_ERROR = 0.05
+# Against float64 the eager twin errs by the rounding of its output and of a float32 sum.
+EAGER_ERROR = 4.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of results; times are empty if the verification failed or the call raised.
+
+    Attributes:
+        op: Name of the operation or pipeline.
+        case: Name of the case.
+        twin: "fused" or "eager"; empty for a baseline.
+        baseline: Name of the baseline; empty for a twin.
+        status: "ok" or "failed".
+        reason: Why it failed.
+        device: Type and name of the device.
+        versions: Of the libraries.
+        dtype: Of the cache.
+        launch: "cuda graph" or "direct".
+        error: Largest error against float64.
+        eager_error: The same of the eager twin.
+        median_ms: Of the samples.
+        p10_ms: Of the samples.
+        p90_ms: Of the samples.
+        samples_ms: All of them, in order.
+        bytes: Fewest bytes that must move.
+        flops: Floating-point operations.
+        achieved_gb_s: Bytes over the median.
+        ceiling_gb_s: Copy bandwidth of the device, measured first.
+        percent_of_ceiling: Of the two.
+        against: What a pipeline is compared with: the fastest dense kernel of the same case.
+        speed_up: Time of that over the median.
+    """
+
+    op: str
+    case: str
+    twin: str = ""
+    baseline: str = ""
+    status: str = "ok"
+    reason: str = ""
+    device: str = ""
+    versions: str = ""
+    dtype: str = ""
+    launch: str = ""
+    error: float | None = None
+    eager_error: float | None = None
+    median_ms: float | None = None
+    p10_ms: float | None = None
+    p90_ms: float | None = None
+    samples_ms: tuple[float, ...] = ()
+    bytes: int = 0
+    flops: int = 0
+    achieved_gb_s: float | None = None
+    ceiling_gb_s: float | None = None
+    percent_of_ceiling: float | None = None
+    against: str = ""
+    speed_up: float | None = None
+
+
+def bench(
+    op: Op, case: Case, device: torch.device, twin: str = "", ceiling_gb_s: float = 0.0, plan: Plan | None = None
+) -> dict[str, Any]:
+    """Verify one case of an operation, then time it.
+
+    Args:
+        op: The operation.
+        case: The shape.
+        device: A CPU runs the eager twin only.
+        twin: "fused" or "eager"; by default the one that the device runs in production.
+        ceiling_gb_s: Copy bandwidth of the device; measured here if zero.
+        plan: Another way to cut the work of the fused twin than its own.
+
+    Returns:
+        A `Row` as a dictionary.
+
+    Raises:
+        ValueError: If the fused twin is asked for on a CPU: the interpreter's times mean nothing.
+    """
+    twin = twin or ("fused" if device.type == "cuda" else "eager")
+    if twin not in ("fused", "eager"):
+        raise ValueError(f"expected twin 'fused' or 'eager', got {twin!r}")
+    if twin == "fused" and device.type != "cuda":
+        raise ValueError(f"expected a CUDA device to time a fused twin on, got {device}: an interpreter has no speed")
+    row = _blank(op.name, case, device, ceiling_gb_s or copy_gb_s(device))
+    row = replace(row, twin=twin, bytes=op.bytes(case), flops=op.flops(case))
+    inputs = op.make(case, device, 0)
+    row = _checked_fused(row, op, case, inputs) if twin == "fused" else _checked_eager(row, op, case, inputs)
+    arguments = inputs if plan is None else inputs | {"plan": plan}
+    return asdict(_timed(row, lambda: getattr(op, twin)(**arguments), device))
+
+
+def _blank(name: str, case: Case, device: torch.device, ceiling_gb_s: float) -> Row:
+    named = f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
+    return Row(name, case.name, device=named, versions=versions(), dtype=case.dtype, ceiling_gb_s=ceiling_gb_s)
+
+
+def _checked_fused(row: Row, op: Op, case: Case, inputs: Inputs) -> Row:
+    verdict = judge(op, case, inputs)
+    status = "ok" if verdict.passed else "failed"
+    return replace(
+        row, status=status, reason=verdict.reason, error=verdict.fused_error, eager_error=verdict.eager_error
+    )
+
+
+def _checked_eager(row: Row, op: Op, case: Case, inputs: Inputs) -> Row:
+    comparison = op.compare(inputs, op.eager(**inputs), op.reference(inputs))
+    eps = max(torch.finfo(case.torch_dtype).eps, 8 * torch.finfo(torch.float32).eps)
+    good = comparison.error <= EAGER_ERROR * eps * comparison.scale
+    reason = comparison.reason or ("" if good else f"error {comparison.error:.3g} against float64")
+    return replace(row, status="failed" if reason else "ok", reason=reason, eager_error=comparison.error)
+
+
+def _timed(row: Row, call: Callable[[], object], device: torch.device) -> Row:
+    if row.status != "ok":
+        return row
+    on_gpu = device.type == "cuda"
+    samples = sample_ms(captured(call) if on_gpu else call, device, REPEATS if on_gpu else 10)
+    p10_ms, median_ms, p90_ms = percentiles(samples)
+    achieved = row.bytes / median_ms / 1e6
+    assert row.ceiling_gb_s, "the ceiling is measured before anything is timed"
+    return replace(
+        row,
+        launch="cuda graph" if on_gpu else "direct",
+        median_ms=median_ms,
+        p10_ms=p10_ms,
+        p90_ms=p90_ms,
+        samples_ms=samples,
+        achieved_gb_s=achieved,
+        percent_of_ceiling=100 * achieved / row.ceiling_gb_s,
+    )
+
+
+def bench_baselines(case: Case, device: torch.device, ceiling_gb_s: float) -> Iterator[dict[str, Any]]:
+    """Check and time every dense baseline on one case; one that cannot run here is a failed row.
+
+    Args:
+        case: Its rows must all be visible: the baselines know no interval.
+        device: Where.
+        ceiling_gb_s: Copy bandwidth of the device.
+
+    Yields:
+        `Row`s as dictionaries.
+
+    Raises:
+        ValueError: If the case has hidden rows.
+    """
+    if case.visible != "full":
+        raise ValueError(f"expected a case with all rows visible, got {case.name!r}")
+    op = load_op("dense_decode")
+    inputs = op.make(case, device, 0)
+    reference = op.reference(inputs)
+    row = _blank(op.name, case, device, ceiling_gb_s)
+    row = replace(row, bytes=op.bytes(case), flops=op.flops(case))
+    for name, baseline in dense_baselines().items():
+        yield asdict(_baseline_row(replace(row, baseline=name), baseline, inputs, reference, device))
+
+
+def _baseline_row(row: Row, baseline: Baseline, inputs: Inputs, reference: torch.Tensor, device: torch.device) -> Row:
+    def call() -> torch.Tensor:
+        return baseline(inputs["q_BHD"], inputs["k_BGSD"], inputs["v_BGSD"], inputs["scale"])
+
+    try:
+        error = float((call().to(reference.dtype) - reference).abs().max())
+        # NaN compares false, and so fails.
+        good = error <= BASELINE_ERROR * float(reference.abs().max())
+        status, reason = ("ok", "") if good else ("failed", f"error {error:.3g} against float64")
+        return _timed(replace(row, error=error, status=status, reason=reason), call, device)
+    except RuntimeError as failure:
+        return replace(row, status="failed", reason=str(failure).splitlines()[0])
+
+
+def bench_pipeline(
+    case: Case, device: torch.device, ceiling_gb_s: float, dense: Iterable[dict[str, Any]]
+) -> dict[str, Any]:
+    """Verify each stage of the Loki pipeline, then time the whole.
+
+    Args:
+        case: The shape.
+        device: A CUDA device.
+        ceiling_gb_s: Copy bandwidth of the device.
+        dense: Rows of dense kernels on the same case; the fastest is what the pipeline is held against.
+
+    Returns:
+        A `Row` as a dictionary.
+    """
+    pipeline = make_pipeline(case, device, 0)
+    verdicts = list(pipeline.verdicts())
+    reason = "; ".join(f"{verdict.op}: {verdict.reason}" for verdict in verdicts if not verdict.passed)
+    row = _blank(PIPELINE, case, device, ceiling_gb_s)
+    row = replace(row, twin="fused", bytes=pipeline_bytes(case), flops=pipeline_flops(case), reason=reason)
+    row = replace(row, status="failed" if reason else "ok", error=verdicts[-1].fused_error)
+    row = _timed(replace(row, eager_error=verdicts[-1].eager_error), pipeline.run, device)
+    timed = [other for other in dense if other["status"] == "ok"]
+    if row.median_ms is None or not timed:
+        return asdict(row)
+    fastest = min(timed, key=lambda other: float(other["median_ms"]))
+    return asdict(
+        replace(row, against=fastest["baseline"] or fastest["twin"], speed_up=fastest["median_ms"] / row.median_ms)
+    )
+
+
+def rows(op_names: Iterable[str], device: torch.device) -> Iterator[dict[str, Any]]:
+    """Bench operations on all their cases: those for timing on a GPU, those for tests on a CPU.
+
+    Args:
+        op_names: Names of operations, and "loki_pipeline" for the chain of three.
+        device: Where.
+
+    Yields:
+        `Row`s as dictionaries, as they are measured.
+
+    Raises:
+        ValueError: If a name is unknown, or the pipeline is asked for on a CPU.
+    """
+    names = list(op_names)
+    ops = {name: load_op(name) for name in names if name != PIPELINE}
+    if PIPELINE in names and device.type != "cuda":
+        raise ValueError(f"expected a CUDA device to time {PIPELINE!r} on, got {device}")
+    ceiling_gb_s = copy_gb_s(device)
+    purpose = "time" if device.type == "cuda" else "test"
+    for name, op in ops.items():
+        if (name, device.type) != ("dense_decode", "cuda"):
+            yield from (bench(op, case, device, "", ceiling_gb_s) for case in op.cases if case.purpose == purpose)
+    if device.type == "cuda" and {"dense_decode", PIPELINE} & set(names):
+        yield from _dense_and_pipeline(names, device, ceiling_gb_s)
+
+
+def _dense_and_pipeline(names: list[str], device: torch.device, ceiling_gb_s: float) -> Iterator[dict[str, Any]]:
+    op = load_op("dense_decode")
+    for case in (case for case in op.cases if case.purpose == "time"):
+        dense = [bench(op, case, device, "", ceiling_gb_s), *bench_baselines(case, device, ceiling_gb_s)]
+        yield from dense
+        if PIPELINE in names:
+            yield bench_pipeline(case, device, ceiling_gb_s, dense)
+
+
+def write_csv(lines: Iterable[dict[str, Any]], path: Path) -> None:
+    """Write rows to a file, each as soon as it is measured.
+
+    Args:
+        lines: What `rows` yields.
+        path: Of the file.
+    """
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(Row.__dataclass_fields__))
+        writer.writeheader()
+        for line in lines:
+            writer.writerow(line | {"samples_ms": " ".join(f"{ms:.6f}" for ms in line["samples_ms"])})
+            file.flush()

@@ -1,0 +1,105 @@
+"""Time on the device: events, a warm-up, a cold cache, and raw samples."""
+
+import time
+from collections.abc import Callable
+from statistics import median, quantiles
+
+import torch
+
+# More than any L2 cache: writing it between repeats leaves nothing of the inputs there.
+FLUSH_BYTES = 256 * 2**20
+COPY_BYTES = 2 * 2**30
+WARM_UP = 5
+
+
+def captured(call: Callable[[], object]) -> Callable[[], None]:
+    """Capture the launches of a call into one CUDA graph; a host sync or a dynamic shape inside would fail.
+
+    Args:
+        call: Launches device work, the same each time.
+
+    Returns:
+        A function that replays it.
+    """
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    replay: Callable[[], None] = graph.replay
+    return replay
+
+
+def sample_ms(call: Callable[[], object], device: torch.device, repeats: int) -> tuple[float, ...]:
+    """Time a call several times.
+
+    Args:
+        call: What is timed.
+        device: Where it runs: events and a cold L2 cache on CUDA, the host's clock on a CPU.
+        repeats: How many samples.
+
+    Returns:
+        Milliseconds of each repeat, in the order they were taken.
+    """
+    for _ in range(WARM_UP):
+        call()
+    return _on_cuda(call, device, repeats) if device.type == "cuda" else _on_cpu(call, repeats)
+
+
+def _on_cuda(call: Callable[[], object], device: torch.device, repeats: int) -> tuple[float, ...]:
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+    starts, ends = _events(repeats), _events(repeats)
+    for start, end in zip(starts, ends, strict=True):
+        flush.fill_(1)
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize(device)
+    return tuple(start.elapsed_time(end) for start, end in zip(starts, ends, strict=True))
+
+
+def _events(count: int) -> list[torch.cuda.Event]:
+    return [torch.cuda.Event(enable_timing=True) for _ in range(count)]  # type: ignore[no-untyped-call]
+
+
+def _on_cpu(call: Callable[[], object], repeats: int) -> tuple[float, ...]:
+    samples = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        samples.append(1e3 * (time.perf_counter() - start))
+    return tuple(samples)
+
+
+def percentiles(samples: tuple[float, ...]) -> tuple[float, float, float]:
+    """Summarise samples.
+
+    Args:
+        samples: At least two.
+
+    Returns:
+        The 10th percentile, the median and the 90th percentile.
+    """
+    tenths = quantiles(samples, n=10, method="inclusive")
+    return tenths[0], median(samples), tenths[-1]
+
+
+def copy_gb_s(device: torch.device, repeats: int = 20) -> float:
+    """Measure the ceiling of all memory-bound work: a copy from the device to itself.
+
+    Args:
+        device: Which device.
+        repeats: How many copies.
+
+    Returns:
+        Bytes read plus bytes written, in GB/s, from the median copy.
+    """
+    size = COPY_BYTES if device.type == "cuda" else COPY_BYTES // 32
+    # Zeros could be copied faster than data.
+    source = torch.randint(-128, 127, (size,), dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / median(sample_ms(lambda: target.copy_(source), device, repeats)) / 1e6

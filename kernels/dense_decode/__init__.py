@@ -1,0 +1,62 @@
+"""Dense decode attention: one query token of each sequence against all of its visible rows.
+
+Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim.
+"""
+
+import torch
+
+from ..op import Case, Inputs, Op
+from ..shapes import CASES
+from ..visible import draw, draw_intervals
+from .eager import dense_decode
+
+
+def make(case: Case, device: torch.device, seed: int) -> Inputs:
+    """Draw the inputs of a case.
+
+    Args:
+        case: Its shape.
+        device: Where the tensors live.
+        seed: Of the draw.
+
+    Returns:
+        The arguments of `dense_decode`.
+    """
+    cache = (case.batch, case.kv_heads, case.rows, case.head_dim)
+    lo_B, hi_B = draw_intervals(case, device, seed)
+    return {
+        "q_BHD": draw((case.batch, case.q_heads, case.head_dim), case, device, seed + 1),
+        "k_BGSD": draw(cache, case, device, seed + 2),
+        "v_BGSD": draw(cache, case, device, seed + 3),
+        "lo_B": lo_B,
+        "hi_B": hi_B,
+        "scale": case.head_dim**-0.5,
+    }
+
+
+def moved_bytes(case: Case) -> int:
+    """Count the fewest bytes: K and V read once, queries read, output written.
+
+    Args:
+        case: All of its rows count as visible.
+
+    Returns:
+        Bytes.
+    """
+    cache = 2 * case.batch * case.kv_heads * case.rows * case.head_dim
+    return (cache + 2 * case.batch * case.q_heads * case.head_dim) * case.item_bytes
+
+
+def flops(case: Case) -> int:
+    """Count the operations of the two matrix products.
+
+    Args:
+        case: All of its rows count as visible.
+
+    Returns:
+        Floating-point operations.
+    """
+    return 4 * case.batch * case.q_heads * case.rows * case.head_dim
+
+
+OP = Op("dense_decode", "1", __name__, dense_decode, make, moved_bytes, flops, CASES)

@@ -1,0 +1,120 @@
+"""Flash decoding over chosen rows: tiles of indices are loaded first, then the rows that they name.
+
+Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, N = G or H sets of rows,
+P = N / G sets that share a KV head, Q = H / N query heads that share a set, K width of the sets, X splits.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..dense_decode.fused import LOG2_E, check_contiguous_rows, combine, empty_shares, online_softmax, store_share
+from ..interpreter import upcasts
+from ..tiling import Plan, gather_plan, multiprocessors, power_of_2
+
+
+@triton.jit
+def attend_chosen_kernel(q_ptr, k_ptr, v_ptr, index_ptr, count_ptr, out_ptr, lse_ptr, scale_log2, width,
+                         k_batch, k_head, k_row, v_batch, v_head, v_row,
+                         SETS: tl.constexpr, SHARING: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
+                         SPLITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr,
+                         BLOCK_DIM: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """Attend to one split of the rows of one set; the grid is (B * N, X).
+
+    Args:
+        q_ptr: (B, H, D) queries, contiguous.
+        k_ptr: Keys.
+        v_ptr: Values.
+        index_ptr: (B, N, K) rows, contiguous.
+        count_ptr: (B, N) valid rows, contiguous.
+        out_ptr: (B * H, X, D) shares; the result itself if X is 1.
+        lse_ptr: (B * H, X) log2 of each share's sum of weights; not used if X is 1.
+        scale_log2: Factor of the scores, times log2(e).
+        width: K.
+        k_batch: Stride of the keys.
+        k_head: Stride of the keys.
+        k_row: Stride of the keys.
+        v_batch: Stride of the values.
+        v_head: Stride of the values.
+        v_row: Stride of the values.
+        SETS: N.
+        SHARING: P.
+        GROUP: Q.
+        DIM: D.
+        SPLITS: X.
+        BLOCK_ROWS: Rows of a tile.
+        BLOCK_GROUP: Power of two, at least 16 and Q.
+        BLOCK_DIM: Power of two, at least D.
+        UPCAST: Cast to float32 after each load.
+    """
+    pair, split = tl.program_id(0), tl.program_id(1)
+    batch, head = (pair // SETS).to(tl.int64), ((pair % SETS) // SHARING).to(tl.int64)
+    count = tl.minimum(tl.load(count_ptr + pair), width)
+    share = tl.cdiv(tl.cdiv(count, BLOCK_ROWS), SPLITS) * BLOCK_ROWS
+    start = split * share
+    end = tl.minimum(start + share, count)
+    member, column, row = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_ROWS)
+    in_dim = (column < DIM)[None, :]
+    q_mask = (member < GROUP)[:, None] & in_dim
+    q = tl.load(q_ptr + (pair * GROUP + member)[:, None] * DIM + column[None, :], mask=q_mask, other=0.0)
+    k_set = k_ptr + batch * k_batch + head * k_head + column[None, :]
+    v_set = v_ptr + batch * v_batch + head * v_head + column[None, :]
+    index_set = index_ptr + pair.to(tl.int64) * width
+    if UPCAST:
+        q = q.to(tl.float32)
+    top = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_GROUP], tl.float32)
+    acc = tl.zeros([BLOCK_GROUP, BLOCK_DIM], tl.float32)
+    for tile in range(start, end, BLOCK_ROWS):
+        seen = tile + row < end
+        mask = seen[:, None] & in_dim
+        at = tl.load(index_set + tile + row, mask=seen, other=0).to(tl.int64)
+        k = tl.load(k_set + at[:, None] * k_row, mask=mask, other=0.0)
+        v = tl.load(v_set + at[:, None] * v_row, mask=mask, other=0.0)
+        if UPCAST:
+            k, v = k.to(tl.float32), v.to(tl.float32)
+        top, total, acc = online_softmax(q, k, v, seen[None, :], top, total, acc, scale_log2)
+    store_share(out_ptr, lse_ptr, top, total, acc, pair * GROUP, split, SPLITS, GROUP, DIM, BLOCK_GROUP, BLOCK_DIM)
+
+
+def gather_decode(
+    q_BHD: torch.Tensor,
+    k_BGSD: torch.Tensor,
+    v_BGSD: torch.Tensor,
+    index_BNK: torch.Tensor,
+    count_BN: torch.Tensor,
+    scale: float,
+    plan: Plan | None = None,
+) -> torch.Tensor:
+    """Attend as the eager twin does, reading the chosen rows once for each set.
+
+    Args:
+        q_BHD: (B, H, D) queries.
+        k_BGSD: (B, G, S, D) keys; any strides, the last dim contiguous.
+        v_BGSD: (B, G, S, D) values; any strides, the last dim contiguous.
+        index_BNK: (B, N, K) int32 rows, ascending for speed; N = G or N = H.
+        count_BN: (B, N) int32, how many of the K are valid.
+        scale: Factor of the scores.
+        plan: How to cut the work; chosen from the shape if absent.
+
+    Returns:
+        (B, H, D) in the dtype of the queries; zeros where the count is 0.
+
+    Raises:
+        ValueError: If the last dim of K or V is not contiguous.
+    """
+    check_contiguous_rows(k_BGSD, v_BGSD)
+    q_BHD, index_BNK, count_BN = q_BHD.contiguous(), index_BNK.contiguous(), count_BN.contiguous()
+    heads, head_dim = q_BHD.shape[1:]
+    batch, sets, width = index_BNK.shape
+    plan = plan or gather_plan(batch * sets, width, head_dim, k_BGSD.element_size(), multiprocessors(q_BHD.device))
+    share_BHXD, lse_BHX = empty_shares(q_BHD, plan.splits)
+    attend_chosen_kernel[(batch * sets, plan.splits)](
+        q_BHD, k_BGSD, v_BGSD, index_BNK, count_BN, share_BHXD, lse_BHX, scale * LOG2_E, width,
+        *k_BGSD.stride()[:3], *v_BGSD.stride()[:3],
+        SETS=sets, SHARING=sets // k_BGSD.shape[1], GROUP=heads // sets, DIM=head_dim,
+        SPLITS=plan.splits, BLOCK_ROWS=plan.block_rows, BLOCK_GROUP=max(16, power_of_2(heads // sets)),
+        BLOCK_DIM=power_of_2(head_dim), UPCAST=upcasts(q_BHD.dtype),
+        num_warps=plan.num_warps, num_stages=plan.num_stages,
+    )  # fmt: skip
+    return combine(share_BHXD, lse_BHX, q_BHD.dtype)

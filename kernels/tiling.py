@@ -1,0 +1,141 @@
+"""How the work of a kernel is cut for one GPU: pure functions of the shape, so that nothing is tuned at run time.
+
+Shape legend: S rows, D dims of a row.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+# Row tiles of this size, a few deep for K and V, leave two or three blocks on a Hopper SM with over 100 KiB in flight.
+TILE_BYTES = 16384
+# Filling the pipeline and writing the partial result cost about as much as this many tiles.
+START_TILES = 1
+
+
+class Plan(NamedTuple):
+    """How one kernel is cut.
+
+    Attributes:
+        block_rows: Rows of a tile.
+        splits: Blocks that share the rows of one (sequence, head).
+        num_warps: Warps of a block.
+        num_stages: Tiles in flight.
+    """
+
+    block_rows: int
+    splits: int
+    num_warps: int
+    num_stages: int
+
+
+def power_of_2(number: int) -> int:
+    """Round up to a power of two, as tile shapes must be.
+
+    Args:
+        number: At least 1.
+
+    Returns:
+        The smallest power of two that is not less.
+    """
+    return 1 << (number - 1).bit_length()
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Count the SMs; a CPU, under the interpreter, stands for a very small GPU.
+
+    Args:
+        device: Where the kernel runs.
+
+    Returns:
+        The count.
+    """
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+def choose_splits(pairs: int, tiles: int, slots: int) -> int:
+    """Choose how many blocks share a row of tiles: the least time, counted in tiles, over whole waves.
+
+    Args:
+        pairs: Independent (sequence, head) pairs.
+        tiles: Tiles of one pair.
+        slots: Blocks that the GPU holds at once.
+
+    Returns:
+        Splits of one pair, at most 128 and at least two tiles each.
+    """
+
+    def time(splits: int) -> int:
+        waves = -(-pairs * splits // slots)
+        return waves * (-(-tiles // splits) + START_TILES)
+
+    return min(range(1, max(2, min(128, tiles // 2) + 1)), key=time)
+
+
+def attention_plan(pairs: int, rows: int, head_dim: int, item_bytes: int, multiprocessor_count: int) -> Plan:
+    """Cut an attention kernel, which holds a tile of K and one of V in each stage.
+
+    Args:
+        pairs: Independent (sequence, head) pairs.
+        rows: Rows of one pair.
+        head_dim: D.
+        item_bytes: Bytes of one element.
+        multiprocessor_count: SMs of the GPU.
+
+    Returns:
+        The plan.
+    """
+    # Four stages are three buffers of 32 KiB: two blocks share the 227 KiB of an SM.
+    block_rows = attention_rows(head_dim, item_bytes)
+    splits = choose_splits(pairs, -(-rows // block_rows), 2 * multiprocessor_count)
+    return Plan(block_rows, splits, num_warps=4, num_stages=4)
+
+
+def gather_plan(pairs: int, rows: int, head_dim: int, item_bytes: int, multiprocessor_count: int) -> Plan:
+    """Cut an attention kernel whose rows are named by an index.
+
+    Args:
+        pairs: Independent (sequence, set) pairs.
+        rows: K.
+        head_dim: D.
+        item_bytes: Bytes of one element.
+        multiprocessor_count: SMs of the GPU.
+
+    Returns:
+        The plan.
+    """
+    # The index is loaded two stages before its rows: five stages are two buffers of 32 KiB, three blocks to an SM.
+    block_rows = attention_rows(head_dim, item_bytes)
+    splits = choose_splits(pairs, -(-rows // block_rows), 3 * multiprocessor_count)
+    return Plan(block_rows, splits, num_warps=4, num_stages=5)
+
+
+def attention_rows(head_dim: int, item_bytes: int) -> int:
+    """Count the rows of a tile of K or V.
+
+    Args:
+        head_dim: D.
+        item_bytes: Bytes of one element.
+
+    Returns:
+        A power of two from 16, which matrix instructions need, to 128.
+    """
+    return min(128, max(16, TILE_BYTES // (power_of_2(head_dim) * item_bytes)))
+
+
+def score_plan(pairs: int, rows: int, dims: int, item_bytes: int, multiprocessor_count: int) -> Plan:
+    """Cut a scoring kernel, which holds one tile in each stage.
+
+    Args:
+        pairs: Independent (sequence, head) pairs.
+        rows: Rows of one pair.
+        dims: R.
+        item_bytes: Bytes of one element.
+        multiprocessor_count: SMs of the GPU.
+
+    Returns:
+        The plan.
+    """
+    block_rows = min(256, max(16, TILE_BYTES // (power_of_2(max(16, dims)) * item_bytes)))
+    splits = choose_splits(pairs, -(-rows // block_rows), 4 * multiprocessor_count)
+    return Plan(block_rows, splits, num_warps=4, num_stages=4)

@@ -1,0 +1,142 @@
+"""Verification: the fused twin may err at most twice as much as the eager twin of the same dtype.
+
+Both are held against float64. All memory that the fused twin allocates is poisoned first, so an element that is
+never written shows as NaN.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils import deterministic
+
+from .interpreter import interpreted
+from .op import Case, Comparison, Inputs, Op
+
+# Where both twins are nearly exact, the order of a float32 sum still differs, and tensor cores truncate.
+SUM_EPS = 32 * torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What verification found.
+
+    Attributes:
+        op: Name of the operation.
+        case: Name of the case.
+        device: Type of the device.
+        dtype: Name of the dtype.
+        fused_error: Largest error of the fused twin against float64.
+        eager_error: Largest error of the eager twin against float64.
+        passed: Whether the first is at most twice the second, plus the rounding of a float32 sum.
+        reason: Why not; empty if passed.
+    """
+
+    op: str
+    case: str
+    device: str
+    dtype: str
+    fused_error: float
+    eager_error: float
+    passed: bool
+    reason: str
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fill all newly allocated memory with NaN or the largest integer, scratch memory too.
+
+    Yields:
+        Nothing.
+    """
+    filled = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warns)
+        deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
+def verify(op: Op, case: Case, device: torch.device, dtype: str = "", seed: int = 0) -> Verdict:
+    """Run both twins of an operation on a case and hold them against float64.
+
+    Args:
+        op: The operation.
+        case: The shape.
+        device: A CUDA device, or a CPU under Triton's interpreter.
+        dtype: Name of a dtype; the case's own if empty.
+        seed: Of the inputs.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        ValueError: If the device cannot run the fused twin.
+    """
+    check_device(device)
+    case = replace(case, dtype=dtype or case.dtype)
+    return judge(op, case, op.make(case, device, seed))
+
+
+def judge(op: Op, case: Case, inputs: Inputs) -> Verdict:
+    """Verify on inputs that exist already.
+
+    Args:
+        op: The operation.
+        case: Where the inputs came from.
+        inputs: The arguments of the twins.
+
+    Returns:
+        The verdict.
+    """
+    reference = op.reference(inputs)
+    eager = op.compare(inputs, op.eager(**inputs), reference)
+    fused = op.compare(inputs, run_poisoned(op, inputs), reference)
+    reason = _complaint(fused, eager)
+    device = next(value.device.type for value in inputs.values() if torch.is_tensor(value))
+    return Verdict(op.name, case.name, device, case.dtype, fused.error, eager.error, not reason, reason)
+
+
+def run_poisoned(op: Op, inputs: Inputs) -> Any:
+    """Run the fused twin in poisoned memory.
+
+    Args:
+        op: The operation.
+        inputs: The arguments of the twins.
+
+    Returns:
+        What the fused twin returns.
+    """
+    with poisoned_memory():
+        return op.fused(**inputs)
+
+
+def check_device(device: torch.device) -> None:
+    """Refuse a device that cannot run a fused twin.
+
+    Args:
+        device: The device.
+
+    Raises:
+        ValueError: If it is a CPU and Triton's interpreter is off.
+    """
+    if device.type == "cpu" and not interpreted():
+        raise ValueError("expected a CUDA device, or TRITON_INTERPRET=1 in the environment, got device 'cpu'")
+
+
+def _complaint(fused: Comparison, eager: Comparison) -> str:
+    if fused.reason or eager.reason:
+        return "; ".join(
+            f"{twin}: {reason}" for twin, reason in (("fused", fused.reason), ("eager", eager.reason)) if reason
+        )
+    bound = 2 * eager.error + SUM_EPS * fused.scale
+    if math.isfinite(fused.error) and fused.error <= bound:
+        return ""
+    return f"fused: error {fused.error:.3g} above {bound:.3g}, eager has {eager.error:.3g}"

@@ -1,0 +1,117 @@
+"""Attention over a memory: one row at a time through the Ops, many rows at once through masks; tests prove them equal.
+
+Shapes: B batch, H query heads, G key/value heads, N sets of rows chosen (G or H), T query rows, S rows held, D head
+dimension, K rows chosen.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ..kernels.dense_decode import OP as DENSE_DECODE
+from ..kernels.gather_decode import OP as GATHER_DECODE
+from .memory import Call, Memory
+
+ROWS_AT_ONCE = 256  # bounds the [B, N, T, S] scores of a vectorised pass
+
+
+def visible_BTS(memory: Memory, call: Call) -> Tensor:
+    """Which rows held each query row may see, as booleans."""
+    if call.visible is not None:
+        return call.visible
+    return memory.numbers_BS(memory.keys.view.shape[0])[:, None, :] <= call.numbers_T[None, :, None]
+
+
+def span(memory: Memory, call: Call) -> tuple[Tensor, Tensor]:
+    """[lo, hi) of the rows held that the single query row sees, [B] each, without asking the device."""
+    batch, rows = memory.keys.view.shape[0], memory.keys.view.shape[2]
+    hi = torch.full((batch,), rows, dtype=torch.int32, device=call.first.device)
+    if call.visible is None:
+        return torch.zeros_like(hi), hi
+    return call.visible[:, 0].int().argmax(-1).int(), hi
+
+
+def dense(q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
+    """Attend every visible row held; returns [B, H, T, D]."""
+    k, v = memory.keys.view, memory.values.view
+    if call.new == 1:
+        lo, hi = span(memory, call)
+        return DENSE_DECODE(q_BHTD[:, :, 0], k, v, lo, hi, call.scale)[:, :, None]
+    if call.visible is None and memory.columns is None and call.new == call.seen:
+        return scaled_dot_product_attention(q_BHTD, k, v, is_causal=True, scale=call.scale, enable_gqa=True)
+    return masked(q_BHTD, memory, visible_BTS(memory, call)[:, None], call)
+
+
+def masked(q_BHTD: Tensor, memory: Memory, keep_BNTS: Tensor, call: Call) -> Tensor:
+    """Attend the rows that `keep` (N = 1, G or H) allows; rows with none get zeros."""
+    heads, sets = q_BHTD.shape[1], keep_BNTS.shape[1]
+    keep = keep_BNTS.repeat_interleave(heads // sets, 1) if sets not in (1, heads) else keep_BNTS
+    empty = ~keep.any(-1, keepdim=True)  # padding rows: a softmax over nothing would be NaN and spread
+    k, v = memory.keys.view, memory.values.view
+    out = scaled_dot_product_attention(q_BHTD, k, v, attn_mask=keep | empty, scale=call.scale, enable_gqa=True)
+    return out.masked_fill(empty, 0)
+
+
+def gathered(q_BHTD: Tensor, memory: Memory, index_BNK: Tensor, count_BN: Tensor, call: Call) -> Tensor:
+    """Attend the chosen rows of the single query row; returns [B, H, 1, D]."""
+    q, k, v = q_BHTD[:, :, 0], memory.keys.view, memory.values.view
+    return GATHER_DECODE(q, k, v, index_BNK, count_BN, call.scale)[:, :, None]
+
+
+def group_scores(q_BHTW: Tensor, k_BGSW: Tensor, reduce: str) -> Tensor:
+    """q.k in fp32, [B, N, T, S]: "max" or "sum" over the query heads of a group (N = G), or "none" (N = H)."""
+    batch, heads, rows, width = q_BHTW.shape
+    sets = k_BGSW.shape[1]
+    q = q_BHTW.reshape(batch, sets, heads // sets * rows, width).float()
+    scores = (q @ k_BGSW.float().transpose(2, 3)).view(batch, sets, heads // sets, rows, -1)
+    if reduce == "none":
+        return scores.flatten(1, 2)
+    return scores.amax(2) if reduce == "max" else scores.sum(2)
+
+
+def largest(scores_BNTS: Tensor, k_BT: Tensor) -> Tensor:
+    """Booleans: the k largest of each row, ties to the lowest index; -inf is never chosen."""
+    wide = int(k_BT.max())
+    k = k_BT[:, None, :, None].expand(*scores_BNTS.shape[:3], 1)
+    best = scores_BNTS.topk(min(max(wide, 1), scores_BNTS.shape[-1]), -1).values
+    floor = best.gather(-1, (k - 1).clamp(0, best.shape[-1] - 1))
+    above, level = scores_BNTS > floor, scores_BNTS == floor
+    room = k - above.sum(-1, keepdim=True)
+    return (above | (level & (level.cumsum(-1) <= room))) & (scores_BNTS > -torch.inf) & (k > 0)
+
+
+def union_BGT(keep_BNTS: Tensor, groups: int) -> Tensor:
+    """Rows read per key/value head: those that any query head of its group wants."""
+    batch, sets, rows, held = keep_BNTS.shape
+    if sets == 1:
+        return keep_BNTS.sum(-1).expand(batch, groups, rows)
+    return keep_BNTS.view(batch, groups, sets // groups, rows, held).any(2).sum(-1)
+
+
+def union_of_index(index_BNK: Tensor, count_BN: Tensor, groups: int, rows: int) -> Tensor:
+    """The same for chosen indices; [B, G, 1]."""
+    batch, sets, width = index_BNK.shape
+    if sets == groups:
+        return count_BN[..., None]
+    hit = torch.zeros(batch, groups, rows + 1, dtype=torch.bool, device=index_BNK.device)
+    inside = torch.arange(width, device=index_BNK.device) < count_BN[..., None]
+    where = torch.where(inside, index_BNK, rows).view(batch, groups, -1).long()
+    return hit.scatter_(2, where, True)[..., :rows].sum(-1, keepdim=True)
+
+
+def masked_two(q: Tensor, other: Tensor, is_other_BS: Tensor, memory: Memory, keep_BTS: Tensor, call: Call) -> Tensor:
+    """Like `masked`, but the rows `is_other` are scored with another query (both [B, H, T, D]); returns [B, H, T, D]."""
+    k, v = memory.keys.view, memory.values.view
+    empty = ~keep_BTS.any(-1)[:, None, :, None]
+    parts = []
+    for piece in torch.arange(call.new, device=k.device).split(ROWS_AT_ONCE):
+        rows = slice(int(piece[0]), int(piece[-1]) + 1)
+        plain, turned = group_scores(q[:, :, rows], k, "none"), group_scores(other[:, :, rows], k, "none")
+        scores = torch.where(is_other_BS[:, None, None], turned, plain) * call.scale
+        weights = scores.masked_fill(~(keep_BTS[:, None, rows] | empty[:, :, rows]), -torch.inf).softmax(-1)
+        groups = v.shape[1]
+        grouped = weights.view(weights.shape[0], groups, -1, weights.shape[-1])
+        parts.append((grouped @ v.float()).view(*weights.shape[:3], -1))
+    return torch.cat(parts, 2).to(q.dtype).masked_fill(empty, 0)

@@ -1,0 +1,265 @@
+"""The only file that knows how attention and caches of Hugging Face models work: it puts a method into one.
+
+Public hooks only: the attention and mask registries, cache layers, forward hooks. The cache layer hands itself to the
+attention function instead of tensors, so that a method owns its own layout.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.masking_utils import sdpa_mask
+
+from .ledger import Ledger
+from .memory import Call, Memory, Phase, Site
+from .method import Method
+from .shard import Shard
+
+NAME = "lacuna"
+RESCALED = ("dynamic", "longrope")  # their frequencies change with length: turning a key again is not a rotation
+
+
+@dataclass
+class Binding:
+    """A method inside a model, while the context manager lasts.
+
+    Attributes:
+        prefill: whether prompt rows are attended densely or by the method.
+        ledger: what was read and held since the binding began, or since `reset`.
+        first: [B] number of the first token of each text that is no padding.
+        feeding: the phase of the next calls where somebody says so; else the first call of a cache is the prompt.
+    """
+
+    model: PreTrainedModel
+    method: Method
+    shard: Shard
+    artifacts: Mapping[str, Path]
+    prefill: Literal["dense", "sparse"]
+    ledger: Ledger = field(default_factory=Ledger)
+    first: Tensor | None = None
+    feeding: Phase | None = None
+
+    def cache(self) -> Cache:
+        """A new, empty cache in the method's own layout, for `past_key_values`."""
+        count = self.model.config.get_text_config().num_hidden_layers
+        return _MethodCache(layers=[_Layer(self, i, count) for i in range(count)])
+
+    def reset(self) -> None:
+        """Begin a new count."""
+        self.ledger = Ledger()
+
+    def phase(self, memory: Memory, new: int) -> Phase:
+        """What the next rows are: a prompt, or rows that the method acts on."""
+        if self.feeding is not None:
+            return self.feeding
+        return "prefill" if memory.seen == new and new > 1 else "decode"
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+        """Before the model's forward: give it our cache and note where padding ends."""
+        bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
+        given = bound.arguments
+        cache = given.get("past_key_values")
+        if not isinstance(cache, _MethodCache):
+            if cache is not None and cache.get_seq_length() > 0:
+                raise ValueError("the cache holds tokens that were not written under this method; start without one")
+            given["past_key_values"] = self.cache()
+        self._note_padding(given)
+        extra = given.pop("kwargs", {})
+        return (), {**given, **extra}
+
+    def _note_padding(self, given: Mapping[str, Any]) -> None:
+        tokens = given.get("input_ids")
+        tokens = given["inputs_embeds"] if tokens is None else tokens
+        mask = given.get("attention_mask")
+        if mask is None or mask.ndim != 2:
+            self.first = torch.zeros(tokens.shape[0], dtype=torch.long, device=tokens.device)
+        elif tokens.shape[1] > 1 or self.first is None:
+            self.first = _first_token(mask)
+
+
+class _MethodCache(Cache):
+    """Told apart from the caches that `generate` makes by itself."""
+
+
+class _Layer(CacheLayerMixin):
+    """One layer's cache: a Memory, handed to the attention function in place of keys and values."""
+
+    is_sliding = False
+
+    def __init__(self, binding: Binding, layer: int, layers: int) -> None:
+        super().__init__()
+        self.binding, self.layer, self.layers = binding, layer, layers
+        self.memory: Memory | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make the memory once shapes, dtype and device are known."""
+        del value_states
+        binding = self.binding
+        site = Site(
+            layer=self.layer,
+            layers=self.layers,
+            kv_heads=binding.shard.heads(key_states.shape[1]),
+            kv_heads_real=binding.shard.kv_heads_real or key_states.shape[1],
+            head_dim=key_states.shape[3],
+            rotate=_Rotation(binding.model),
+            artifacts=binding.artifacts,
+        )
+        constants = {n: c.to(key_states) for n, c in binding.method.constants(site).items()}
+        self.memory = Memory(site, constants)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Let the method write the new rows; returns this layer twice."""
+        del args, kwargs
+        if self.memory is None:
+            self.lazy_initialization(key_states, value_states)
+        assert self.memory is not None
+        self.binding.method.write(self.memory, key_states, value_states)
+        return self, self
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, evicted ones too: positions go on from there."""
+        return 0 if self.memory is None else self.memory.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Masks are made over every token seen; `attention` picks the columns of those still held."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No bound."""
+        return -1
+
+    get_max_cache_shape = get_max_length
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.memory, self.is_initialized = None, False
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """For beam search."""
+        if self.memory is not None:
+            self.memory.reorder(beam_idx)
+
+
+class _Rotation:
+    """The model's own rotary embedding, as a turn by any number of positions (negative: back)."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        base = model.base_model
+        self._embedding = getattr(base, "rotary_emb", None)
+        self._apply = getattr(sys.modules[type(base).__module__], "apply_rotary_pos_emb", None)
+
+    def __call__(self, x_BnTD: Tensor, by_BT: Tensor) -> Tensor:
+        if self._embedding is None or self._apply is None:
+            raise ValueError("this model has no rotary embedding that a method could turn keys with")
+        if getattr(self._embedding, "rope_type", "default") in RESCALED:
+            raise ValueError(f"rotary embeddings of type {self._embedding.rope_type} cannot be turned after the fact")
+        cos, sin = self._embedding(x_BnTD.float(), by_BT)
+        size = self._embedding.attention_scaling  # belongs to the first rotation only
+        return self._apply(x_BnTD.float(), x_BnTD[:, :1].float(), cos / size, sin / size)[0].to(x_BnTD.dtype)
+
+
+def _first_token(mask_BS: Tensor) -> Tensor:
+    """Number of the first token of each text, [B].
+
+    Raises:
+        ValueError: padding is not (only) on the left.
+    """
+    real = mask_BS.bool()
+    if bool((real[:, :-1] & ~real[:, 1:]).any()) or not bool(real[:, -1].all()):
+        raise ValueError("the attention mask has gaps: pad on the left (tokenizer.padding_side = 'left')")
+    return real.int().argmax(-1)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Any,
+    value: Any,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What the model calls: query [B, H, T, D], `key` the cache layer; returns [B, T, H, D]."""
+    del module, value, kwargs
+    if dropout:
+        raise ValueError("methods act at inference only: call model.eval() first")
+    assert isinstance(key, _Layer)
+    memory, binding = key.memory, key.binding
+    assert memory is not None
+    assert binding.first is not None
+    new = query.shape[2]
+    call = Call(
+        visible=_columns(attention_mask, memory),
+        first=binding.first,
+        phase=binding.phase(memory, new),
+        scale=query.shape[3] ** -0.5 if scaling is None else scaling,
+        seen=memory.seen,
+        new=new,
+    )
+    act = call.phase == "decode" or binding.prefill == "sparse"
+    attend = binding.method.attend if act else binding.method.attend_dense
+    out = attend(query, memory, call, binding.ledger)
+    binding.method.settle(memory, call)
+    binding.ledger.settle(memory, call)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _columns(mask_B1TS: Tensor | None, memory: Memory) -> Tensor | None:
+    """The mask's columns of the rows held, [B, T, S]."""
+    if mask_B1TS is None:
+        return None
+    mask = mask_B1TS[:, 0]
+    if memory.columns is None:
+        return mask
+    return mask.gather(2, memory.columns[:, None].expand(-1, mask.shape[1], -1))
+
+
+@contextmanager
+def bind(
+    model: PreTrainedModel,
+    method: Method,
+    *,
+    artifacts: Mapping[str, Path] | None = None,
+    prefill: Literal["dense", "sparse"] = "dense",
+    shard: Shard | None = None,
+) -> Iterator[Binding]:
+    """Put a method into any decoder of transformers that uses its attention registry; afterwards the model is itself.
+
+    Args:
+        model: in eval mode.
+        method: how attention leaves gaps.
+        artifacts: argument of the method -> calibration file.
+        prefill: whether the first call of more than one row is dense or the method's.
+        shard: this rank's heads, from `shard.split`; default all.
+
+    Raises:
+        ValueError: the model does not use the registry, or is bound already.
+    """
+    before = model.config._attn_implementation  # noqa: SLF001 - there is no public getter
+    if before == NAME:
+        raise ValueError("the model is bound to a method already; leave that context first")
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    binding = Binding(model, method, shard or Shard.whole(), artifacts or {}, prefill)
+    handle = model.base_model.register_forward_pre_hook(binding.hook, with_kwargs=True)
+    try:
+        model.set_attn_implementation(NAME)
+        if model.config._attn_implementation != NAME:  # noqa: SLF001
+            raise ValueError(f"{type(model).__name__} does not use transformers' attention registry; methods cannot act")
+        with torch.no_grad():
+            yield binding
+    finally:
+        handle.remove()
+        model.set_attn_implementation(before)

@@ -1,0 +1,151 @@
+"""What a method is: a frozen dataclass that says what is kept, what is attended and which auxiliary rows it holds.
+
+Shapes: B batch, H query heads, G key/value heads, N sets of rows chosen (G or H), T query rows, S rows held, D head
+dimension.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..kernels.lowrank_score import OP as LOWRANK_SCORE
+from ..kernels.select_topk import OP as SELECT_TOPK
+from . import attend
+from .ledger import Ledger
+from .memory import Call, Memory, Site
+
+
+class Method(ABC):
+    """Base of the three shapes. A subclass is one file in models/methods, named like the file.
+
+    Class attributes:
+        version: raised when results of an older version no longer count.
+        shape: direct, select or evict.
+        vectorised: whether T decode rows at once give what T steps give (else they are fed one by one).
+    """
+
+    version: ClassVar[int] = 1
+    shape: ClassVar[Literal["direct", "select", "evict"]]
+    vectorised: ClassVar[bool] = True
+
+    def constants(self, site: Site) -> Mapping[str, Tensor]:
+        """Tensors of a layer that each step reads (on the CPU; moved and cast by the binding); default none."""
+        del site
+        return {}
+
+    def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
+        """Put new rows into the memory; default as they are."""
+        memory.append(k_BGTD, v_BGTD)
+
+    @abstractmethod
+    def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """Attention of rows that the method acts on; returns [B, H, T, D] and counts what it read."""
+
+    def attend_dense(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """Attention of a prompt that is to stay dense."""
+        count_dense(memory, call, ledger)
+        return attend.dense(q_BHTD, memory, call)
+
+    def settle(self, memory: Memory, call: Call) -> None:
+        """Evict after the call; default nothing."""
+
+    def expects_gaps(self) -> bool:
+        """Whether these arguments ask for less than everything; then a run without gaps is invalid."""
+        return True
+
+
+def count_dense(memory: Memory, call: Call, ledger: Ledger) -> None:
+    """Count a call that read every visible row held."""
+    groups = memory.keys.view.shape[1]
+    rows = attend.visible_BTS(memory, call).sum(-1)[:, None].expand(-1, groups, -1)
+    ledger.count(memory, call, rows, 0.0)
+
+
+def share(amount: float, rows: Tensor) -> Tensor:
+    """A budget in rows: an int is a count, a float a share of `rows` (rounded down, at least one); int64."""
+    if isinstance(amount, int):
+        return rows.clamp(max=amount)
+    return (rows.double() * amount).floor().long().clamp(min=1).minimum(rows)
+
+
+class Select(Method):
+    """Keeps the whole cache and chooses, per query row, the rows with the largest scores.
+
+    A subclass is a dataclass with fields `k` (budget: share of the row's causal length, or a count), `heads` ("kv": one
+    set of rows for the query heads of a key/value head, by their largest score; "query": a set for each) and `rule`
+    ("row": a share counts from the row's own causal length; "call": from all rows held, the rule of Loki's code).
+    """
+
+    shape = "select"
+    k: float
+    heads: str
+    rule: str
+
+    def expects_gaps(self) -> bool:
+        """A share of 1 asks for everything."""
+        return isinstance(self.k, int) or self.k < 1
+
+    @abstractmethod
+    def project(self, q_BHTD: Tensor, memory: Memory) -> Tensor:
+        """The query in the coordinates of the memory's keys; [B, H, T, D]."""
+
+    @abstractmethod
+    def score_rows(self, q_BHTD: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Queries [B, H, T, W] and keys [B, G, S, W] whose products rank the rows."""
+
+    def score_bytes(self, memory: Memory) -> float:
+        """Bytes read per visible row and head to rank it."""
+        del memory
+        return 0.0
+
+    def attend_dense(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """Dense, in the memory's coordinates."""
+        return super().attend_dense(self.project(q_BHTD, memory), memory, call, ledger)
+
+    def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """Rank, choose, attend: by index for one row, by mask for many."""
+        q = self.project(q_BHTD, memory)
+        return self._one(q, memory, call, ledger) if call.new == 1 else self._many(q, memory, call, ledger)
+
+    def _budget(self, call: Call, memory: Memory) -> Tensor:
+        rows = call.context_BT
+        base = rows if self.rule == "row" else torch.full_like(rows, memory.keys.view.shape[2])
+        return share(self.k, base).minimum(rows)
+
+    def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        lo, hi = attend.span(memory, call)
+        q_BHTW, k_BGSW = self.score_rows(q_BHTD, memory)
+        scores = LOWRANK_SCORE(q_BHTW[:, :, 0], k_BGSW, lo, hi, self._reduce)
+        held = memory.keys.view.shape[2]
+        width = int(share(self.k, torch.tensor([held])))
+        index, count = SELECT_TOPK(scores, self._budget(call, memory)[:, 0].int(), width)
+        read = attend.union_of_index(index, count, k_BGSW.shape[1], held)
+        ledger.count(memory, call, read, self._extra(memory, call))
+        return attend.gathered(q_BHTD, memory, index, count, call)
+
+    def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        visible, budget = attend.visible_BTS(memory, call), self._budget(call, memory)
+        q_BHTW, k_BGSW = self.score_rows(q_BHTD, memory)
+        parts = []
+        for piece in torch.arange(call.new, device=visible.device).split(attend.ROWS_AT_ONCE):
+            rows = slice(int(piece[0]), int(piece[-1]) + 1)
+            scores = attend.group_scores(q_BHTW[:, :, rows], k_BGSW, self._reduce)
+            seen = visible[:, None, rows]
+            parts.append(attend.largest(scores.masked_fill(~seen, -torch.inf), budget[:, rows]))
+        keep = torch.cat(parts, 2)
+        ledger.count(memory, call, attend.union_BGT(keep, k_BGSW.shape[1]), self._extra(memory, call))
+        return attend.masked(q_BHTD, memory, keep, call)
+
+    @property
+    def _reduce(self) -> str:
+        return "max" if self.heads == "kv" else "none"
+
+    def _extra(self, memory: Memory, call: Call) -> Tensor:
+        batch, live = call.context_BT.shape[0], memory.site.live
+        constant = sum(c.nbytes for c in memory.constants.values()) * live / max(1, len(memory.site.kv_heads)) / batch
+        return call.context_BT.double() * (self.score_bytes(memory) * live) + constant

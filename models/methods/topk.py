@@ -1,0 +1,41 @@
+"""Exact top-k attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from torch import Tensor
+
+from ...results.fields import Share
+from ..memory import Memory
+from ..method import Select
+
+
+@dataclass(frozen=True)
+class Topk(Select):
+    """The k rows with the largest q.k are attended: what any selection by a cheaper score is measured against.
+
+    Keeps everything; reads every key for the scores, then key and value of the k rows chosen. Source: the exact top-k
+    baseline of Loki (arXiv 2406.02542), which counts a share from all rows held (`rule: call`); here from the row's own
+    causal length, so that k = 1/4 really keeps a quarter of the causal pairs.
+    """
+
+    k: Annotated[int | float, Share("the row's causal length")] = 0.25
+    heads: Literal["kv", "query"] = "kv"
+    rule: Literal["row", "call"] = "row"
+    version: ClassVar[int] = 1
+    shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
+
+    def project(self, q_BHTD: Tensor, memory: Memory) -> Tensor:
+        """Keys are kept as they come."""
+        del memory
+        return q_BHTD
+
+    def score_rows(self, q_BHTD: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """All D dimensions."""
+        return q_BHTD, memory.keys.view
+
+    def score_bytes(self, memory: Memory) -> float:
+        """A whole key."""
+        return memory.keys.row_bytes

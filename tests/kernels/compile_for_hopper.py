@@ -1,0 +1,67 @@
+"""Compiles, without a GPU, every kernel that the fused twins launch, and prints one JSON object for each.
+
+Launches are intercepted: what is compiled is what production would launch, with its own constants. Run as a
+process of its own, with TRITON_INTERPRET unset.
+"""
+
+import json
+import sys
+
+import torch
+import triton
+from lacuna.kernels.op import Case, load_op
+from lacuna.kernels.select_topk.long_rows.fused import select_long
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+TARGET = GPUTarget("cuda", 90, 32)
+NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32"}
+OPTIONS = ("num_warps", "num_stages")
+
+
+def signature_of(value):
+    if torch.is_tensor(value):
+        return "*" + NAMES[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    return "i64" if value >= 2**31 else "i32"
+
+
+def launch(kernel, *arguments, grid=None, warmup=False, **keywords):
+    options = {name: keywords.pop(name) for name in OPTIONS if name in keywords}
+    values = dict(zip(kernel.arg_names, arguments, strict=False)) | keywords
+    constants, signature, attributes = {}, {}, {}
+    for place, parameter in enumerate(kernel.params):
+        value = values[parameter.name]
+        if parameter.is_constexpr:
+            constants[(place,)], signature[parameter.name] = value, "constexpr"
+            continue
+        signature[parameter.name] = signature_of(value)
+        if torch.is_tensor(value) or (isinstance(value, int) and value % 16 == 0):
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=TARGET, options=options)
+    row = {"kernel": kernel.__name__, "dtype": " ".join(sorted(set(signature.values()))),
+           "shared": compiled.metadata.shared, "cubin": len(compiled.asm["cubin"]),
+           "mma": "mma" in compiled.asm["ptx"], "cp_async": compiled.asm["ptx"].count("cp.async.cg"), **options}  # fmt: skip
+    print(json.dumps(row), flush=True)
+
+
+def main(dtypes):
+    JITFunction.run = launch
+    device = torch.device("cpu")
+    for dtype in dtypes:
+        shapes = (
+            Case("gqa", 4, 32, 8, 4096, kept=1024, dtype=dtype, visible="full"),
+            Case("mha", 1, 2, 2, 1000, head_dim=96, low_dims=24, kept=250, dtype=dtype, reduce="none", visible="full"),
+        )
+        for case in shapes:
+            for name in ("dense_decode", "lowrank_score", "select_topk", "gather_decode"):
+                op = load_op(name)
+                op.fused(**op.make(case, device, 0))
+    select_long(*load_op("select_topk").make(shapes[0], device, 0).values())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,141 @@
+"""What may be timed, what a row of results says, and how work is cut."""
+
+import ast
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import lacuna.kernels.op
+import pytest
+import torch
+from lacuna.kernels import bench as bench_module
+from lacuna.kernels.baselines import dense_baselines
+from lacuna.kernels.bench import Row, bench, bench_baselines, bench_pipeline, rows, write_csv
+from lacuna.kernels.clock import percentiles
+from lacuna.kernels.op import Case, load_op
+from lacuna.kernels.pipeline import make_pipeline
+from lacuna.kernels.tiling import attention_plan, choose_splits, gather_plan, score_plan
+
+CPU = torch.device("cpu")
+KERNELS = Path(lacuna.kernels.op.__file__).parent
+SMALL = Case("small", 1, 4, 2, 96, head_dim=64, low_dims=16, kept=24, dtype="float32", visible="full")
+
+
+def test_an_interpreter_is_never_timed():
+    """Broken: a time of Triton's interpreter is written down as that of a kernel."""
+    op = load_op("dense_decode")
+    with pytest.raises(ValueError, match="no speed"):
+        bench(op, SMALL, CPU, "fused")
+    with pytest.raises(ValueError, match="loki_pipeline"):
+        list(rows(["loki_pipeline"], CPU))
+
+
+def test_what_fails_verification_is_not_timed():
+    """Broken: a wrong kernel gets a time."""
+    op = load_op("dense_decode")
+    wrong = replace(op, eager=lambda q_BHD, *_, **__: torch.full_like(q_BHD, float(q_BHD.dtype == torch.float64)))
+    row = bench(wrong, SMALL, CPU, ceiling_gb_s=10.0)
+    assert row["status"] == "failed"
+    assert row["median_ms"] is None
+    assert "float64" in row["reason"]
+
+
+def test_a_row_says_where_from_and_how_near_the_ceiling():
+    """Broken: a time stands without its device, samples or ceiling."""
+    row = bench(load_op("gather_decode"), SMALL, CPU, ceiling_gb_s=10.0)
+    assert (row["status"], row["twin"], row["device"], row["launch"]) == ("ok", "eager", "cpu", "direct")
+    assert row["p10_ms"] <= row["median_ms"] <= row["p90_ms"]
+    assert len(row["samples_ms"]) == 10
+    assert row["percent_of_ceiling"] == pytest.approx(10 * row["bytes"] / row["median_ms"] / 1e6)
+
+
+def test_baselines_compute_the_same_attention():
+    """Broken: a baseline that we beat computes something else, or one that cannot run stops the others."""
+    found = {row["baseline"]: row for row in bench_baselines(SMALL, CPU, 10.0)}
+    assert set(found) == set(dense_baselines())
+    assert all(row["status"] == "ok" or row["reason"] for row in found.values())
+    for name in ("naive", "sdpa_math", "sdpa_flash"):
+        assert found[name]["status"] == "ok", found[name]
+        assert found[name]["error"] < 1e-5
+    with pytest.raises(ValueError, match="visible"):
+        list(bench_baselines(replace(SMALL, visible="ragged"), CPU, 10.0))
+
+
+def test_the_pipeline_is_exact_attention_when_it_keeps_all(device):
+    """Broken: the chain of the three operations loses or misplaces a row."""
+    op = load_op("dense_decode")
+    pipeline = make_pipeline(replace(SMALL, kept=SMALL.rows), device, 0)
+    assert all(verdict.passed for verdict in pipeline.verdicts())
+    torch.testing.assert_close(pipeline.run(), op.eager(**pipeline.dense), rtol=1e-5, atol=1e-5)
+
+
+def test_the_pipeline_is_held_against_the_fastest_dense_kernel(monkeypatch, device):
+    """Broken: a speed-up is quoted against a slow baseline, or against one that failed."""
+    monkeypatch.setattr(bench_module, "captured", lambda call: call)
+    blank = {"twin": "", "baseline": ""}
+    dense = [
+        blank | {"baseline": "slow", "status": "ok", "median_ms": 2000.0},
+        blank | {"twin": "fused", "status": "ok", "median_ms": 1000.0},
+        blank | {"baseline": "broken", "status": "failed", "median_ms": None},
+    ]
+    row = bench_pipeline(SMALL, device, 10.0, dense)
+    assert row["against"] == "fused"
+    assert row["speed_up"] == pytest.approx(1000.0 / row["median_ms"])
+
+
+def test_rows_are_written_with_their_samples(tmp_path):
+    """Broken: the archive loses a column or the raw samples."""
+    row = bench(load_op("select_topk"), SMALL, CPU, ceiling_gb_s=10.0)
+    write_csv([row], tmp_path / "rows.csv")
+    with (tmp_path / "rows.csv").open(encoding="utf-8") as file:
+        (line,) = csv.DictReader(file)
+    assert set(line) == set(Row.__dataclass_fields__)
+    assert len(line["samples_ms"].split()) == len(row["samples_ms"])
+
+
+def test_percentiles_are_of_the_samples():
+    """Broken: the spread that a row shows is not that of its samples."""
+    assert percentiles(tuple(float(n) for n in range(101))) == (10.0, 50.0, 90.0)
+
+
+@pytest.mark.parametrize("plan", [attention_plan, gather_plan, score_plan])
+@pytest.mark.parametrize("pairs", [1, 8, 128, 640])
+@pytest.mark.parametrize("rows_", [1, 100, 4096, 131072])
+@pytest.mark.parametrize("dim", [24, 64, 128, 256])
+@pytest.mark.parametrize("item_bytes", [2, 4])
+def test_plans_fit_a_hopper_gpu(plan, pairs, rows_, dim, item_bytes):
+    """Broken: a shape asks for an empty grid, splits without rows, or more shared memory than an SM has."""
+    found = plan(pairs, rows_, dim, item_bytes, 132)
+    assert 16 <= found.block_rows <= 256
+    assert 1 <= found.splits <= 128
+    assert found.splits == 1 or found.splits * found.block_rows < rows_
+
+
+def test_splits_fill_the_gpu():
+    """Broken: a batch of one long sequence runs on a few SMs."""
+    assert choose_splits(pairs=8, tiles=2048, slots=264) == 33
+    assert choose_splits(pairs=512, tiles=256, slots=264) == 1
+
+
+def test_every_operation_describes_itself_in_one_line():
+    """Broken: a list of operations, which is read without importing them, has a gap."""
+    folders = [path for path in KERNELS.iterdir() if (path / "__init__.py").exists()]
+    assert {path.name for path in folders} == {"dense_decode", "lowrank_score", "select_topk", "gather_decode"}
+    for path in folders:
+        tree = ast.parse((path / "__init__.py").read_text())
+        assert ast.get_docstring(tree).splitlines()[0].endswith(".")
+        assert load_op(path.name).name == path.name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
+def test_a_cuda_graph_captures_a_decode_step():
+    """Broken: a host sync or a dynamic shape keeps the pipeline out of a CUDA graph."""
+    from lacuna.kernels.clock import captured
+
+    pipeline = make_pipeline(replace(SMALL, batch=2, rows=40000, kept=1000), torch.device("cuda"), 0)
+    expected = pipeline.run()
+    result = torch.empty_like(expected)
+    replay = captured(lambda: result.copy_(pipeline.run()))
+    result.fill_(float("nan"))
+    replay()
+    torch.testing.assert_close(result, expected, rtol=0, atol=0)
