@@ -50,7 +50,8 @@ def _time(rivals: pd.DataFrame) -> str:
     start = "the fastest is" if best["change"] > 1 else "no method was faster; the nearest is"
     text = f"{start} {best['method_label']} with {times(best['change'])} {bounds}"
     slow = f", the slowest {worst['method_label']} with {times(worst['change'])}"
-    return f"{text}{slow if len(rivals) > 1 else ''} (below 1 is slower than full)."
+    unclear = ", which the steps do not tell from 1" if best["change_low"] <= 1 <= best["change_high"] else ""
+    return f"{text}{unclear}{slow if len(rivals) > 1 else ''} (below 1 is slower than full)."
 
 
 def _loss(rivals: pd.DataFrame, better: str) -> str:
