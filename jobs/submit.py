@@ -6,7 +6,8 @@ import importlib
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +17,10 @@ from submitit import JobEnvironment, LocalExecutor, SlurmExecutor
 from submitit.core.utils import DelayedSubmission, FailedJobError, environment_variables
 
 from ..results.cell import Cell
-from ..results.record import Record
+from ..results.record import Record, Status
 from ..results.store import Head, Store
-from .site import Site, max_array, read_site
+from .batch import Batch, batches
+from .site import Site, read_site
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -54,7 +56,14 @@ class GroupJob:
         if os.environ.get("SUBMITIT_EXECUTOR") == "local":
             os.environ.update(local_rendezvous(JobEnvironment()))
         store = Store(self.store)
-        statuses: dict[str, str] = run(self._left(store, print), store, self.cell_timeout_s)
+        try:
+            statuses: dict[str, str] = run(self._left(store, print), store, self.cell_timeout_s)
+        except Exception as error:
+            # a cell's own failure is the runner's to record; this is a lost rank, or a node that lacks something
+            self._note(
+                store, "error", f"its job broke off: {str(error) or type(error).__name__}", traceback.format_exc()
+            )
+            raise
         return statuses
 
     def checkpoint(self) -> DelayedSubmission:
@@ -62,11 +71,14 @@ class GroupJob:
 
         submitit calls this on rank 0 when the job is about to be preempted or its time is nearly over.
         """
-        store = Store(self.store)
-        if left := self._left(store, _silent):
-            reason = "its job lost the node, or the job's time was over; the job is queued again"
-            store.put(Record(left[0], "preempted", reason, started=_now()))
+        reason = "its job lost the node, or the job's time was over; the job is queued again"
+        self._note(Store(self.store), "preempted", reason, "")
         return DelayedSubmission(self)
+
+    def _note(self, store: Store, status: Status, reason: str, trace: str) -> None:
+        """Record how the cell in progress ended: cells run in their order, so that it is the first that is left."""
+        if left := self._left(store, _silent):
+            store.put(Record(left[0], status, reason.splitlines()[0], trace, started=_now()))
 
     def _left(self, store: Store, tell: Callable[[str], None]) -> list[Cell]:
         """The cells that have not ended, in their order, without those that wait for a cell that failed.
@@ -92,7 +104,7 @@ class GroupJob:
 
 
 def _silent(_: str) -> None:
-    """A checkpoint has seconds, and nobody who reads."""
+    """Nobody reads what a job says when it is stopped."""
 
 
 def run_on_ranks(cells: Sequence[Cell], store: Store, cell_timeout_s: float | None) -> dict[str, str]:
@@ -112,20 +124,6 @@ def local_rendezvous(job: JobEnvironment) -> dict[str, str]:
     return {**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Jobs of one wave and of equal shape: one job array."""
-
-    wave: int
-    ranks: int
-    device: str
-    jobs: tuple[GroupJob, ...]
-
-    def __str__(self) -> str:
-        cells = sum(len(j.cells) for j in self.jobs)
-        return f"wave {self.wave} ({self.device}): cells {cells}, jobs {len(self.jobs)}, ranks of each {self.ranks}"
-
-
 def submit(plan: Plan, sweep_name: str, store: Store, site: str, runner: str = RUNNER) -> list[str]:
     """Hand a plan's missing cells to a site; returns the ids of the jobs.
 
@@ -135,10 +133,10 @@ def submit(plan: Plan, sweep_name: str, store: Store, site: str, runner: str = R
         ValueError: the site has a mistake or does not fit the sweep, or Slurm is not there or refuses.
     """
     where = read_site(site)
-    todo = _batches(plan, store, where, runner)
+    todo = batches(plan, store, where)
     verb = {"slurm": _submit_slurm, "local": _run_local, "debug": _run_debug}[where.executor]
     store.begin()
-    ids = verb(todo, sweep_name, store, where)
+    ids = verb(todo, sweep_name, store, where, runner)
     print(_next_steps(ids, sweep_name, store, where) if ids else f"nothing is missing in {store.root}")
     return ids
 
@@ -150,7 +148,7 @@ def dry_run(plan: Plan, sweep_name: str, store: Store, site: str) -> str:
         ValueError: the site has a mistake or does not fit the sweep.
     """
     where = read_site(site)
-    todo = _batches(plan, store, where, RUNNER)
+    todo = batches(plan, store, where)
     if where.executor != "slurm":
         return "\n".join([*(f"# {b}" for b in todo), f"# executor {where.executor}: they run here, without sbatch"])
     sent = [(b.wave, f"WAVE{b.wave}") for b in todo]
@@ -185,7 +183,7 @@ def slurm_parameters(batch: Batch, sweep_name: str, site: Site, after: Sequence[
     """
     nodes, on_node = site.shape(batch.ranks)
     asked = {
-        "job_name": f"lacuna-{sweep_name}",
+        "job_name": f"lacuna-{Path(sweep_name).stem}",
         "time": site.time_min,
         "nodes": nodes,
         "ntasks_per_node": on_node,
@@ -210,35 +208,13 @@ def _setup(site: Site) -> list[str]:
     return [*site.setup, *exports]
 
 
-def _batches(plan: Plan, store: Store, site: Site, runner: str) -> list[Batch]:
-    """Cut waves into arrays of jobs of at most `cells_per_job` cells; what is ok in the store is left out."""
-    longest = max_array(site)
-    found = []
-    for number, wave in enumerate(plan.waves, 1):
-        jobs: dict[tuple[int, str], list[GroupJob]] = {}
-        for group in wave:
-            shape = (group.cells[0].ranks, group.cells[0].device)
-            jobs.setdefault(shape, []).extend(_jobs(group.cells, store, site, runner))
-        for (ranks, device), of_shape in jobs.items():
-            site.shape(ranks), site.gpus(device)  # refuse all before anything is submitted
-            found += [Batch(number, ranks, device, tuple(j)) for j in _parts(of_shape, longest)]
-    return found
+def _group_jobs(batch: Batch, store: Store, site: Site, runner: str) -> list[GroupJob]:
+    root, now = str(store.root.resolve()), _now()
+    plain = (tuple(cell.to_json() for cell in cells) for cells in batch.jobs)
+    return [GroupJob(cells, root, site.cell_timeout_s, now, runner) for cells in plain]
 
 
-def _jobs(cells: Iterable[Cell], store: Store, site: Site, runner: str) -> Iterator[GroupJob]:
-    cells = tuple(cells)
-    heads = store.heads(c.key for c in cells)
-    missing = [c for c in cells if c.key not in heads or heads[c.key].status != "ok"]
-    for part in _parts(missing, site.cells_per_job):
-        plain = tuple(c.to_json() for c in part)
-        yield GroupJob(plain, str(store.root.resolve()), site.cell_timeout_s, _now(), runner)
-
-
-def _parts(items: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:
-    yield from (items[i : i + most] for i in range(0, len(items), most))
-
-
-def _submit_slurm(todo: Sequence[Batch], sweep_name: str, store: Store, site: Site) -> list[str]:
+def _submit_slurm(todo: Sequence[Batch], sweep_name: str, store: Store, site: Site, runner: str) -> list[str]:
     if shutil.which("sbatch") is None:
         raise ValueError(
             f"site {site.name} needs Slurm, but here is no sbatch; go to a login node, or take --site local"
@@ -248,10 +224,11 @@ def _submit_slurm(todo: Sequence[Batch], sweep_name: str, store: Store, site: Si
         executor = SlurmExecutor(store.logs().resolve() / "%j", max_num_timeout=MAX_REQUEUES)
         executor.update_parameters(**slurm_parameters(batch, sweep_name, site, _before(batch.wave, sent)))
         try:
-            jobs = executor.submit_array(batch.jobs)
+            jobs = executor.submit_array(_group_jobs(batch, store, site, runner))
         except FailedJobError as error:
             queued = f"; already queued: {' '.join(_arrays(i for _, i in sent))}" if sent else ""
-            raise ValueError(f"Slurm refuses {batch}: {error}; change site {site.name}{queued}") from error
+            said = " ".join(str(error).split())
+            raise ValueError(f"Slurm refuses {batch}: {said}; change site {site.name}{queued}") from error
         sent += [(batch.wave, j.job_id) for j in jobs]
         print(f"{batch}: {' '.join(_arrays(j.job_id for j in jobs))}", flush=True)
     return [i for _, i in sent]
@@ -268,10 +245,10 @@ def _arrays(ids: Iterable[str]) -> list[str]:
     return sorted({i.partition("_")[0] for i in ids})
 
 
-def _run_local(todo: Sequence[Batch], sweep_name: str, store: Store, site: Site) -> list[str]:
+def _run_local(todo: Sequence[Batch], sweep_name: str, store: Store, site: Site, runner: str) -> list[str]:
     executor = LocalExecutor(store.logs().resolve() / "local", max_num_timeout=MAX_REQUEUES)
     ids = []
-    for batch, job in ((b, j) for b in todo for j in b.jobs):
+    for batch, job in ((b, j) for b in todo for j in _group_jobs(b, store, site, runner)):
         gpus = site.gpus(batch.device) * batch.ranks
         executor.update_parameters(timeout_min=site.time_min, signal_delay_s=site.signal_s)
         executor.update_parameters(tasks_per_node=batch.ranks, gpus_per_node=gpus)
@@ -289,11 +266,11 @@ def _last_line(log: Path) -> str:
     return lines[-1] if lines else "it was killed"
 
 
-def _run_debug(todo: Sequence[Batch], sweep_name: str, store: Store, site: Site) -> list[str]:  # noqa: ARG001
+def _run_debug(todo: Sequence[Batch], _: str, store: Store, site: Site, runner: str) -> list[str]:
     if any(b.ranks > 1 for b in todo):
         raise ValueError(f"site {site.name} runs cells in this one process, but the sweep asks for several ranks")
     with environment_variables(**site.environment):
-        for job in (j for b in todo for j in b.jobs):
+        for job in (j for b in todo for j in _group_jobs(b, store, site, runner)):
             job()
     return ["here"] if todo else []
 

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from lacuna.jobs.batch import batches
 from lacuna.jobs.site import read_site
-from lacuna.jobs.submit import RUNNER, GroupJob, _batches, dry_run, submit
+from lacuna.jobs.submit import RUNNER, GroupJob, dry_run, submit
 from lacuna.results.record import Record
 
 GOLDEN = Path(__file__).with_name("golden.sbatch")
@@ -45,15 +46,15 @@ def test_submitting_imports_no_torch():
 
 def test_arrays_are_cut_to_what_slurm_takes(make_plan, make_cells, store, make_site):
     """Slurm would refuse an array longer than MaxArraySize, and with it the sweep."""
-    found = _batches(make_plan([[make_cells(14)]]), store, read_site(make_site(SITE)), RUNNER)
+    found = batches(make_plan([[make_cells(14)]]), store, read_site(make_site(SITE)))
     assert [len(b.jobs) for b in found] == [3, 3, 1]
-    assert all(len(j.cells) == 2 for b in found for j in b.jobs)
+    assert all(len(j) == 2 for b in found for j in b.jobs)
 
 
 def test_arrays_do_not_mix_shapes(make_plan, make_cells, store, make_site):
     """A job of one rank would be started with two, or the other way round."""
     plan = make_plan([[make_cells(2, ranks=1), make_cells(2, ranks=2), make_cells(2, first=5, ranks=1)]])
-    found = _batches(plan, store, read_site(make_site(SITE)), RUNNER)
+    found = batches(plan, store, read_site(make_site(SITE)))
     assert sorted((b.ranks, len(b.jobs)) for b in found) == [(1, 2), (2, 1)]
 
 
@@ -62,8 +63,8 @@ def test_what_is_ok_is_not_submitted(make_plan, make_cells, store, make_site):
     ok, failed, missing = make_cells(3)
     store.put(Record(ok, "ok"))
     store.put(Record(failed, "error", "reason"))
-    (batch,) = _batches(make_plan([[(ok, failed, missing)]]), store, read_site(make_site(SITE)), RUNNER)
-    assert [c["method"]["args"]["k"] for j in batch.jobs for c in j.cells] == [1, 2]
+    (batch,) = batches(make_plan([[(ok, failed, missing)]]), store, read_site(make_site(SITE)))
+    assert batch.jobs == ((failed, missing),)
 
 
 def test_a_later_wave_waits_for_the_last_that_has_jobs(make_plan, make_cells, store, make_site):
@@ -96,6 +97,19 @@ def test_checkpoint_after_the_last_cell_leaves_the_store_alone(make_cells, store
     store.put(Record(cell, "ok"))
     job_of([cell], store).checkpoint()
     assert store.head(cell.key).status == "ok"
+
+
+def test_a_job_that_breaks_off_says_why_in_the_store(make_cells, store, runner):
+    """A lost rank, or a node without a package, would leave a cell that is missing for no visible reason."""
+    first, second = make_cells(2)
+    with pytest.raises(ModuleNotFoundError):
+        job_of((first, second), store, "no_such_module:run")()
+    assert store.head(first.key) is None
+    with pytest.raises(ZeroDivisionError):
+        job_of((first, second), store, "fake_runner:break_off")()
+    assert store.head(first.key).reason == "its job broke off: rank 1 is gone"
+    assert "ZeroDivisionError" in store.get(first.key).trace
+    assert store.head(second.key) is None
 
 
 def test_cells_whose_need_failed_wait_without_a_record(make_cells, store, runner, computed, capsys):
