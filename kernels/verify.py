@@ -5,16 +5,16 @@ never written shows as NaN.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils import deterministic
 
 from .interpreter import interpreted
-from .op import Case, Comparison, Inputs, Op
+from .op import Case, Comparison, Inputs, Op, load_op
 from .tiling import Plan
 
 # Where both twins are nearly exact, the order of a float32 sum still differs, and tensor cores truncate.
@@ -155,3 +155,22 @@ def _complaint(fused: Comparison, eager: Comparison) -> str:
     if math.isfinite(fused.error) and fused.error <= bound:
         return ""
     return f"fused: error {fused.error:.3g} above {bound:.3g}, eager has {eager.error:.3g}"
+
+
+def verify_all(names: Iterable[str], device: torch.device) -> Iterator[dict[str, Any]]:
+    """Verify every test case of some operations in each dtype.
+
+    Args:
+        names: Of operations.
+        device: A CUDA device, or a CPU under Triton's interpreter.
+
+    Yields:
+        The fields of each verdict.
+
+    Raises:
+        ValueError: If the device cannot run the fused twins, or there is no operation of a name.
+    """
+    for op in map(load_op, names):
+        for case in (case for case in op.cases if case.purpose == "test"):
+            for dtype in ("float32", "bfloat16", "float16"):
+                yield asdict(verify(op, case, device, dtype))
