@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from .headlines import UNITS, headline
 
+UNUSED = ("trace", "provenance_json", "artifact_json", "host", "gpu", "started", "seconds")
 SETTING = ("dtype", "device", "ranks", "prefill", "query_aware")
 
 
@@ -27,7 +28,9 @@ def label_cells(frame: pd.DataFrame) -> pd.DataFrame:
     if frame.empty:
         raise ValueError("there are no records to show; run the sweep first (lacuna run SWEEP)")
     known = frame["task"].map({t: headline(t) is not None for t in frame["task"].unique()})
-    cells = frame[known.astype(bool)].drop_duplicates("key", keep="last").sort_values("key").copy()
+    needed = [c for c in frame.columns if c not in UNUSED]
+    # plain Python texts: a group is a few rows, and picking them out of Arrow's columns takes most of the time
+    cells = frame.loc[known.astype(bool), needed].drop_duplicates("key", keep="last").sort_values("key").astype(object)
     cells["samples"] = [json.loads(text) for text in cells["samples_json"]]
     cells["ledger"] = [json.loads(text) for text in cells["ledger_json"]]
     specs = [json.loads(text) for text in cells["cell_json"]]
@@ -56,7 +59,8 @@ def _labelled(cells: pd.DataFrame, specs: list[dict[str, Any]]) -> pd.DataFrame:
     tasks = [_task_facts(s, inside.get(s["task"]["name"], set())) for s in specs]
     cells["task_id"] = [json.dumps([_identity(s["task"]), s["seed"]], sort_keys=True) for s in specs]
     cells["model_label"] = tell_apart(list(cells["model"]), [_identity(s["model"]) for s in specs])
-    cells["method_label"] = tell_apart(list(cells["method_label"]), [_identity(s["method"]) for s in specs])
+    methods = [_identity(s["method"]) for s in specs]
+    cells["method_label"] = tell_apart(_completed(cells["method_label"], methods), methods)
     cells["task_label"] = tell_apart(list(cells["task"]), tasks)
     cells["setting"] = tell_apart([""] * len(cells), [{k: s[k] for k in SETTING} for s in specs])
     return cells
@@ -69,6 +73,23 @@ def _carried(cells: pd.DataFrame) -> dict[str, set[str]]:
         if samples and not _is_time(task):
             names[task].update(samples[0])
     return names
+
+
+def _completed(labels: Iterable[str], methods: list[dict[str, Any]]) -> list[str]:
+    # a default that others of its method depart from is named too: `window=1020` beside `window=252`
+    seen = defaultdict[tuple[str, str], set[str]](set)
+    for method in methods:
+        for k, v in method["args"].items():
+            seen[method["name"], k].add(json.dumps(v))
+    return [
+        " ".join([label, *(f"{k}={v}" for k, v in m["args"].items() if _unsaid(k, v, label, seen[m["name"], k]))])
+        for label, m in zip(labels, methods, strict=True)
+    ]
+
+
+def _unsaid(name: str, value: Any, label: str, seen: set[str]) -> bool:
+    plain = value is not None and not isinstance(value, Mapping)
+    return plain and len(seen) > 1 and f" {name}=" not in label
 
 
 def _is_time(task: str) -> bool:

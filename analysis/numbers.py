@@ -35,6 +35,11 @@ def span(values: pd.Series[float]) -> str:
     return low if low == high else f"{low}–{high}"
 
 
+def plural(count: int, noun: str) -> str:
+    """1 cell, 2 cells."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def letter(index: int) -> str:
     """A, b, ... z, aa, ab, ... as marks of footnotes (lower case)."""
     head, last = divmod(index, 26)

@@ -18,6 +18,7 @@ from ..results.plugins import describe
 from .table import TextTable
 
 BAND = re.compile(r" (\[[^\]]*, [^\]]*\])")  # an interval goes below its estimate, in a smaller hand
+CODE = re.compile(r"`([^`]+)`")
 SMALL = r"<span class=band>\1</span>"
 
 
@@ -76,6 +77,10 @@ def _safe(text: str) -> str:
     return html.escape(text, quote=True)
 
 
+def _marked(text: str) -> str:
+    return CODE.sub(r"<code>\1</code>", _safe(text))
+
+
 def _anchor(name: str) -> str:
     return name.lower().replace(" ", "-")
 
@@ -119,8 +124,8 @@ def _method(name: str) -> str:
     except ValueError:
         doc = "This version has no file for this method."
     first, _, rest = doc.strip().partition("\n")
-    summary = f"<summary><b>{_safe(name)}</b> {_safe(first)}</summary>"
-    return f"<details>{summary}<p class=doc>{_safe(rest.strip())}</p></details>"
+    summary = f"<summary><b>{_safe(name)}</b> {_marked(first)}</summary>"
+    return f"<details>{summary}<p class=doc>{_marked(rest.strip())}</p></details>"
 
 
 def _failed(frame: pd.DataFrame) -> str:

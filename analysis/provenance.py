@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ..results.plugins import names
+from .numbers import plural
 
 ASKED = ("dtype", "device", "ranks", "prefill", "query_aware", "seed")
 MIXED = {
@@ -61,7 +62,7 @@ def _counted(values: Counter[str]) -> str:
         return next(iter(values))
     listed = sorted(values.items(), key=lambda pair: (-pair[1], pair[0]))
     rest = f"; and {len(listed) - MOST} more" if len(listed) > MOST else ""
-    return "; ".join(f"{value} ({count} cells)" for value, count in listed[:MOST]) + rest
+    return "; ".join(f"{value} ({plural(count, 'cell')})" for value, count in listed[:MOST]) + rest
 
 
 def _mixed(values: Counter[str], words: str) -> str:
@@ -70,12 +71,12 @@ def _mixed(values: Counter[str], words: str) -> str:
 
 def _dirty(values: Mapping[str, Counter[str]]) -> str:
     count = values.get("git_dirty", Counter())["true"]
-    return f"{count} cells ran from a working tree with changes that no revision holds." if count else ""
+    return f"{plural(count, 'cell')} ran from a working tree with changes that no revision holds." if count else ""
 
 
 def _twice(frame: pd.DataFrame) -> str:
     count = int(frame.duplicated("key").sum())
-    return f"{count} records have the key of another one; the last of each was used." if count else ""
+    return f"{plural(count, 'record')} too many: of those with the same key the last was used." if count else ""
 
 
 def _unknown(frame: pd.DataFrame) -> str:
@@ -86,4 +87,8 @@ def _unknown(frame: pd.DataFrame) -> str:
 def _alone(found: pd.DataFrame) -> str:
     alone = found[~found["is_dense"].astype(bool) & found["value"].notna() & found["change"].isna()]
     text = ", ".join(f"{m} ({h})" for m, h in zip(alone["method_label"][:MOST], alone["heading"][:MOST], strict=True))
-    return f"{len(alone)} results have no dense cell on the same samples to compare with: {text}." if len(alone) else ""
+    return (
+        f"{plural(len(alone), 'result')} without a dense cell on the same samples to compare with: {text}."
+        if len(alone)
+        else ""
+    )

@@ -66,12 +66,14 @@ def _drawings(frame: pd.DataFrame) -> Iterator[tuple[Drawing, dict[str, bytes]]]
         except ValueError as error:  # a figure says so when the records lack what it shows
             yield Drawing(name, doc, b"", str(error)), {}
             continue
-        images = {f"figures/{name}.{kind}": _saved(figure, kind) for kind in FORMATS}
+        with paper():
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # laid out once, not again for each format
+            images = {f"figures/{name}.{kind}": _saved(figure, kind) for kind in FORMATS}
         yield Drawing(name, doc, images[f"figures/{name}.svg"], ""), images
 
 
 def _saved(figure: Figure, kind: str) -> bytes:
     data = io.BytesIO()
-    with paper():
-        figure.savefig(data, format=kind, **FORMATS[kind])
+    figure.savefig(data, format=kind, **FORMATS[kind])
     return data.getvalue()

@@ -47,8 +47,8 @@ def mean(samples_RnC: Array) -> Array:
 
 def perplexity(samples_RnC: Array) -> Array:
     """Exp of summed nll (column 0) over summed tokens (column 1); windows are the units that are drawn."""
-    with np.errstate(over="ignore"):
-        return np.asarray(np.exp(samples_RnC[..., 0].sum(-1) / samples_RnC[..., 1].sum(-1)))
+    nll = samples_RnC[..., 0].sum(-1) / samples_RnC[..., 1].sum(-1)
+    return np.asarray(np.exp(np.minimum(nll, 600)))  # a model that broke has a number too, and inf - inf is none
 
 
 def median(samples_RnC: Array) -> Array:
@@ -69,9 +69,16 @@ def interval(samples_nC: Array, statistic: Statistic) -> Interval:
 
 
 def difference(ours_nC: Array, theirs_nC: Array, statistic: Statistic) -> Interval:
-    """Statistic of ours minus that of theirs on the SAME samples (paired: a sample is drawn for both or for none)."""
+    """Statistic of ours minus that of theirs on the SAME samples (paired: a sample is drawn for both or for none).
+
+    Where no pair of scores 0 or 1 differs the bootstrap has no width; n pairs then bound the share that could differ,
+    either way, by Wilson's interval of 0 in n.
+    """
     n = len(ours_nC)
     assert n == len(theirs_nC), "pairs need samples of equal number and order"
+    if statistic is mean and n > 1 and np.isin(ours_nC, (0, 1)).all() and np.array_equal(ours_nC, theirs_nC):
+        most = wilson(0, n).high
+        return Interval(0.0, -most, most, n)
     value = _estimate(ours_nC, statistic) - _estimate(theirs_nC, statistic)
     draws = [statistic(ours_nC[i]) - statistic(theirs_nC[i]) for i in _draws(n)] if n > 1 else []
     return _interval(value, n, np.concatenate(draws) if draws else None)

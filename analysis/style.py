@@ -85,4 +85,5 @@ def legend(figure: Figure, axes: Iterable[Axes]) -> None:
 def whiskers(points: pd.DataFrame) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     """Lengths below and above each value for `errorbar`; none where there is no interval."""
     below, above = points["value"] - points["low"], points["high"] - points["value"]
-    return np.nan_to_num(np.clip(np.array([below, above], dtype=np.float64), 0, None))
+    lengths = np.clip(np.array([below, above], dtype=np.float64), 0, None)
+    return np.where(np.isfinite(lengths), lengths, 0.0)

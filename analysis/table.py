@@ -70,10 +70,10 @@ def about(found: pd.DataFrame) -> str:
     counts = found[found["n"] > 0].groupby("heading", sort=True)["n"].agg(["min", "max"])
     sizes = [f"{h} {a if a == b else f'{a} to {b}'}" for h, a, b in counts.itertuples()]
     return (
-        "In brackets: 95% bootstrap intervals (Wilson's where all scores are equal). Δ: difference to full on the "
-        "samples that both have. Speed-up: time of full over time of the method; below 1 is slower. *: the interval of "
-        "Δ excludes 0, of a speed-up 1, one comparison at a time. Density: share of the visible rows attended at "
-        "decode; bytes: bytes read per token over those of full; both measured. "
+        "In brackets: 95% bootstrap intervals (Wilson's where all scores or all pairs are equal). Δ: difference to "
+        "full on the samples that both have. Speed-up: time of full over time of the method; below 1 is slower. *: the "
+        "interval of Δ excludes 0, of a speed-up 1, one comparison at a time. Density: share of the visible rows "
+        "attended at decode; bytes: bytes read per token over those of full; both measured. "
         f"Samples: {', '.join(sizes) or 'none'}."
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from .label import condition
-from .numbers import number, signed, times
+from .numbers import number, plural, signed, times
 
 
 def sentences(frame: pd.DataFrame, found: pd.DataFrame) -> list[str]:
@@ -16,7 +16,7 @@ def sentences(frame: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     good = int((frame["status"] == "ok").sum())
     bad = len(frame) - good
     count = (
-        f"{len(frame)} cells: {good} ended well, {bad} did not (listed below)."
+        f"{plural(len(frame), 'cell')}: {good} ended well, {bad} did not (listed below)."
         if bad
         else f"All {good} cells ended well."
     )
@@ -50,7 +50,8 @@ def _time(rivals: pd.DataFrame) -> str:
     start = "the fastest is" if best["change"] > 1 else "no method was faster; the nearest is"
     text = f"{start} {best['method_label']} with {times(best['change'])} {bounds}"
     slow = f", the slowest {worst['method_label']} with {times(worst['change'])}"
-    return f"{text}{slow if len(rivals) > 1 else ''} (below 1 is slower than full)."
+    unclear = ", which the steps do not tell from 1" if best["change_low"] <= 1 <= best["change_high"] else ""
+    return f"{text}{unclear}{slow if len(rivals) > 1 else ''} (below 1 is slower than full)."
 
 
 def _loss(rivals: pd.DataFrame, better: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ class Ranks:
         size: how many.
         local_rank: number on this host; picks the GPU.
         launcher: mpi, slurm, torchrun or single.
-        address: where rank 0 listens for torch.distributed.
+        address: where rank 0 listens for torch.distributed; under MPI agreed upon anew at each `meeting`.
     """
 
     rank: int = 0
@@ -31,15 +32,17 @@ class Ranks:
     address: str = ""
 
     def agree(self, value: Any) -> Any:
-        """Rank 0's value on every rank, where that can be had before torch is imported; else the rank's own."""
-        if self.launcher == "mpi" and self.size > 1:
+        """Rank 0's value, on every rank: each may have read another state of the store."""
+        if self.size == 1:
+            return value
+        if self.launcher == "mpi":
             from mpi4py import MPI  # noqa: PLC0415
 
             return MPI.COMM_WORLD.bcast(value, root=0)
-        return value
+        return _agree_by_store(self, value)
 
-    def new_address(self) -> str:
-        """A fresh rendezvous, for joining again after a rank was lost in a collective."""
+    def meeting(self) -> str:
+        """Where to meet this time: ranks may join more than once, and a port that was used may not be free yet."""
         return _mpi_address() if self.launcher == "mpi" else self.address
 
 
@@ -70,7 +73,7 @@ def _from_mpi(env: Mapping[str, str]) -> Ranks:
             f"Slurm started {tasks} tasks but MPI sees each alone: this MPI does not speak srun's protocol; "
             "set `launcher: torch` (or pmi2 for MPICH) in the site's file"
         )
-    return Ranks(rank, size, _local(env, rank), "mpi", _mpi_address() if size > 1 else "")
+    return Ranks(rank, size, _local(env, rank), "mpi")
 
 
 def _mpi_address() -> str:
@@ -85,6 +88,24 @@ def _from_slurm(env: Mapping[str, str]) -> Ranks:
     rank, size = int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])
     port = 20000 + (int(env["SLURM_JOB_ID"]) * 16 + int(env.get("SLURM_STEP_ID", "0")) % 16) % 20000
     return Ranks(rank, size, _local(env, rank), "slurm", f"tcp://{env['SLURM_LAUNCH_NODE_IPADDR']}:{port}")
+
+
+def _agree_by_store(ranks: Ranks, value: Any) -> Any:
+    """Without MPI: through a key-value store of torch's beside the rendezvous."""
+    import pickle  # noqa: PLC0415, S403 - what this program's own ranks tell each other
+
+    from torch.distributed import TCPStore  # noqa: PLC0415
+
+    place = os.environ["MASTER_ADDR"] + ":" + os.environ["MASTER_PORT"] if ranks.address == "env://" else ranks.address
+    host, _, port = place.removeprefix("tcp://").rpartition(":")
+    store = TCPStore(host, int(port) + 1, ranks.size, is_master=ranks.rank == 0)
+    if ranks.rank == 0:
+        store.set("value", pickle.dumps(value))
+    agreed = pickle.loads(store.get("value"))  # noqa: S301
+    store.add("read", 1)
+    while ranks.rank == 0 and int(store.get("read")) < ranks.size:
+        time.sleep(0.01)  # the store lives in rank 0: it must not go before the others have read
+    return agreed
 
 
 def _local(env: Mapping[str, str], rank: int) -> int:

@@ -94,13 +94,16 @@ class _Run:
     def all(self, cells: Sequence[Cell]) -> dict[str, str]:
         statuses: dict[str, str] = {}
         for _, group in groupby(cells, key=lambda c: c.group):
-            statuses |= self._group(list(group))
+            self._group(list(group), statuses)
         return statuses
 
-    def _group(self, cells: list[Cell]) -> dict[str, str]:
+    def _group(self, cells: list[Cell], statuses: dict[str, str]) -> None:
         lm: LM | None = None
-        statuses = {}
         for cell in cells:
+            stuck = [key for _, key in cell.needs if statuses.get(key, "ok") != "ok"]
+            if stuck:  # no record: it runs once what it needs is mended
+                self.tell(f"{cell.key} {cell.method} x {cell.task} waits for {stuck[0]}, which is {statuses[stuck[0]]}")
+                continue
             start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
             attempt, lm, loaded_s = self._try(cell, lm)
             record, agreed = self._join(cell, attempt)
@@ -108,7 +111,6 @@ class _Run:
             statuses[cell.key] = self._write(replace(record, started=started, seconds=round(seconds, 3)), attempt)
             if not agreed:
                 lm = self._recover()
-        return statuses
 
     def _try(self, cell: Cell, lm: LM | None) -> tuple[Try, LM | None, float]:
         loaded_s = 0.0
@@ -212,15 +214,16 @@ def _failed(status: Status, error: BaseException) -> Try:
 
 
 def _line(record: Record, done: int, total: int) -> str:
-    head = describe_headline(record.cell.task.name)
+    head = _headline(record.cell.task.name)
     value = f"{head} {record.metrics[head]:.4g}" if head in record.metrics else record.reason
     density = record.ledger.get("decode", {}).get("density")
     shown = "" if density is None else f"  density {density:.3f}"
-    return f"[{done}/{total}] {record.status:<7} {record.cell.method} x {record.cell.task}  {value}{shown}  {record.seconds:.1f} s"
+    what = f"{plugins.label('methods', record.cell.method)} x {plugins.label('tasks', record.cell.task)}"
+    return f"[{done}/{total}] {record.status:<7} {what}  {value}{shown}  {record.seconds:.1f} s"
 
 
 @functools.cache
-def describe_headline(task: str) -> str:
+def _headline(task: str) -> str:
     """The metric that stands for a task."""
     return str(plugins.describe("tasks", task).constants.get("headline", ""))
 

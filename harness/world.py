@@ -34,15 +34,13 @@ class World:
             self._take_gpu()
         if self.ranks.size > 1:
             backend = "nccl" if self.device == "cuda" else "gloo"
-            shard.start(self.ranks.rank, self.ranks.size, self.ranks.address, backend, self.patience_s)
+            shard.start(self.ranks.rank, self.ranks.size, self.ranks.meeting(), backend, self.patience_s)
             # a group of its own: a rank that failed tells the others here while they still wait in the model's
             self.control = dist.new_group(backend="gloo", timeout=timedelta(seconds=3 * self.patience_s))
 
     def rejoin(self) -> None:
         """Leave everything and join anew: after a failure on some ranks only, their collectives no longer match."""
         shard.stop()
-        address = self.ranks.new_address()
-        self.ranks = Ranks(self.ranks.rank, self.ranks.size, self.ranks.local_rank, self.ranks.launcher, address)
         self.join()
 
     def leave(self) -> None:

@@ -15,6 +15,11 @@ from ..results.store import Head, Store
 from .sweep import Sweep
 
 
+def cells_in(count: int) -> str:
+    """A number of cells in words."""
+    return f"{count} cell{'s' * (count != 1)}"
+
+
 @dataclass(frozen=True)
 class Group:
     """Cells that share a load of the model: equal in model, dtype, device and ranks."""
@@ -22,9 +27,9 @@ class Group:
     cells: tuple[Cell, ...]
 
     def __str__(self) -> str:
-        first, n = self.cells[0], len(self.cells)
+        first = self.cells[0]
         place = f"{first.dtype}, {first.device}, {first.ranks} rank{'s' * (first.ranks > 1)}"
-        return f"{first.model.name} ({place}): {n} cell{'s' * (n > 1)}"
+        return f"{first.model.name} ({place}): {cells_in(len(self.cells))}"
 
     def to_json(self) -> dict[str, Any]:
         """What is shared, and the keys."""
@@ -74,9 +79,9 @@ class Plan:
 
     def explain(self) -> str:
         """The plan in words."""
-        lines = [f"{self.name}: {len(self.cells)} cells: {self.tally()}"]
+        lines = [f"{self.name}: {cells_in(len(self.cells))}: {self.tally()}"]
         for number, wave in enumerate(self.waves, 1):
-            lines += [f"wave {number}: {sum(len(group.cells) for group in wave)} cells"]
+            lines += [f"wave {number}: {cells_in(sum(len(group.cells) for group in wave))}"]
             lines += [f"  {group}" for group in wave]
         return "\n".join([*lines, *(f"{key} {why}" for key, why in self.waiting.items())])
 

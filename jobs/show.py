@@ -15,7 +15,7 @@ from ..results.cell import Cell
 from ..results.fields import problem
 from ..results.record import STATUSES
 from ..results.store import Store
-from .plan import Plan
+from .plan import Plan, cells_in
 
 TAIL = 15
 STATES = (*STATUSES, "todo", "waits")
@@ -117,9 +117,9 @@ def _tail(log: Path) -> list[str]:
 def wrong_ranks(cells: Iterable[Cell], size: int, sweep: str) -> list[str]:
     """For each number of ranks other than ours, how many cells want it, and how to run them."""
     counts = Counter(cell.ranks for cell in cells if cell.ranks != size)
-    mend = "`mpirun -np {0} lacuna run {1}`, or --set ranks={2}".format
     return [
-        f"{n} cells want {ranks} rank{'s' * (ranks > 1)}, this run has {size}: {mend(ranks, sweep, size)}"
+        f"{cells_in(n)} for {ranks} rank{'s' * (ranks > 1)}, this run has {size}: "
+        f"`{f'mpirun -np {ranks} ' * (ranks > 1)}lacuna run {sweep}`, or --set ranks={size}"
         for ranks, n in sorted(counts.items())
     ]
 
@@ -127,6 +127,11 @@ def wrong_ranks(cells: Iterable[Cell], size: int, sweep: str) -> list[str]:
 def pretty(value: Any) -> str:
     """JSON for people and programs."""
     return json.dumps(value, indent=1, default=str)
+
+
+def compact(value: Any) -> str:
+    """JSON for programs: a plan has tens of thousands of lines otherwise, and takes seconds to lay out."""
+    return json.dumps(value, separators=(",", ":"))
 
 
 def say(line: str) -> None:
@@ -139,7 +144,10 @@ def hush(line: str) -> None:
     del line
 
 
-def say_row(values: Mapping[str, Any]) -> Mapping[str, Any]:
+def say_row(values: dict[str, Any]) -> dict[str, Any]:
     """Print a verification or a timing as one line, and hand it on."""
-    say("  ".join(f"{name}={f'{v:.4g}' if isinstance(v, float) else v}" for name, v in values.items()))
+    brief = {
+        k: f"{v:.4g}" if isinstance(v, float) else v for k, v in values.items() if isinstance(v, (str, int, float))
+    }
+    say("  ".join(f"{name}={value}" for name, value in brief.items() if value != ""))
     return values

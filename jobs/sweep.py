@@ -48,6 +48,10 @@ class Sweep:
     cells: tuple[Cell, ...]
     needed: tuple[Cell, ...] = ()
 
+    def keys(self) -> list[str]:
+        """Keys of all cells, those that others need first."""
+        return list(dict.fromkeys(cell.key for cell in (*self.needed, *self.cells)))
+
 
 def read(path: Path, store: Store | Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep file; `overrides` are settings as "ranks=1", which win over the file.

@@ -17,7 +17,7 @@ from .clock import captured, copy_gb_s, percentiles, sample_ms
 from .op import Case, Inputs, Op, load_op
 from .pipeline import make_pipeline, pipeline_bytes, pipeline_flops
 from .tiling import Plan
-from .verify import judge
+from .verify import judge, with_plan
 
 REPEATS = 100
 PIPELINE = "loki_pipeline"
@@ -41,6 +41,7 @@ class Row:
         device: Type and name of the device.
         versions: Of the libraries.
         dtype: Of the cache.
+        plan: How the work was cut, if not as the fused twin does by itself.
         launch: "cuda graph" or "direct".
         error: Largest error against float64.
         eager_error: The same of the eager twin.
@@ -66,6 +67,7 @@ class Row:
     device: str = ""
     versions: str = ""
     dtype: str = ""
+    plan: str = ""
     launch: str = ""
     error: float | None = None
     eager_error: float | None = None
@@ -93,25 +95,29 @@ def bench(
         device: A CPU runs the eager twin only.
         twin: "fused" or "eager"; by default the one that the device runs in production.
         ceiling_gb_s: Copy bandwidth of the device; measured here if zero.
-        plan: Another way to cut the work of the fused twin than its own.
+        plan: Another way to cut the work of the fused twin than its own, of operations that take one.
 
     Returns:
         A `Row` as a dictionary.
 
     Raises:
-        ValueError: If the fused twin is asked for on a CPU: the interpreter's times mean nothing.
+        ValueError: If the fused twin is asked for on a CPU: the interpreter's times mean nothing; if a plan is given
+            for the eager twin.
     """
     twin = twin or ("fused" if device.type == "cuda" else "eager")
     if twin not in ("fused", "eager"):
         raise ValueError(f"expected twin 'fused' or 'eager', got {twin!r}")
     if twin == "fused" and device.type != "cuda":
         raise ValueError(f"expected a CUDA device to time a fused twin on, got {device}: an interpreter has no speed")
+    if plan is not None and twin == "eager":
+        raise ValueError(f"expected no plan for the eager twin, got {plan}")
     row = _blank(op.name, case, device, ceiling_gb_s or copy_gb_s(device))
-    row = replace(row, twin=twin, bytes=op.bytes(case), flops=op.flops(case))
+    row = replace(row, twin=twin, bytes=op.bytes(case), flops=op.flops(case), plan=str(plan or ""))
     inputs = op.make(case, device, 0)
-    row = _checked_fused(row, op, case, inputs) if twin == "fused" else _checked_eager(row, op, case, inputs)
-    arguments = inputs if plan is None else inputs | {"plan": plan}
-    return asdict(_timed(row, lambda: getattr(op, twin)(**arguments), device))
+    if twin == "eager":
+        return asdict(_timed(_checked_eager(row, op, case, inputs), lambda: op.eager(**inputs), device))
+    arguments = with_plan(inputs, plan)
+    return asdict(_timed(_checked_fused(row, op, case, inputs, plan), lambda: op.fused(**arguments), device))
 
 
 def _blank(name: str, case: Case, device: torch.device, ceiling_gb_s: float) -> Row:
@@ -119,8 +125,8 @@ def _blank(name: str, case: Case, device: torch.device, ceiling_gb_s: float) -> 
     return Row(name, case.name, device=named, versions=versions(), dtype=case.dtype, ceiling_gb_s=ceiling_gb_s)
 
 
-def _checked_fused(row: Row, op: Op, case: Case, inputs: Inputs) -> Row:
-    verdict = judge(op, case, inputs)
+def _checked_fused(row: Row, op: Op, case: Case, inputs: Inputs, plan: Plan | None) -> Row:
+    verdict = judge(op, case, inputs, plan)
     status = "ok" if verdict.passed else "failed"
     return replace(
         row, status=status, reason=verdict.reason, error=verdict.fused_error, eager_error=verdict.eager_error
@@ -207,7 +213,11 @@ def bench_pipeline(
 
     Returns:
         A `Row` as a dictionary.
+
+    Raises:
+        ValueError: If the device is a CPU.
     """
+    _check_cuda(device)
     pipeline = make_pipeline(case, device, 0)
     verdicts = list(pipeline.verdicts())
     reason = "; ".join(f"{verdict.op}: {verdict.reason}" for verdict in verdicts if not verdict.passed)
@@ -215,13 +225,20 @@ def bench_pipeline(
     row = replace(row, twin="fused", bytes=pipeline_bytes(case), flops=pipeline_flops(case), reason=reason)
     row = replace(row, status="failed" if reason else "ok", error=verdicts[-1].fused_error)
     row = _timed(replace(row, eager_error=verdicts[-1].eager_error), pipeline.run, device)
+    return asdict(_held_against(row, dense))
+
+
+def _held_against(row: Row, dense: Iterable[dict[str, Any]]) -> Row:
     timed = [other for other in dense if other["status"] == "ok"]
     if row.median_ms is None or not timed:
-        return asdict(row)
+        return row
     fastest = min(timed, key=lambda other: float(other["median_ms"]))
-    return asdict(
-        replace(row, against=fastest["baseline"] or fastest["twin"], speed_up=fastest["median_ms"] / row.median_ms)
-    )
+    return replace(row, against=fastest["baseline"] or fastest["twin"], speed_up=fastest["median_ms"] / row.median_ms)
+
+
+def _check_cuda(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise ValueError(f"expected a CUDA device to time {PIPELINE!r} on, got {device}")
 
 
 def rows(op_names: Iterable[str], device: torch.device) -> Iterator[dict[str, Any]]:
@@ -239,8 +256,8 @@ def rows(op_names: Iterable[str], device: torch.device) -> Iterator[dict[str, An
     """
     names = list(op_names)
     ops = {name: load_op(name) for name in names if name != PIPELINE}
-    if PIPELINE in names and device.type != "cuda":
-        raise ValueError(f"expected a CUDA device to time {PIPELINE!r} on, got {device}")
+    if PIPELINE in names:
+        _check_cuda(device)
     ceiling_gb_s = copy_gb_s(device)
     purpose = "time" if device.type == "cuda" else "test"
     for name, op in ops.items():

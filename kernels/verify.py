@@ -5,16 +5,17 @@ never written shows as NaN.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils import deterministic
 
 from .interpreter import interpreted
-from .op import Case, Comparison, Inputs, Op
+from .op import Case, Comparison, Inputs, Op, load_op
+from .tiling import Plan
 
 # Where both twins are nearly exact, the order of a float32 sum still differs, and tensor cores truncate.
 SUM_EPS = 32 * torch.finfo(torch.float32).eps
@@ -85,20 +86,21 @@ def verify(op: Op, case: Case, device: torch.device, dtype: str = "", seed: int 
     return judge(op, case, op.make(case, device, seed))
 
 
-def judge(op: Op, case: Case, inputs: Inputs) -> Verdict:
+def judge(op: Op, case: Case, inputs: Inputs, plan: Plan | None = None) -> Verdict:
     """Verify on inputs that exist already.
 
     Args:
         op: The operation.
         case: Where the inputs came from.
         inputs: The arguments of the twins.
+        plan: How the fused twin cuts its work, of operations that take one; its own choice if absent.
 
     Returns:
         The verdict.
     """
     reference = op.reference(inputs)
     eager = op.compare(inputs, op.eager(**inputs), reference)
-    fused = op.compare(inputs, run_poisoned(op, inputs), reference)
+    fused = op.compare(inputs, run_poisoned(op, with_plan(inputs, plan)), reference)
     reason = _complaint(fused, eager)
     device = next(value.device.type for value in inputs.values() if torch.is_tensor(value))
     return Verdict(op.name, case.name, device, case.dtype, fused.error, eager.error, not reason, reason)
@@ -116,6 +118,19 @@ def run_poisoned(op: Op, inputs: Inputs) -> Any:
     """
     with poisoned_memory():
         return op.fused(**inputs)
+
+
+def with_plan(inputs: Inputs, plan: Plan | None) -> Inputs:
+    """Add a plan to the arguments of a fused twin.
+
+    Args:
+        inputs: The arguments of the twins.
+        plan: The plan, or nothing.
+
+    Returns:
+        The arguments of the fused twin.
+    """
+    return inputs if plan is None else inputs | {"plan": plan}
 
 
 def check_device(device: torch.device) -> None:
@@ -140,3 +155,22 @@ def _complaint(fused: Comparison, eager: Comparison) -> str:
     if math.isfinite(fused.error) and fused.error <= bound:
         return ""
     return f"fused: error {fused.error:.3g} above {bound:.3g}, eager has {eager.error:.3g}"
+
+
+def verify_all(names: Iterable[str], device: torch.device) -> Iterator[dict[str, Any]]:
+    """Verify every test case of some operations in each dtype.
+
+    Args:
+        names: Of operations.
+        device: A CUDA device, or a CPU under Triton's interpreter.
+
+    Yields:
+        The fields of each verdict.
+
+    Raises:
+        ValueError: If the device cannot run the fused twins, or there is no operation of a name.
+    """
+    for op in map(load_op, names):
+        for case in (case for case in op.cases if case.purpose == "test"):
+            for dtype in ("float32", "bfloat16", "float16"):
+                yield asdict(verify(op, case, device, dtype))

@@ -124,6 +124,7 @@ class _Layer(CacheLayerMixin):
         if self.memory is None:
             self.lazy_initialization(key_states, value_states)
         assert self.memory is not None
+        self.memory.first = self.binding.first
         self.binding.method.write(self.memory, key_states, value_states)
         return self, self
 

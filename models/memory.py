@@ -104,6 +104,7 @@ class Memory:
         columns: [B, S] token number of each row held, or None while every token is held.
         constants: tensors of this layer that a method reads each step (a PCA basis); charged once.
         extra: further tensors [B, G, ...] of these sequences; charged.
+        first: [B] number of the first token that is no padding; the binding says.
     """
 
     def __init__(self, site: Site, constants: Mapping[str, Tensor]) -> None:
@@ -113,6 +114,7 @@ class Memory:
         self.aux: dict[str, Rows] = {}
         self.extra: dict[str, Tensor] = {}
         self.seen = 0
+        self.first: Tensor | None = None
         self.columns: Tensor | None = None
 
     def append(self, k_BGTD: Tensor, v_BGTD: Tensor, aux: Mapping[str, Tensor] | None = None) -> None:
@@ -151,6 +153,7 @@ class Memory:
 
     def reorder(self, batch: Tensor) -> None:
         """Rearrange the sequences of the batch."""
+        self.first = None if self.first is None else self.first[batch]
         self.extra = {name: part[batch] for name, part in self.extra.items()}
         for part in (self.keys, self.values, *self.aux.values()):
             part.reorder(batch)

@@ -101,10 +101,10 @@ def split(model: PreTrainedModel, rank: int, size: int) -> Shard:
             Llama-shaped (q_proj, k_proj, v_proj, o_proj; gate_proj, up_proj, down_proj).
     """
     config = model.config.get_text_config()
-    groups = config.num_key_value_heads
     if size == 1:
-        return Shard(0, 1, groups)
+        return Shard(0, 1, getattr(config, "num_key_value_heads", config.num_attention_heads))
     _check(model, size)
+    groups = config.num_key_value_heads
     padded = math.ceil(groups / size) * size
     for layer in model.base_model.layers:
         _split_attention(layer.self_attn, groups, padded)

@@ -13,8 +13,7 @@ from typing import Any
 import pandas as pd
 
 from .cell import Cell, Spec, canonical
-from .fields import Share, mark
-from .plugins import describe
+from .plugins import label
 from .record import Record
 from .store import write_atomically
 
@@ -107,32 +106,6 @@ def read(path: Path) -> pd.DataFrame:
     return frame if path.suffix == ".parquet" else _typed(frame)
 
 
-def label(method: Spec) -> str:
-    """A method as people name it: budgets always, other arguments where they are not the default."""
-    shown = _shown(method)
-    return " ".join([method.name, *(f"{k}={_brief(v)}" for k, v in shown.items())])
-
-
-def _shown(method: Spec) -> dict[str, Any]:
-    plain = {k: v for k, v in method.args.items() if not isinstance(v, Mapping) and v is not None}
-    try:
-        fields = describe("methods", method.name).fields
-    except ValueError:  # a record may outlive its method's file
-        return plain
-    named = [f.name for f in fields if f.name in plain and (_is_budget(f.kind) or plain[f.name] != f.default)]
-    known = {f.name for f in fields}
-    return {k: plain[k] for k in (*named, *(k for k in plain if k not in known))}
-
-
-def _is_budget(kind: Any) -> bool:
-    options = (kind, *getattr(kind, "__args__", ()))  # `Annotated[float, Share(...)] | None` is a budget too
-    return any(mark(option, Share) for option in options)
-
-
-def _brief(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
 def _row(record: Record) -> dict[str, Any]:
     return {**_identity(record), **_measures(record), **_rest(record)}
 
@@ -144,7 +117,7 @@ def _identity(record: Record) -> dict[str, Any]:
         **{name: getattr(record, name) for name in ("key", "status", "reason", "started", "seconds", "trace")},
         **{part: getattr(cell, part).name for part in ("model", "method", "task")},
         **{name: getattr(cell, name) for name in same},
-        "method_label": label(cell.method),
+        "method_label": label("methods", cell.method),
         **{f"method.{k}": _text(v) for k, v in cell.method.args.items()},
         **{f"task.{k}": _text(v) for k, v in cell.task.args.items()},
         "host": _text(record.provenance.get("host")) or "",

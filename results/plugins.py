@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .fields import NAMESPACE, near
+from .cell import Spec
+from .fields import NAMESPACE, Share, mark, near
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS: Mapping[str, str] = {
@@ -105,6 +106,35 @@ def load(kind: str, name: str) -> Any:
 
 def _suffix(kind: str) -> str:
     return "yaml" if kind in ("models", "sites") else "py"
+
+
+def label(kind: str, spec: Spec) -> str:
+    """A method or task as people name it: budgets always, other arguments where they are not the default."""
+    return " ".join([spec.name, *(f"{k}={_brief(v)}" for k, v in _shown(kind, spec).items())])
+
+
+def _shown(kind: str, spec: Spec) -> dict[str, Any]:
+    plain = {k: v for k, v in spec.args.items() if not isinstance(v, Mapping) and v is not None}
+    try:
+        fields = describe(kind, spec.name).fields
+    except ValueError:  # a record may outlive its plug-in's file
+        return plain
+    named = [f.name for f in fields if f.name in plain and (_is_budget(f.kind) or not _same(plain[f.name], f.default))]
+    known = {f.name for f in fields}
+    return {k: plain[k] for k in (*named, *(k for k in plain if k not in known))}
+
+
+def _same(value: Any, default: Any) -> bool:
+    return bool(value == (list(default) if isinstance(default, tuple) else default))
+
+
+def _is_budget(kind: Any) -> bool:
+    options = (kind, *getattr(kind, "__args__", ()))  # `Annotated[float, Share(...)] | None` is a budget too
+    return any(mark(option, Share) for option in options)
+
+
+def _brief(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _version(body: list[ast.stmt]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -27,7 +28,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         ValueError: no cell that ended well has a score and a measured density.
     """
     found = points(frame)
-    found = found[~found["is_time"].astype(bool) & found["value"].notna() & found["density"].notna()]
+    found = found[~found["is_time"].astype(bool) & np.isfinite(found["value"]) & found["density"].notna()]
     if found["is_dense"].all():
         raise ValueError("needs a cell that ended well, of a sparse method and a task with a score, with its density")
     groups = [g for _, g in found.groupby(["model", "setting", "task_label"], sort=True)]

@@ -7,6 +7,7 @@ difference between runs or machines. Speed-ups refer to the method full; below 1
 from __future__ import annotations
 
 import json
+import textwrap
 from typing import Any
 
 import pandas as pd
@@ -63,7 +64,7 @@ def _dot_panel(axis: Axes, group: pd.DataFrame) -> None:
         axis.axvline(value, color=look("full").colour, linestyle="--", linewidth=0.8, zorder=0)
     axis.set_yticks(range(len(group)), group["method_label"], fontsize=6)
     axis.set(xlim=(0, axis_end), ylim=(-0.6, len(group) - 0.4), xlabel=f"{group['heading'].iloc[0]} (dashed: full)")
-    axis.set_title(_heading(group))
+    axis.set_title(_heading(group), fontsize=7)
 
 
 def _said(point: pd.Series[Any]) -> str:
@@ -80,7 +81,7 @@ def _lines(groups: list[pd.DataFrame]) -> Figure:
         axis.set_xticks(contexts, [f"{c:g}" for c in contexts])
         axis.minorticks_off()
         axis.set(ylim=(0, None), xlabel="context (tokens in the prompt)", ylabel="decode ms per step")
-        axis.set_title(_heading(group))
+        axis.set_title(_heading(group), fontsize=7)
     legend(figure, axes)
     return figure
 
@@ -109,4 +110,5 @@ def _heading(group: pd.DataFrame) -> str:
     args = json.loads(first["rest"])
     if len(group["context"].unique()) == 1 and first["context"] is not None:
         args[CONTEXT] = first["context"]
-    return f"{condition(first)}\n{', '.join(f'{k}={v}' for k, v in args.items())}".strip()
+    said = textwrap.wrap(", ".join(f"{k}={v}" for k, v in args.items()), 34)
+    return "\n".join(text for text in (condition(first), *said) if text)

@@ -67,11 +67,12 @@ def store_share(out_ptr, lse_ptr, top, total, acc, first, split, SPLITS: tl.cons
     member = tl.arange(0, BLOCK_GROUP)
     column = tl.arange(0, BLOCK_DIM)
     place = (first + member) * SPLITS + split
-    share = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    some = tl.where(total == 0.0, 1.0, total)
+    share = acc / some[:, None]
     mask = (member < GROUP)[:, None] & (column < DIM)[None, :]
     tl.store(out_ptr + place[:, None] * DIM + column[None, :], share.to(out_ptr.dtype.element_ty), mask=mask)
     if SPLITS > 1:
-        lse = tl.where(total == 0.0, float("-inf"), top + tl.log2(total))
+        lse = tl.where(total == 0.0, float("-inf"), top + tl.log2(some))
         tl.store(lse_ptr + place, lse, mask=member < GROUP)
 
 

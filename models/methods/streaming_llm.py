@@ -60,23 +60,17 @@ class StreamingLlm(Method):
 
     def _place(self, memory: Memory) -> Tensor:
         """Place of each row held in its own text, [B, S]; negative for padding."""
-        batch = memory.keys.view.shape[0]
-        return memory.numbers_BS(batch) - memory.extra["first"].view(batch, 1)
+        assert memory.first is not None
+        return memory.numbers_BS(memory.keys.view.shape[0]) - memory.first[:, None]
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Attend sinks and window of each row."""
-        memory.extra.setdefault("first", call.first[:, None, None])
         keep = self._keep(memory, call)
         groups = memory.keys.view.shape[1]
         ledger.count(memory, call, keep.sum(-1)[:, None].expand(-1, groups, -1), 0.0)
         if self.positions == "text":
             return self._attend(q_BHTD, memory, keep, call)
         return self._attend_in_cache(q_BHTD, memory, keep, call)
-
-    def attend_dense(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
-        """Attend the whole prompt."""
-        memory.extra.setdefault("first", call.first[:, None, None])
-        return super().attend_dense(q_BHTD, memory, call, ledger)
 
     def _keep(self, memory: Memory, call: Call) -> Tensor:
         visible, place = attend.visible_BTS(memory, call), self._place(memory)[:, None]

@@ -128,7 +128,13 @@ def decode_time(method, args, density, prompt=512, steps=64, **changes):
     samples = [{"phase": "prefill", "ms": 40.0}, *({"phase": "decode", "ms": float(v)} for v in ms)]
     metrics = {"ttft_ms": 40.0, "decode_ms_median": float(np.median(ms)), "decode_tok_s": 1000 / float(np.median(ms))}
     return record(
-        cell(method, args, "decode_time", {"batch": 1, "prompt": prompt, "steps": steps}, **changes),
+        cell(
+            method,
+            args,
+            "decode_time",
+            {"batch": 1, "prompt": prompt, "steps": steps, "warmup": 4, "prefills": 3, "corpus": "prose"},
+            **changes,
+        ),
         metrics,
         samples,
         density,

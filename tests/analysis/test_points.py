@@ -5,6 +5,7 @@ import math
 import pytest
 from lacuna.analysis.label import label_cells, tell_apart
 from lacuna.analysis.points import points
+from lacuna.results import plugins
 from lacuna.results.cell import Spec
 from lacuna.results.frame import to_frame
 from lacuna.results.record import Record
@@ -116,3 +117,11 @@ def test_no_records_are_one_sentence():
     """Broken: a report of an empty store ends in a traceback."""
     with pytest.raises(ValueError, match=r"no records.*lacuna run"):
         points(to_frame([]))
+
+
+def test_a_default_is_named_where_others_depart_from_it(tmp_path, monkeypatch, make):
+    """Broken: a row `streaming_llm` beside `streaming_llm window=60` leaves open which window it had."""
+    (tmp_path / "lab.py").write_text("class M:\n    window: int = 1020\n")
+    monkeypatch.setitem(plugins.FOLDERS, "methods", str(tmp_path))
+    records = [make.record(make.cell("lab", {"window": w}), {"perplexity": 2.0}, []) for w in (1020, 60)]
+    assert set(label_cells(to_frame(records))["method_label"]) == {"lab window=1020", "lab window=60"}

@@ -94,10 +94,8 @@ def test_a_sweep_in_which_all_failed_has_a_page(make, tmp_path):
 
 def test_a_new_figure_is_one_file(demo, tmp_path, monkeypatch):
     """Broken: adding a figure takes an edit elsewhere."""
-    monkeypatch.setattr(report, "names", lambda kind: [*plugins.names(kind), "mine"])
-    monkeypatch.setattr(
-        report, "load", lambda kind, name: plugins.load(kind, "decode_time" if name == "mine" else name)
-    )
+    monkeypatch.setattr(report, "names", lambda _: ["mine"])
+    monkeypatch.setattr(report, "load", lambda kind, _: plugins.load(kind, "decode_time"))
     monkeypatch.setattr(
         report, "describe", lambda kind, name: plugins.describe(kind, "decode_time" if name == "mine" else name)
     )

@@ -117,3 +117,15 @@ def test_many_samples_do_not_need_many_copies(monkeypatch):
     whole = stats.interval(values, stats.mean)
     monkeypatch.setattr(stats, "BLOCK", 50 * 7)
     assert stats.interval(values, stats.mean) == whole
+
+
+def test_a_model_that_broke_has_an_interval():
+    """Broken: a perplexity beyond all floats ends the report, or leaves nan where a loss is."""
+    broke, whole = np.array([[1e6, 10.0], [2e6, 10]]), np.array([[20.0, 10], [30, 10]])
+    assert stats.difference(broke, whole, stats.perplexity).low > 1e100
+
+
+def test_equal_pairs_do_not_look_certain():
+    """Broken: ten needles found by both are shown as a difference of 0 without doubt."""
+    got = stats.difference(column([1] * 10), column([1] * 10), stats.mean)
+    assert (got.value, got.low, got.high) == pytest.approx((0, -0.2775, 0.2775), abs=1e-3)

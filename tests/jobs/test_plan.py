@@ -95,7 +95,7 @@ def test_blocked_by_what_just_failed(swept):
 
 def test_unknown_status_to_retry(swept):
     """A misspelt --retry would retry nothing."""
-    with pytest.raises(ValueError, match="unknown status 'eror' to retry: did you mean 'error'?"):
+    with pytest.raises(ValueError, match="unknown status 'eror' to retry: did you mean 'error'"):
         plan(*swept, ("eror",))
 
 

@@ -22,7 +22,7 @@ def kernels_in_source():
     }
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_every_kernel_compiles_for_hopper(dtype):
     """Broken: a kernel that the interpreter runs is refused by the compiler, or asks for more than an SM has."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -14,7 +14,8 @@ from lacuna.kernels.bench import Row, bench, bench_baselines, bench_pipeline, ro
 from lacuna.kernels.clock import percentiles
 from lacuna.kernels.op import Case, load_op
 from lacuna.kernels.pipeline import make_pipeline
-from lacuna.kernels.tiling import attention_plan, choose_splits, gather_plan, score_plan
+from lacuna.kernels.tiling import Plan, attention_plan, choose_splits, gather_plan, score_plan
+from lacuna.kernels.verify import judge
 
 CPU = torch.device("cpu")
 KERNELS = Path(lacuna.kernels.op.__file__).parent
@@ -26,6 +27,8 @@ def test_an_interpreter_is_never_timed():
     op = load_op("dense_decode")
     with pytest.raises(ValueError, match="no speed"):
         bench(op, SMALL, CPU, "fused")
+    with pytest.raises(ValueError, match="no plan"):
+        bench(op, SMALL, CPU, "eager", plan=Plan(16, 2, 4, 2))
     with pytest.raises(ValueError, match="loki_pipeline"):
         list(rows(["loki_pipeline"], CPU))
 
@@ -38,6 +41,17 @@ def test_what_fails_verification_is_not_timed():
     assert row["status"] == "failed"
     assert row["median_ms"] is None
     assert "float64" in row["reason"]
+
+
+def test_the_plan_that_is_timed_is_the_plan_that_is_verified(device, monkeypatch):
+    """Broken: a plan that gives wrong results is timed because another plan was verified."""
+    import lacuna.kernels.dense_decode.fused as fused
+
+    plans, run = [], fused.dense_decode
+    monkeypatch.setattr(fused, "dense_decode", lambda *_, plan=None, **inputs: plans.append(plan) or run(**inputs))
+    op = load_op("dense_decode")
+    assert judge(op, SMALL, op.make(SMALL, device, 0), Plan(16, 2, 4, 2)).passed
+    assert plans == [Plan(16, 2, 4, 2)]
 
 
 def test_a_row_says_where_from_and_how_near_the_ceiling():
@@ -69,18 +83,18 @@ def test_the_pipeline_is_exact_attention_when_it_keeps_all(device):
     torch.testing.assert_close(pipeline.run(), op.eager(**pipeline.dense), rtol=1e-5, atol=1e-5)
 
 
-def test_the_pipeline_is_held_against_the_fastest_dense_kernel(monkeypatch, device):
+def test_the_pipeline_is_held_against_the_fastest_dense_kernel():
     """Broken: a speed-up is quoted against a slow baseline, or against one that failed."""
-    monkeypatch.setattr(bench_module, "captured", lambda call: call)
     blank = {"twin": "", "baseline": ""}
     dense = [
-        blank | {"baseline": "slow", "status": "ok", "median_ms": 2000.0},
-        blank | {"twin": "fused", "status": "ok", "median_ms": 1000.0},
+        blank | {"baseline": "slow", "status": "ok", "median_ms": 4.0},
+        blank | {"twin": "fused", "status": "ok", "median_ms": 2.0},
         blank | {"baseline": "broken", "status": "failed", "median_ms": None},
     ]
-    row = bench_pipeline(SMALL, device, 10.0, dense)
-    assert row["against"] == "fused"
-    assert row["speed_up"] == pytest.approx(1000.0 / row["median_ms"])
+    row = bench_module._held_against(Row("loki_pipeline", "small", median_ms=1.0), dense)
+    assert (row.against, row.speed_up) == ("fused", 2.0)
+    with pytest.raises(ValueError, match="loki_pipeline"):
+        bench_pipeline(SMALL, CPU, 10.0, dense)
 
 
 def test_rows_are_written_with_their_samples(tmp_path):

@@ -7,6 +7,7 @@ import importlib.util
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,6 @@ SHAPES = (
 
 
 def inputs_of(name, case, device, dtype="float32", seed=0):
-    from dataclasses import replace
-
     return load_op(name).make(replace(case, dtype=dtype), device, seed)
 
 
@@ -107,16 +106,16 @@ def test_selection_is_exact_and_breaks_ties_to_the_lowest_row(rows, k, width, ki
 
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "wide", "hidden"])
-@pytest.mark.parametrize("k", [0, 700, 9000])
+@pytest.mark.parametrize("k", [0, 700, 5000])
 def test_rows_of_several_blocks_are_selected_alike(k, kind, device):
     """Broken: the radix search that long rows use chooses other rows than the definition."""
     from lacuna.kernels.select_topk.long_rows.fused import select_long
 
-    s_BNS = scores(kind, 8199, device)
+    s_BNS = scores(kind, 4199, device)
     k_B = torch.tensor([k, k // 2], dtype=torch.int32, device=device)
     with poisoned_memory():
-        index_BNK, count_BN = select_long(s_BNS, k_B, 5000)
-    expected_BNK, expected_BN = definitions.select_topk(s_BNS, k_B, 5000)
+        index_BNK, count_BN = select_long(s_BNS, k_B, 4500)
+    expected_BNK, expected_BN = definitions.select_topk(s_BNS, k_B, 4500)
     assert torch.equal(count_BN.long().cpu(), expected_BN)
     assert torch.equal(index_BNK.long().cpu(), expected_BNK)
 
@@ -259,14 +258,12 @@ def test_comparison_of_selections_sees_worse_scores():
     assert op.compare(inputs, (torch.tensor([[[0, 3]]]), torch.tensor([[2]])), reference).error == 2.0
 
 
-@pytest.mark.parametrize("name", OPS)
-def test_an_op_runs_without_triton(name):
+def test_ops_run_without_triton():
     """Broken: an Op, or its eager twin, needs Triton on a machine that has none."""
     program = (
         "import sys, torch; sys.modules['triton'] = None\n"
         "from lacuna.kernels.op import load_op\n"
-        f"op = load_op({name!r}); case = op.cases[0]\n"
-        "op(*op.make(case, torch.device('cpu'), 0).values())\n"
+        f"for op in map(load_op, {OPS!r}): op(*op.make(op.cases[0], torch.device('cpu'), 0).values())\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 

@@ -1,0 +1,103 @@
+"""What can be typed: the commands and their options."""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser as Parser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..results import plugins
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction  # what add_subparsers returns has no public name
+
+    Commands = _SubParsersAction[Parser]
+
+
+def parser(version: str) -> Parser:
+    """The parser of `lacuna`; the command's name is its `command`."""
+    root = Parser(prog="lacuna", description="Measure what sparse attention loses and gains.")
+    root.add_argument("--version", action="version", version=f"lacuna {version}")
+    commands = root.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    _add_sweep_commands(commands)
+    _add_result_commands(commands)
+    _add_kernel_commands(commands)
+    listing = _command(commands, "list", "models, methods, tasks, ops, figures or sites that there are")
+    listing.add_argument("kind", choices=tuple(plugins.FOLDERS))
+    listing.add_argument("--json", action="store_true", help="with the arguments, their types and defaults")
+    _command(commands, "doctor", "what this machine can and cannot do, with the mend", _store())
+    return root
+
+
+def _command(commands: Commands, name: str, text: str, *parents: Parser) -> Parser:
+    return commands.add_parser(name, help=text, description=text, parents=parents)
+
+
+def _store() -> Parser:
+    default = Path(os.environ.get("LACUNA_STORE") or "store")
+    parser = Parser(add_help=False)
+    parser.add_argument("--store", type=Path, default=default, help="the records (default: $LACUNA_STORE or ./store)")
+    return parser
+
+
+def _settings() -> Parser:
+    parser = Parser(add_help=False, parents=[_store()])
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="K=V", help="e.g. ranks=1")
+    return parser
+
+
+def _sweep() -> Parser:
+    parser = Parser(add_help=False, parents=[_settings()])
+    parser.add_argument("sweep", type=Path, metavar="SWEEP", help="a sweep file (YAML)")
+    return parser
+
+
+def _work() -> Parser:
+    parser = Parser(add_help=False, parents=[_sweep()])
+    parser.add_argument("--retry", default="preempted", metavar="STATUS,...", help="run again what ended so")
+    return parser
+
+
+def _add_sweep_commands(commands: Commands) -> None:
+    plan = _command(commands, "plan", "cells of a sweep, in waves and groups, and what is done", _work())
+    plan.add_argument("--json", action="store_true")
+    run = _command(commands, "run", "run what is missing; `mpirun -np N lacuna run SWEEP` for N ranks", _work())
+    run.add_argument("--cell-timeout", type=seconds, metavar="S", help="a cell that takes longer is a time-out")
+    submit = _command(commands, "submit", "hand what is missing to a site's Slurm", _work())
+    submit.add_argument("--site", required=True, metavar="NAME", help="one of `lacuna list sites`")
+    submit.add_argument("--dry-run", action="store_true", help="print the sbatch text")
+    _command(commands, "status", "how many cells are done, and what is missing", _sweep())
+    why = _command(commands, "why", "reason, trace and log of what failed", _sweep())
+    why.add_argument("key", nargs="?", default="", metavar="KEY", help="a cell's key, or its beginning")
+
+
+def seconds(text: str) -> float:
+    """A time-out; argparse names this function where the text is none.
+
+    Raises:
+        ValueError: it is no number above 0.
+    """
+    if not 0 < float(text) < float("inf"):
+        raise ValueError(text)
+    return float(text)
+
+
+def _add_result_commands(commands: Commands) -> None:
+    collect = _command(commands, "collect", "fold a sweep's records into one file", _sweep())
+    collect.add_argument("-o", dest="output", type=Path, required=True, metavar="FILE", help=".parquet or .csv")
+    report = _command(commands, "report", "table, figures and an HTML page", _settings())
+    report.add_argument("source", type=Path, metavar="SWEEP|FILE", help="a sweep, or what `collect` wrote")
+    report.add_argument("-o", dest="output", type=Path, default=Path("report"), metavar="DIR")
+    diff = _command(commands, "diff", "compare two sweeps or files; exit code 1 if B is worse", _settings())
+    diff.add_argument("before", type=Path, metavar="A", help="a sweep, or what `collect` wrote")
+    diff.add_argument("after", type=Path, metavar="B")
+
+
+def _add_kernel_commands(commands: Commands) -> None:
+    verify = _command(commands, "verify", "hold kernels against their eager twins")
+    bench = _command(commands, "bench", "verify, then time kernels")
+    bench.add_argument("-o", dest="output", type=Path, metavar="CSV", help="write the rows there too")
+    for parser in (verify, bench):
+        parser.add_argument("op", nargs="*", metavar="OP", help="some of `lacuna list ops` (default: all)")
+        parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")

@@ -1,0 +1,31 @@
+"""On a GPU the same methods run through the fused kernels; the CPU's eager twins say what must come out."""
+
+import pytest
+import torch
+from conftest_models import make_method, make_model, run_rows, tokens
+
+from lacuna.models.ledger import summary
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+CASES = [
+    ("full", {}),
+    ("topk", {"k": 0.25}),
+    ("topk", {"k": 0.25, "heads": "query"}),
+    ("loki", {"k": 0.25, "d": 0.5}),
+    ("streaming_llm", {"sinks": 2, "window": 14}),
+    ("streaming_llm", {"sinks": 2, "window": 14, "positions": "text"}),
+]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize(("name", "args"), CASES)
+def test_fused_path_equals_eager_path(name, args, groups, basis):
+    """The kernel that is timed must be the method that is scored: same logits, same rows, with left padding too."""
+    model, ids = make_model(num_key_value_heads=groups, head_dim=64), tokens(3, 70)
+    mask = (torch.arange(70) >= torch.tensor([0, 5, 11])[:, None]).long()
+    method, files = make_method(name, args), basis(heads=groups, dim=64)
+    want, counted = run_rows(model, method, ids, files, 40, False, mask=mask)
+    got, ledger = run_rows(model.cuda(), method, ids.cuda(), files, 40, False, mask=mask.cuda())
+    torch.testing.assert_close(got.cpu(), want, atol=2e-3, rtol=1e-3)
+    ours, theirs = (summary([x.sums()])["decode"] for x in (ledger, counted))
+    assert ours == pytest.approx(theirs)

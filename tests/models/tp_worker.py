@@ -1,0 +1,52 @@
+"""Run by test_shard.py under mpirun: one rank of a split model; rank 0 writes what all of them computed."""
+
+import sys
+from pathlib import Path
+
+import torch
+from conftest_models import make_method, make_model, tokens
+
+from lacuna.harness.ranks import find_ranks
+from lacuna.harness.world import World
+from lacuna.models import shard
+from lacuna.models.bind import bind
+from lacuna.models.ledger import summary
+
+CASES = [
+    ("full", {}),
+    ("topk", {"k": 0.25}),
+    ("topk", {"k": 0.25, "heads": "query"}),
+    ("loki", {"k": 0.25, "d": 0.5}),
+    ("streaming_llm", {"sinks": 2, "window": 6}),
+]
+
+
+def outputs(model, held, world, artifacts):
+    """Logits of prompt and greedy steps, tokens, and the ledger of all ranks, for each method."""
+    found = {}
+    for name, args in CASES:
+        with bind(model, make_method(name, args), artifacts=artifacts, shard=held) as binding:
+            cache, new, logits, words = binding.cache(), tokens(2, 30), [], []
+            for _ in range(8):
+                out = model(new, past_key_values=cache, use_cache=True).logits[:, -1:]
+                new = out.argmax(-1)
+                logits.append(out)
+                words.append(new)
+            told = summary(world.gather(binding.ledger.sums()))
+        found[f"{name}-{args}"] = (torch.cat(logits, 1), torch.cat(words, 1), told)
+    return found
+
+
+def main(heads: int, groups: int, basis: str, path: str) -> None:
+    world = World(find_ranks(), "cpu", 60.0)
+    world.join()
+    model = make_model("llama", num_attention_heads=heads, num_key_value_heads=groups, hidden_size=16 * heads)
+    held = shard.split(model, world.ranks.rank, world.ranks.size)
+    found = outputs(model, held, world, {"basis": Path(basis)})
+    if world.ranks.rank == 0:
+        torch.save(found, path)
+    world.leave()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

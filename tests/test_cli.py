@@ -1,0 +1,323 @@
+"""The command line answers every input, good or bad, in a sentence and with the right exit code."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+from lacuna import __version__, cli
+from lacuna.jobs.commands import parser
+from lacuna.jobs.plan import plan
+from lacuna.jobs.sweep import read
+from lacuna.results import plugins
+from lacuna.results.record import Record
+from lacuna.results.store import Store
+
+SWEEP = """
+name: tiny
+model: pocket
+method: [full, {loki: {k: 0.25, basis: {tokens: 2048}}}]
+task: {perplexity: {window: 64, windows: 1}}
+"""
+HEAVY = ("torch", "transformers", "triton", "axonn", "mpi4py", "submitit")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder with a sweep of two cells and a calibration."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LACUNA_STORE", raising=False)
+    Path("tiny.yaml").write_text(SWEEP, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def runner(here, monkeypatch):
+    """Stand-ins for the rooms that run and draw: what is tested is who is called with what; gives what `run_cells` got."""
+    calls, fate = [], {}
+
+    def run_cells(cells, store, ranks, tell, cell_timeout_s):
+        calls.append(([c.task.name for c in cells], cell_timeout_s))
+        for cell in cells:
+            store.put(Record(cell, fate.get(cell.task.name, "ok"), "because" * (cell.task.name in fate)))
+        return {cell.key: fate.get(cell.task.name, "ok") for cell in cells}
+
+    stand_in(monkeypatch, "harness.run", run_cells=run_cells)
+    stand_in(monkeypatch, "results.frame", to_frame=list)
+    stand_in(monkeypatch, "analysis.render", terminal_table=lambda rows: f"TABLE of {len(rows)}")
+    monkeypatch.delitem(sys.modules, "lacuna.jobs.here", raising=False)
+    yield types.SimpleNamespace(calls=calls, fate=fate)
+    sys.modules.pop("lacuna.jobs.here", None)
+
+
+def stand_in(monkeypatch, name, **content):
+    module = types.ModuleType(f"lacuna.{name}")
+    vars(module).update(content)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def outcome(capsys, *argv):
+    """Exit code, output and errors of a command, whether or not argparse ends it."""
+    try:
+        code = cli.main([str(a) for a in argv])
+    except SystemExit as end:
+        code = end.code
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def every_command():
+    actions = parser("0")._subparsers._group_actions
+    return sorted(actions[0].choices)
+
+
+def test_each_command_is_called():
+    """A command could be typed that nothing answers, or be there and not be typed."""
+    assert every_command() == sorted(cli.COMMANDS)
+
+
+def test_version(capsys):
+    """Nobody could say with which version a result was made."""
+    assert outcome(capsys, "--version") == (0, f"lacuna {__version__}\n", "")
+
+
+@pytest.mark.parametrize("kind", plugins.FOLDERS)
+def test_list(capsys, kind):
+    """A plug-in would be there and not be found, or break the list of all others."""
+    code, out, _ = outcome(capsys, "list", kind, "--json")
+    assert code == 0
+    assert sorted(row["name"] for row in json.loads(out)) == sorted(plugins.names(kind))
+    assert outcome(capsys, "list", kind)[0] == 0
+
+
+def test_list_says_what_an_argument_takes(capsys):
+    """Nobody could write a sweep without reading the source."""
+    rows = {row["name"]: row for row in json.loads(outcome(capsys, "list", "methods", "--json")[1])}
+    (k,) = (field for field in rows["topk"]["fields"] if field["name"] == "k")
+    assert k["type"] == "a whole number or a number"
+    assert k["default"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ((), "COMMAND"),
+        (("lost",), "invalid choice"),
+        (("list", "planets"), "invalid choice"),
+        (("plan", "none.yaml"), "none.yaml:1: cannot be read: No such file or directory"),
+        (("plan", "wrong.yaml"), "wrong.yaml:1: unknown model 'poket': did you mean 'pocket'?\nwrong.yaml:2: unknown method 'lokki': did you mean 'loki'?"),
+        (("plan", "tiny.yaml", "--set", "rank=2"), "--set: unknown setting 'rank': did you mean 'ranks'?"),
+        (("plan", "tiny.yaml", "--retry", "eror"), "unknown status 'eror' to retry: did you mean 'error'?"),
+        (("plan", "tiny.yaml", "--store", "tiny.yaml"), "tiny.yaml is not a lacuna store; set LACUNA_STORE or --store"),
+        (("status", "tiny.yaml", "--store", "."), "is not a lacuna store; set LACUNA_STORE or --store"),
+        (("why", "tiny.yaml", "zzz"), "no cell of tiny has a key that begins with 'zzz'"),
+        (("run", "tiny.yaml", "--cell-timeout", "0"), "invalid seconds value: '0'"),
+        (("run", "wrong.yaml"), "wrong.yaml:1: unknown model 'poket'"),
+    ],
+)  # fmt: skip
+def test_bad_input(here, capsys, argv, said):
+    """A user's mistake would end in a traceback, or look like success."""
+    Path("wrong.yaml").write_text("model: poket\nmethod: lokki\ntask: needle\n", encoding="utf-8")
+    code, out, err = outcome(capsys, *argv)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_plan(here, capsys):
+    """The plan that is shown would not be the one that `run` follows."""
+    code, out, _ = outcome(capsys, "plan", "tiny.yaml")
+    assert code == 0
+    assert "wave 1: 1 cell\n  pocket (float32, cpu, 1 rank): 1 cell\nwave 2: 2 cells\n" in out
+    found = json.loads(outcome(capsys, "plan", "tiny.yaml", "--json", "--set", "ranks=2")[1])
+    assert found["counts"] == {"todo": 3}
+    assert [group["ranks"] for wave in found["waves"] for group in wave] == [2, 2]
+
+
+def test_run_goes_wave_by_wave_and_then_is_done(runner, capsys):
+    """A calibration would come too late, or a second run compute everything again."""
+    code, out, _ = outcome(capsys, "run", "tiny.yaml", "--cell-timeout", "9")
+    assert (code, runner.calls) == (0, [(["pca"], 9.0), (["perplexity"] * 2, 9.0)])
+    assert "TABLE of 3" in out
+    assert outcome(capsys, "run", "tiny.yaml")[0] == 0
+    assert len(runner.calls) == 2
+
+
+def test_run_leaves_out_what_waits_for_a_failure(runner, capsys):
+    """Loki would run without its basis, or its absence look like success."""
+    runner.fate["pca"] = "error"
+    code, out, err = outcome(capsys, "run", "tiny.yaml")
+    assert (code, [names for names, _ in runner.calls]) == (1, [["pca"], ["perplexity"]])
+    assert "which is error" in out
+    assert "not every cell is ok (1 ok, 1 error, 1 waits); `lacuna why tiny.yaml` says why" in err
+
+
+def test_run_retries_what_is_asked(runner, capsys):
+    """A cell that failed once could never be run again."""
+    runner.fate["perplexity"] = "oom"
+    assert outcome(capsys, "run", "tiny.yaml")[0] == 1
+    runner.fate.clear()
+    assert outcome(capsys, "run", "tiny.yaml")[0] == 1
+    assert outcome(capsys, "run", "tiny.yaml", "--retry", "oom,error")[0] == 0
+
+
+def test_run_names_cells_for_other_ranks(runner, capsys):
+    """A sweep for two ranks would run on one, or do nothing without a word."""
+    Path("tiny.yaml").write_text(SWEEP + "ranks: [1, 2]\n", encoding="utf-8")
+    code, out, _ = outcome(capsys, "run", "tiny.yaml")
+    assert code == 1
+    assert "3 cells for 2 ranks, this run has 1: `mpirun -np 2 lacuna run tiny.yaml`, or --set ranks=1" in out
+    assert [names for names, _ in runner.calls] == [["pca"], ["perplexity"] * 2]
+
+
+def test_interrupt(runner, monkeypatch, capsys):
+    """Ctrl-C would end in a traceback."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    stand_in(monkeypatch, "harness.run", run_cells=stop)
+    code, _, err = outcome(capsys, "run", "tiny.yaml")
+    assert code == 130
+    assert err == "stopped; what was finished is kept, the same command goes on from there\n"
+
+
+def test_status_and_why(here, capsys):
+    """What failed, and why, could not be found out."""
+    store = Store("store")
+    sweep = read(Path("tiny.yaml"), store)
+    (needed,), (full, loki) = sweep.needed, sweep.cells
+    job = {"slurm": {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}}
+    store.put(Record(needed, "oom", "no memory left", "Traceback\nOutOfMemoryError", provenance=job))
+    log = store.logs() / "7_1" / "7_1_0_log.err"
+    log.parent.mkdir(parents=True)
+    log.write_text("".join(f"line {i}\n" for i in range(100)), encoding="utf-8")
+    _, out, _ = outcome(capsys, "status", "tiny.yaml")
+    assert [line.split() for line in out.splitlines()] == [
+        ["method", "task", "oom", "todo", "waits"],
+        ["full", "pca", "1", "0", "0"],
+        ["full", "perplexity", "0", "1", "0"],
+        ["loki", "perplexity", "0", "0", "1"],
+        ["all", "1", "1", "1"],
+        ["1", "to", "run"],
+        [full.key, *str(full).split()],
+    ]
+    code, out, _ = outcome(capsys, "why", "tiny.yaml")
+    assert code == 0
+    assert (
+        f"{needed.key}  {needed}\n  oom: no memory left\n  | Traceback\n  | OutOfMemoryError\n  log {log}\n  > line 85"
+        in out
+    )
+    assert f"{loki.key}  {loki}\n  waits: waits for {needed.key} which is oom" in out
+    assert full.key not in out
+    assert outcome(capsys, "why", "tiny.yaml", full.key[:8])[1] == f"{full.key}  {full}\n  todo: no record yet\n"
+
+
+def test_submit_gets_the_plan(here, monkeypatch, capsys):
+    """A dry run would submit, or a submission would not hold what the plan shows."""
+    got = []
+    stand_in(
+        monkeypatch,
+        "jobs.submit",
+        submit=lambda plan, name, store, site: got.append((len(plan.todo), name, site)) or ["1_0"],
+        dry_run=lambda plan, name, store, site: f"#SBATCH {len(plan.todo)} {name} {site}",
+    )
+    assert outcome(capsys, "submit", "tiny.yaml", "--site", "s", "--dry-run") == (0, "#SBATCH 3 tiny s\n", "")
+    assert got == []
+    assert outcome(capsys, "submit", "tiny.yaml", "--site", "s") == (0, "1_0\n", "")
+    assert got == [(3, "tiny", "s")]
+
+
+@pytest.mark.parametrize("worse", [True, False])
+def test_diff_fails_when_it_got_worse(runner, monkeypatch, capsys, worse):
+    """A regression would pass a nightly check."""
+    stand_in(monkeypatch, "results.frame", to_frame=list, read=lambda path: [path.name])
+    found = types.SimpleNamespace(text="told", worse=worse)
+    stand_in(monkeypatch, "analysis.diff", compare=lambda a, b: found if (a, b) == (["a.csv"], ["b.parquet"]) else None)
+    assert outcome(capsys, "diff", "a.csv", "b.parquet") == (int(worse), "told\n", "")
+
+
+def test_report_of_nothing(runner, monkeypatch, capsys):
+    """An empty report would look like a result."""
+    stand_in(monkeypatch, "analysis.report", write_report=None)
+    stand_in(monkeypatch, "results.frame", to_frame=list, read=None)
+    code, _, err = outcome(capsys, "report", "tiny.yaml")
+    assert (code, err) == (2, "no cell of tiny.yaml has a record in store; `lacuna run` it, or see --store\n")
+
+
+@pytest.mark.parametrize(("passed", "code"), [([True, True], 0), ([True, False], 1)])
+def test_verify_fails_when_a_kernel_does(monkeypatch, capsys, passed, code):
+    """A wrong kernel would pass."""
+    rows = [{"op": "x", "passed": one, "reason": ""} for one in passed]
+    stand_in(monkeypatch, "kernels.verify", verify_all=lambda names, device: iter(rows))
+    assert outcome(capsys, "verify", "--device", "cpu")[:2] == (code, "".join(f"op=x  passed={p}\n" for p in passed))
+
+
+def test_doctor(here, capsys):
+    """Nobody would be told what a machine lacks."""
+    code, out, _ = outcome(capsys, "doctor", "--store", "fresh")
+    assert code == 0
+    heads = [line.split("  ")[1:2] for line in out.splitlines()]
+    assert len(heads) == 12
+    assert all(line.startswith(("yes", "no ")) for line in out.splitlines())
+
+
+def console(*argv, cwd):
+    """Run a command in a process of its own; gives what it printed and which heavy modules it imported."""
+    script = (
+        "import sys; from lacuna.cli import main; code = main(sys.argv[1:])\n"
+        f"print('HEAVY', [m for m in {HEAVY} if m in sys.modules]); sys.exit(code)"
+    )
+    path = os.pathsep.join([p for p in sys.path if p])
+    done = subprocess.run(
+        [sys.executable, "-c", script, *argv], cwd=cwd, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "argv",
+    ["list methods --json", "plan tiny.yaml --json", "status tiny.yaml", "why tiny.yaml", "collect tiny.yaml -o a.csv", "report tiny.yaml -o rep"],
+)  # fmt: skip
+def test_torch_is_left_alone(here, argv):
+    """Looking at a sweep would take the seconds, and the gigabytes, of torch."""
+    store = Store("store")
+    for cell in read(Path("tiny.yaml"), store).cells:
+        samples = [{"window": 0, "nll_nats": 63.0, "tokens": 63}]
+        store.put(Record(cell, "ok", metrics={"perplexity": 2.7, "nll_nats_per_token": 1.0}, samples=samples))
+    assert console(*argv.split(), cwd=here).endswith("HEAVY []\n")
+
+
+def test_list_answers_at_once(here):
+    """Completion and curiosity would have to wait."""
+    took = []
+    for _ in range(3):
+        start = time.perf_counter()
+        console("list", "methods", cwd=here)
+        took.append(time.perf_counter() - start)
+    assert min(took) < 1
+
+
+def test_status_of_ten_thousand_cells(here):
+    """A large sweep could not be watched."""
+    numbers = list(range(1, 11))
+    Path("big.yaml").write_text(
+        f"model: pocket\nmethod: {{loki: {{k: {numbers}, d: {numbers}}}}}\ntask: {{needle: {{length: {[128 * n for n in numbers]}}}}}\nseed: {numbers}\n"
+    )
+    store = Store("store")
+    sweep = read(Path("big.yaml"), store)
+    for cell in plan(sweep, store).cells:  # not Store.put, whose fsync would take a minute
+        path = store._path("records", cell.key, ".json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            json.dumps({"key": cell.key, "status": "ok", "reason": "", "sha256": ""})[:-1] + ',\n"record":{}}\n'
+        )
+    start = time.perf_counter()
+    out = console("status", "big.yaml", cwd=here)
+    assert "10010" in out
+    assert time.perf_counter() - start < 3
