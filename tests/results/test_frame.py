@@ -87,8 +87,8 @@ def test_label_shows_budgets_and_what_is_not_default(tmp_path, monkeypatch):
     (tmp_path / "lab.py").write_text(body)
     monkeypatch.setitem(plugins.FOLDERS, "methods", str(tmp_path))
     args = {"rule": "row", "k": 0.25, "sinks": 8, "basis": {"text": "prose"}}
-    assert frames.label(Spec("lab", args=args)) == "lab k=0.25 sinks=8"
-    assert frames.label(Spec("gone", args={"w": [1, 2]})) == "gone w=1,2"
+    assert frames.label("methods", Spec("lab", args=args)) == "lab k=0.25 sinks=8"
+    assert frames.label("methods", Spec("gone", args={"w": [1, 2]})) == "gone w=1,2"
 
 
 def test_an_interrupted_write_keeps_the_old_table(tmp_path, monkeypatch):
