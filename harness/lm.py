@@ -160,7 +160,9 @@ class Session:
         length = torch.zeros(ids_BT.shape[0], dtype=torch.long, device=self.device)
         return State(self.binding.cache(), None, length), 0
 
-    def generate(self, contexts: Sequence[Sequence[int]], questions: Sequence[Sequence[int]], new: int) -> list[list[int]]:
+    def generate(
+        self, contexts: Sequence[Sequence[int]], questions: Sequence[Sequence[int]], new: int
+    ) -> list[list[int]]:
         """Greedy continuations of context + question, `new` tokens each.
 
         The context is prefilled; the question is prefilled with it where the cell is query-aware, else fed as rows that
@@ -198,4 +200,3 @@ def _batches(contexts: Sequence[Sequence[int]], questions: Sequence[Sequence[int
         batch.append(i)
     if batch:
         yield batch
-

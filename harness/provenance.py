@@ -14,7 +14,18 @@ from typing import Any
 
 from .ranks import Ranks
 
-PACKAGES = ("axonn", "lacuna", "lm_eval", "mpi4py", "numpy", "submitit", "tokenizers", "torch", "transformers", "triton")
+PACKAGES = (
+    "axonn",
+    "lacuna",
+    "lm_eval",
+    "mpi4py",
+    "numpy",
+    "submitit",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "triton",
+)
 SLURM = (
     "SLURM_ARRAY_JOB_ID",
     "SLURM_ARRAY_TASK_ID",

@@ -92,7 +92,7 @@ def _from_slurm(env: Mapping[str, str]) -> Ranks:
 
 def _agree_by_store(ranks: Ranks, value: Any) -> Any:
     """Without MPI: through a key-value store of torch's beside the rendezvous."""
-    import pickle  # noqa: PLC0415, S403 - what this program's own ranks tell each other
+    import pickle  # noqa: PLC0415 - what this program's own ranks tell each other
 
     from torch.distributed import TCPStore  # noqa: PLC0415
 

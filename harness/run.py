@@ -79,7 +79,9 @@ def _check(cells: Sequence[Cell], ranks: Ranks) -> None:
     if wrong:
         raise ValueError(f"cells for {sorted(wrong)} ranks were given to {ranks.size}")
     if ranks.size > 1 and len({c.device for c in cells}) > 1:
-        raise ValueError("cells for cpu and cuda cannot share ranks: run them apart (--set device=cpu, --set device=cuda)")
+        raise ValueError(
+            "cells for cpu and cuda cannot share ranks: run them apart (--set device=cpu, --set device=cuda)"
+        )
 
 
 @dataclass
@@ -133,7 +135,9 @@ class _Run:
         ends = self.world.gather(replace(attempt, outcome=Outcome({}), trace=attempt.trace[-4000:]))
         worst = min(ends, key=lambda end: WORST.index(end.status))
         agreed = len({end.status for end in ends}) == 1
-        counted = ledger.summary([e.sums for e in ends if e.sums is not None]) if agreed and worst.status == "ok" else {}
+        counted = (
+            ledger.summary([e.sums for e in ends if e.sums is not None]) if agreed and worst.status == "ok" else {}
+        )
         status, reason = _verdict(cell, worst, attempt.outcome, counted)
         metrics = {k: float(v) for k, v in attempt.outcome.metrics.items() if math.isfinite(v)}
         return Record(

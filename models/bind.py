@@ -258,7 +258,9 @@ def bind(
     try:
         model.set_attn_implementation(NAME)
         if model.config._attn_implementation != NAME:  # noqa: SLF001
-            raise ValueError(f"{type(model).__name__} does not use transformers' attention registry; methods cannot act")
+            raise ValueError(
+                f"{type(model).__name__} does not use transformers' attention registry; methods cannot act"
+            )
         with torch.no_grad():
             yield binding
     finally:

@@ -118,4 +118,9 @@ def _phase(total: Tensor, phase: int) -> dict[str, float]:
     tokens, heads = rows / len(total), float((total[:, phase, 0] * total[:, 2, 2]).sum())
     means = {"rows_visible_mean": visible, "rows_attended_mean": attended, "rows_kept_mean": kept}
     bytes_ = {"bytes_read_per_token": read / tokens, "bytes_dense_per_token": dense / tokens}
-    return {"tokens": round(tokens), "density": attended / visible, **{k: v / heads for k, v in means.items()}, **bytes_}
+    return {
+        "tokens": round(tokens),
+        "density": attended / visible,
+        **{k: v / heads for k, v in means.items()},
+        **bytes_,
+    }

@@ -30,5 +30,7 @@ def load_model(spec: Spec, dtype: str, device: str) -> tuple[PreTrainedModel, Pr
             place, dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation="sdpa", **options
         )
     except OSError as error:
-        raise ValueError(f"model {spec.name} cannot be loaded from {spec.source}: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"model {spec.name} cannot be loaded from {spec.source}: {str(error).splitlines()[0]}"
+        ) from error
     return model.to(device).eval(), tokenizer

@@ -120,14 +120,18 @@ def _check(model: PreTrainedModel, size: int) -> None:
     layers = getattr(model.base_model, "layers", None)
     found = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     if layers is None or not found.issuperset(SPLIT) or not found <= {*SPLIT, "lm_head"}:
-        raise ValueError(f"{type(model).__name__} cannot be split: tensor parallelism covers Llama-shaped models; use 1 rank")
+        raise ValueError(
+            f"{type(model).__name__} cannot be split: tensor parallelism covers Llama-shaped models; use 1 rank"
+        )
     if config.num_key_value_heads < size:
         raise ValueError(
             f"{size} ranks cannot share {config.num_key_value_heads} key/value heads: "
             f"use at most {config.num_key_value_heads} ranks"
         )
     if config.intermediate_size % size:
-        raise ValueError(f"an MLP of {config.intermediate_size} does not divide by {size} ranks: use another rank count")
+        raise ValueError(
+            f"an MLP of {config.intermediate_size} does not divide by {size} ranks: use another rank count"
+        )
 
 
 def _split_attention(attention: nn.Module, groups: int, padded: int) -> None:

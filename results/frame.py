@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from .cell import Cell, Spec, canonical
+from .cell import Cell, canonical
 from .plugins import label
 from .record import Record
 from .store import write_atomically

@@ -74,4 +74,9 @@ class DecodeTime(Task):
     def _metrics(self, first: list[float], steps: list[float]) -> dict[str, float]:
         spread = {f"decode_ms_p{p}": quantile(steps, p / 100) for p in (10, 90, 99)}
         rate = self.batch * len(steps) / (sum(steps) / 1e3)
-        return {"ttft_ms": quantile(first, 0.5), "decode_ms_median": quantile(steps, 0.5), **spread, "decode_tok_s": rate}
+        return {
+            "ttft_ms": quantile(first, 0.5),
+            "decode_ms_median": quantile(steps, 0.5),
+            **spread,
+            "decode_tok_s": rate,
+        }

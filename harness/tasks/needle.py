@@ -50,7 +50,14 @@ class Needle(Task):
     def _sample(self, place: tuple[float, int], answer: str, reply: str) -> dict[str, object]:
         found = "".join(c for c in reply if c.isdigit())[: len(answer)] == answer
         depth, repeat = place
-        return {"length": self.length, "depth": depth, "repeat": repeat, "score": int(found), "answer": answer, "reply": reply}
+        return {
+            "length": self.length,
+            "depth": depth,
+            "repeat": repeat,
+            "score": int(found),
+            "answer": answer,
+            "reply": reply,
+        }
 
     def _plant(
         self, session: Session, hay: Sequence[list[int]], depth: float, repeat: int

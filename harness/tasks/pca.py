@@ -49,7 +49,9 @@ class Pca(Task):
         tokens = [t for d in read_corpus(self.corpus) for t in session.encode(d.text)][: self.tokens]
         count = len(tokens) // self.window
         if not count:
-            raise ValueError(f"{self.corpus!r} has {len(tokens)} tokens, one window has {self.window}: use a smaller window")
+            raise ValueError(
+                f"{self.corpus!r} has {len(tokens)} tokens, one window has {self.window}: use a smaller window"
+            )
         return torch.tensor(tokens[: count * self.window], device=session.device).view(count, self.window)
 
     @staticmethod

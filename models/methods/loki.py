@@ -50,7 +50,9 @@ class Loki(Select):
             shares = file.get_tensor(f"layer.{site.layer}.variance")
         if basis.shape[-1] != site.head_dim or basis.shape[0] != site.kv_heads_real:
             want = (site.kv_heads_real, site.head_dim, site.head_dim)
-            raise ValueError(f"the basis has shape {tuple(basis.shape)}, this model needs {want}: calibrate on this model")
+            raise ValueError(
+                f"the basis has shape {tuple(basis.shape)}, this model needs {want}: calibrate on this model"
+            )
         padding = torch.eye(site.head_dim)
         mine = torch.stack([basis[h] if h < len(basis) else padding for h in site.kv_heads])
         lead, rest = mine.tensor_split([self._rank(shares)], -1)
@@ -72,7 +74,7 @@ class Loki(Select):
         memory.append(rotated, v_BGTD, {"lead": lead})
 
     def project(self, q_BHTD: Tensor, memory: Memory) -> Tensor:
-        """q P, with the basis of each query head's key/value head."""
+        """Q P, with the basis of each query head's key/value head."""
         basis = torch.cat([memory.constants["lead"], memory.constants["rest"]], -1)
         return q_BHTD @ basis.repeat_interleave(q_BHTD.shape[1] // basis.shape[0], 0)
 
@@ -82,5 +84,5 @@ class Loki(Select):
         return q_BHTD[..., : lead.shape[-1]], lead
 
     def score_bytes(self, memory: Memory) -> float:
-        """d components of a key."""
+        """D components of a key."""
         return memory.aux["lead"].row_bytes

@@ -2,12 +2,21 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
-from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
-
 from lacuna.models.bind import bind
 from lacuna.results import plugins
+from safetensors.torch import save_file
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 LAYERS, HEADS, DIM, VOCAB = 2, 4, 16, 97
 COMMON = {
@@ -31,7 +40,12 @@ GAPS = {"streaming_llm": [{"sinks": 2, "window": 6}, {"sinks": 2, "window": 6, "
         "topk": [{"k": 0.25}, {"k": 5}, {"k": 0.25, "heads": "query"}],
         "loki": [{"k": 0.25, "d": 0.5}, {"k": 0.25, "d": None, "variance": 0.6, "heads": "query"}],
         "full": [{}]}  # fmt: skip
-EVERYTHING = {"streaming_llm": {"sinks": 4, "window": 4000}, "topk": {"k": 1.0}, "loki": {"k": 1.0, "d": 0.25}, "full": {}}
+EVERYTHING = {
+    "streaming_llm": {"sinks": 4, "window": 4000},
+    "topk": {"k": 1.0},
+    "loki": {"k": 1.0, "d": 0.25},
+    "full": {},
+}
 
 
 def make_model(family="llama", seed=0, **changes):
@@ -74,7 +88,11 @@ def make_method(name, args):
 
 
 def gap_cases():
-    return [pytest.param(n, a, id=f"{n}-{'-'.join(map(str, a.values()))}") for n in plugins.names("methods") for a in GAPS[n]]
+    return [
+        pytest.param(n, a, id=f"{n}-{'-'.join(map(str, a.values()))}")
+        for n in plugins.names("methods")
+        for a in GAPS[n]
+    ]
 
 
 def tokens(batch, length, seed=3):
@@ -96,5 +114,9 @@ def run_rows(model, method, ids, artifacts, prompt, at_once, prefill="dense", ma
         for piece in pieces:
             part = None if mask is None else mask[:, : piece.stop]
             where = None if mask is None else positions[:, piece]
-            out.append(model(ids[:, piece], attention_mask=part, position_ids=where, past_key_values=cache, use_cache=True).logits)
+            out.append(
+                model(
+                    ids[:, piece], attention_mask=part, position_ids=where, past_key_values=cache, use_cache=True
+                ).logits
+            )
         return torch.cat(out, 1), binding.ledger

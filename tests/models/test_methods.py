@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 from conftest_models import DIM, make_method, make_model, run_rows, tokens
-from safetensors.torch import load_file
-
 from lacuna.models.bind import bind
 from lacuna.models.ledger import Ledger, summary
 from lacuna.models.memory import Call, Memory, Site
+from safetensors.torch import load_file
 
 
 def site(**changes):
@@ -59,7 +58,9 @@ def test_topk_keeps_the_largest_products(heads):
     for b in range(2):
         products = [[float(q[b, h, 0] @ k[b, h // 2, s]) for s in range(21)] for h in range(4)]
         if heads == "kv":
-            products = [[max(products[h // 2 * 2][s], products[h // 2 * 2 + 1][s]) for s in range(21)] for h in range(4)]
+            products = [
+                [max(products[h // 2 * 2][s], products[h // 2 * 2 + 1][s]) for s in range(21)] for h in range(4)
+            ]
         keep.append([best(p, 5) for p in products])
     out, read = one_row(make_method("topk", {"k": 0.25, "heads": heads}), q, k, v)
     torch.testing.assert_close(out.double(), dense_over(q, k, v, keep), atol=1e-5, rtol=1e-5)
@@ -74,7 +75,10 @@ def test_loki_ranks_by_leading_components(basis):
     p = load_file(artifacts["basis"])["layer.0.basis"]
     keep = []
     for b in range(2):
-        low = [[float((q[b, h, 0] @ p[h // 2])[:4] @ (k[b, h // 2, s] @ p[h // 2])[:4]) for s in range(21)] for h in range(4)]
+        low = [
+            [float((q[b, h, 0] @ p[h // 2])[:4] @ (k[b, h // 2, s] @ p[h // 2])[:4]) for s in range(21)]
+            for h in range(4)
+        ]
         keep.append([best(scores, 5) for scores in low])
     method = make_method("loki", {"k": 0.25, "d": 4, "heads": "query"})
     out, _ = one_row(method, q, k, v, artifacts=artifacts)
@@ -176,5 +180,8 @@ def test_arguments_that_do_not_go_together(name, args, words):
 
 def test_a_basis_of_another_model_is_refused(basis, model):
     """A basis of other heads would select garbage without a word."""
-    with bind(model, make_method("loki", {}), artifacts=basis(heads=4)), pytest.raises(ValueError, match="calibrate on"):
+    with (
+        bind(model, make_method("loki", {}), artifacts=basis(heads=4)),
+        pytest.raises(ValueError, match="calibrate on"),
+    ):
         model(tokens(1, 8))

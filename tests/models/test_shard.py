@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest_models import make_model
-
 from lacuna.models import shard
 
 HERE = Path(__file__).parent
