@@ -1,4 +1,4 @@
-"""run(cell) -> Record: the one verb. Groups share a model load, rank 0 writes, and a cell that fails is a Record too."""
+"""run(cell) -> Record: the one verb. Groups share a model load, rank 0 writes, a cell that fails is a Record too."""
 
 from __future__ import annotations
 
@@ -112,7 +112,8 @@ class _Run:
             seconds = time.perf_counter() - start - loaded_s
             statuses[cell.key] = self._write(replace(record, started=started, seconds=round(seconds, 3)), attempt)
             if not agreed:
-                lm = self._recover()
+                self._recover()
+                lm = None
 
     def _try(self, cell: Cell, lm: LM | None) -> tuple[Try, LM | None, float]:
         loaded_s = 0.0

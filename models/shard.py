@@ -69,11 +69,11 @@ def _without_cuda() -> Iterator[None]:
 
     new_group, set_device = dist.new_group, torch.cuda.set_device
 
-    def gloo_group(ranks: Any = None, *args: Any, backend: str | None = None, **kwargs: Any) -> Any:
+    def gloo_group(ranks: Any = None, timeout: Any = None, backend: str | None = None, **kwargs: Any) -> Any:
         del backend
-        return new_group(ranks, *args, backend="gloo", **kwargs)
+        return new_group(ranks, timeout, "gloo", **kwargs)
 
-    dist.new_group = gloo_group
+    dist.new_group = gloo_group  # type: ignore[assignment]
     torch.cuda.set_device = lambda *_: None
     if not isinstance(fc.initialize_params, partial):
         fc.initialize_params = partial(fc.initialize_params, init_device="cpu")
@@ -106,7 +106,8 @@ def split(model: PreTrainedModel, rank: int, size: int) -> Shard:
     _check(model, size)
     groups = config.num_key_value_heads
     padded = math.ceil(groups / size) * size
-    for layer in model.base_model.layers:
+    layers: Any = model.base_model.layers
+    for layer in layers:
         _split_attention(layer.self_attn, groups, padded)
         _split_mlp(layer.mlp)
     head = model.get_output_embeddings()
@@ -134,13 +135,13 @@ def _check(model: PreTrainedModel, size: int) -> None:
         )
 
 
-def _split_attention(attention: nn.Module, groups: int, padded: int) -> None:
+def _split_attention(attention: Any, groups: int, padded: int) -> None:
     for name in ("q_proj", "k_proj", "v_proj"):
         setattr(attention, name, _axonn(_pad(getattr(attention, name), 0, groups, padded), rows=False))
     attention.o_proj = _axonn(_pad(attention.o_proj, 1, groups, padded), rows=True)
 
 
-def _split_mlp(mlp: nn.Module) -> None:
+def _split_mlp(mlp: Any) -> None:
     mlp.gate_proj, mlp.up_proj = _axonn(mlp.gate_proj, rows=False), _axonn(mlp.up_proj, rows=False)
     mlp.down_proj = _axonn(mlp.down_proj, rows=True)
 
@@ -189,7 +190,8 @@ class GatheredLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """This rank's slice."""
-        return self.linear.weight
+        weight: Tensor = self.linear.weight  # type: ignore[assignment]
+        return weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Whole logits."""

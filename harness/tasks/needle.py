@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from ...results.fields import Data, Within
 from ..lm import Session
@@ -19,8 +19,8 @@ CITIES = ("Paris", "London", "Rome", "Berlin", "Athens", "Lisbon", "Dublin", "Vi
 class Needle(Task):
     """A fact of five digits is planted in prose at several depths; is it found, digit for digit?
 
-    The text is exactly `length` tokens long with its question. The needle stands after the sentence that ends before its
-    depth. Score: 1 when the greedy answer's first five digits are the fact's, else 0.
+    The text is exactly `length` tokens long with its question. The needle stands after the sentence that ends before
+    its depth. Score: 1 when the greedy answer's first five digits are the fact's, else 0.
 
     Arguments: `length` tokens; `depths` places between 0 (start) and 1 (end); `repeats` needles at each depth;
     `haystack` a corpus.
@@ -47,7 +47,7 @@ class Needle(Task):
         ]
         return Outcome({"accuracy": sum(s["score"] for s in samples) / len(samples), "needles": len(samples)}, samples)
 
-    def _sample(self, place: tuple[float, int], answer: str, reply: str) -> dict[str, object]:
+    def _sample(self, place: tuple[float, int], answer: str, reply: str) -> dict[str, Any]:
         found = "".join(c for c in reply if c.isdigit())[: len(answer)] == answer
         depth, repeat = place
         return {
