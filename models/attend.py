@@ -17,20 +17,29 @@ from .memory import Call, Memory
 ROWS_AT_ONCE = 256  # bounds the [B, N, T, S] scores of a vectorised pass
 
 
-def visible_BTS(memory: Memory, call: Call) -> Tensor:
-    """Which rows held each query row may see, as booleans."""
-    if call.visible is not None:
-        return call.visible
-    return memory.numbers_BS(memory.keys.view.shape[0])[:, None, :] <= call.numbers_T[None, :, None]
+def visible_BNTS(memory: Memory, call: Call) -> Tensor:
+    """Which rows held each query row may see, as booleans; N is 1 while every head holds the same rows."""
+    if memory.columns is None and call.visible is not None:
+        return call.visible[:, None]
+    number = memory.numbers_BNS(call.first.shape[0])[:, :, None]
+    if call.visible is None:
+        return (number <= call.numbers_T[:, None]) & (number >= 0)
+    sets = (-1, number.shape[1], call.new, -1)
+    return call.visible[:, None].expand(sets).gather(3, number.clamp(min=0).expand(sets)) & (number >= 0)
 
 
 def span(memory: Memory, call: Call) -> tuple[Tensor, Tensor]:
-    """[lo, hi) of the rows held that the single query row sees, [B] each, without asking the device."""
+    """[lo, hi) of the rows held that the single query row sees, without asking the device.
+
+    [B] each, or [B * G] where each head holds its own rows. What is not visible (padding, holes, tokens that a sliding
+    window left) lies before what is.
+    """
     batch, rows = memory.keys.view.shape[0], memory.keys.view.shape[2]
-    hi = torch.full((batch,), rows, dtype=torch.int32, device=call.first.device)
-    if call.visible is None:
-        return torch.zeros_like(hi), hi
-    return call.visible[:, 0].int().argmax(-1).int(), hi
+    if call.visible is None and memory.columns is None:
+        lo = torch.zeros(batch, dtype=torch.int32, device=call.first.device)
+    else:
+        lo = visible_BNTS(memory, call)[:, :, 0].int().argmax(-1).int().flatten()
+    return lo, torch.full_like(lo, rows)
 
 
 def dense(q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
@@ -38,10 +47,13 @@ def dense(q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
     k, v = memory.keys.view, memory.values.view
     if call.new == 1:
         lo, hi = span(memory, call)
+        if lo.shape[0] != k.shape[0]:  # to the kernel, heads that hold different rows are sequences of their own
+            q, k, v = q_BHTD.reshape(lo.shape[0], -1, q_BHTD.shape[3]), k.flatten(0, 1)[:, None], v.flatten(0, 1)[:, None]
+            return DENSE_DECODE(q, k, v, lo, hi, call.scale).view(q_BHTD.shape)
         return DENSE_DECODE(q_BHTD[:, :, 0], k, v, lo, hi, call.scale)[:, :, None]
     if call.visible is None and memory.columns is None and call.new == call.seen:
         return scaled_dot_product_attention(q_BHTD, k, v, is_causal=True, scale=call.scale, enable_gqa=True)
-    return masked(q_BHTD, memory, visible_BTS(memory, call)[:, None], call)
+    return masked(q_BHTD, memory, visible_BNTS(memory, call), call)
 
 
 def masked(q_BHTD: Tensor, memory: Memory, keep_BNTS: Tensor, call: Call) -> Tensor:
@@ -72,14 +84,21 @@ def group_scores(q_BHTW: Tensor, k_BGSW: Tensor, reduce: str) -> Tensor:
 
 
 def largest(scores_BNTS: Tensor, k_BT: Tensor) -> Tensor:
-    """Booleans: the k largest of each row, ties to the lowest index; -inf is never chosen."""
+    """Booleans: the k largest of each row ([B, T], or [B, N, T]), ties to the lowest index; -inf is never chosen."""
     wide = int(k_BT.max())
-    k = k_BT[:, None, :, None].expand(*scores_BNTS.shape[:3], 1)
+    k = (k_BT[:, None] if k_BT.ndim == 2 else k_BT)[..., None].expand(*scores_BNTS.shape[:3], 1)
     best = scores_BNTS.topk(min(max(wide, 1), scores_BNTS.shape[-1]), -1).values
     floor = best.gather(-1, (k - 1).clamp(0, best.shape[-1] - 1))
     above, level = scores_BNTS > floor, scores_BNTS == floor
     room = k - above.sum(-1, keepdim=True)
     return (above | (level & (level.cumsum(-1) <= room))) & (scores_BNTS > -torch.inf) & (k > 0)
+
+
+def rows_of(keep_BNS: Tensor) -> Tensor:
+    """Indices of the rows to keep, ascending, [B, N, K]; sets with fewer rows than others begin with -1."""
+    widest = int(keep_BNS.sum(-1).max())
+    index = torch.arange(keep_BNS.shape[2], device=keep_BNS.device).expand_as(keep_BNS)
+    return index.masked_fill(~keep_BNS, -1).sort(-1).values[..., keep_BNS.shape[2] - widest :]
 
 
 def union_BGT(keep_BNTS: Tensor, groups: int) -> Tensor:

@@ -133,7 +133,7 @@ class _Layer(CacheLayerMixin):
         return 0 if self.memory is None else self.memory.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Masks are made over every token seen; `attention` picks the columns of those still held."""
+        """Masks are made over every token seen; `attend` picks the columns of those still held."""
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
@@ -202,29 +202,20 @@ def attention(
     assert binding.first is not None
     new = query.shape[2]
     call = Call(
-        visible=_columns(attention_mask, memory),
+        visible=None if attention_mask is None else attention_mask[:, 0],
         first=binding.first,
         phase=binding.phase(memory, new),
         scale=query.shape[3] ** -0.5 if scaling is None else scaling,
         seen=memory.seen,
         new=new,
     )
+    arrived = memory.text_rows_BN(call.first)
     act = call.phase == "decode" or binding.prefill == "sparse"
     attend = binding.method.attend if act else binding.method.attend_dense
     out = attend(query, memory, call, binding.ledger)
-    binding.method.settle(memory, call)
-    binding.ledger.settle(memory, call)
+    binding.method.settle(query, memory, call)
+    binding.ledger.settle(memory, call, arrived)
     return out.transpose(1, 2).contiguous(), None
-
-
-def _columns(mask_B1TS: Tensor | None, memory: Memory) -> Tensor | None:
-    """The mask's columns of the rows held, [B, T, S]."""
-    if mask_B1TS is None:
-        return None
-    mask = mask_B1TS[:, 0]
-    if memory.columns is None:
-        return mask
-    return mask.gather(2, memory.columns[:, None].expand(-1, mask.shape[1], -1))
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class Ledger:
     """One per binding; a method adds to it through `count`."""
 
     tallies: dict[tuple[int, str], Tally] = field(default_factory=dict)
-    held: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    held: dict[int, Tensor] = field(default_factory=dict)
 
     def count(self, memory: Memory, call: Call, attended_BGT: Tensor, extra_bytes_BT: Tensor | float) -> None:
         """Add one call.
@@ -56,10 +56,11 @@ class Ledger:
             extra_bytes_BT: bytes read beside those rows for each query row (scores, bases), all real heads together.
         """
         live, real = memory.site.live, call.context_BT > 0
+        assert attended_BGT.shape[1] == memory.keys.view.shape[1]
         tally = self._tally(memory, call)
         context = call.context_BT.double()
         row_bytes = memory.keys.row_bytes + memory.values.row_bytes
-        attended = (attended_BGT[:, :live].double().sum(1) * real).sum()
+        attended = (attended_BGT[:, : memory.live].double().sum(1) * real).sum()
         extra = (extra_bytes_BT * real).sum() if isinstance(extra_bytes_BT, Tensor) else extra_bytes_BT * real.sum()
         tally.rows += real.sum()
         tally.visible += live * context.sum()
@@ -67,14 +68,18 @@ class Ledger:
         tally.read += attended * row_bytes + extra
         tally.dense += live * context.sum() * row_bytes
 
-    def settle(self, memory: Memory, call: Call) -> None:
-        """Note what is held once the call is over (after eviction)."""
-        tally = self._tally(memory, call)
-        context = call.context_BT.double()
-        tally.kept += memory.site.live * context.clamp(max=memory.keys.view.shape[2]).sum()
-        old = self.held.get(memory.site.layer, (0, 0, 0))
-        new = (max(old[0], memory.held_bytes), max(old[1], memory.dense_bytes), memory.site.live)
-        self.held[memory.site.layer] = new
+    def settle(self, memory: Memory, call: Call, arrived_BN: Tensor) -> None:
+        """Note what is held once the call is over, after eviction; `arrived` rows of text were held before it."""
+        real = call.context_BT > 0
+        before = arrived_BN - real.sum(-1, keepdim=True)
+        after = memory.text_rows_BN(call.first)
+        # as if each row had been a step: the cache grows row by row, and never beyond what is left in the end
+        kept = (before[..., None] + real.cumsum(-1)[:, None]).minimum(after[..., None]) * real[:, None]
+        heads = kept.expand(-1, memory.keys.view.shape[1], -1)[:, : memory.live]
+        self._tally(memory, call).kept += heads.sum()
+        held, zero = memory.held_bytes, torch.zeros_like(memory.held_bytes)
+        new = torch.stack([held, zero + memory.dense_bytes, zero + memory.site.live])
+        self.held[memory.site.layer] = new.maximum(self.held.get(memory.site.layer, new))
 
     def _tally(self, memory: Memory, call: Call) -> Tally:
         place = (memory.site.layer, call.phase)
@@ -89,7 +94,7 @@ class Ledger:
         for (layer, phase), tally in self.tallies.items():
             table[layer, PHASES.index(phase)] = tally.vector().cpu()
         for layer, held in self.held.items():
-            table[layer, 2, :3] = torch.tensor(held, dtype=torch.float64)
+            table[layer, 2, :3] = held.cpu()
         return table
 
 

@@ -1,7 +1,7 @@
 """What a layer remembers: preallocated rows of keys, values and whatever else a method keeps.
 
-Shapes: B batch, H query heads, G key/value heads of this rank, T new rows, S rows held, D head dimension, W width of a
-row.
+Shapes: B batch, H query heads, G key/value heads of this rank, N sets of rows (1: the same for every head; or
+G), T new rows, S rows held, D head dimension, W width of a row.
 """
 
 from __future__ import annotations
@@ -43,6 +43,17 @@ class Site:
         """How many of this rank's key/value heads are real; only these are counted."""
         return sum(h < self.kv_heads_real for h in self.kv_heads)
 
+    def need_every_head(self, why: str) -> None:
+        """Refuse to act on a part of a layer's heads.
+
+        Raises:
+            ValueError: other ranks hold the other heads.
+        """
+        if self.live < self.kv_heads_real:
+            raise ValueError(
+                f"{why} over all {self.kv_heads_real} key/value heads of a layer, this rank holds {self.live}: run on 1 rank"
+            )
+
 
 class Rows:
     """Rows [B, G, S, W] in a buffer that doubles when full, so that an append copies only what is new."""
@@ -78,13 +89,18 @@ class Rows:
             bigger[:, :, : self._count] = self.view
         self._buffer = bigger
 
-    def keep(self, columns_BK: Tensor) -> None:
-        """Hold only these columns from now on, in this order (in place: the buffer stays)."""
+    def keep(self, rows_BNK: Tensor) -> None:
+        """Hold only these rows from now on, in this order; in place, but a buffer left mostly empty is given back."""
         view = self.view
-        index = columns_BK[:, None, :, None].expand(-1, view.shape[1], -1, view.shape[3])
-        kept = view.gather(2, index)
-        self._count = columns_BK.shape[1]
-        self.view.copy_(kept)
+        kept = view.gather(2, rows_BNK[..., None].expand(-1, view.shape[1], -1, view.shape[3]))
+        self._count = 0
+        if self._buffer is not None and self._buffer.shape[2] > 2 * (kept.shape[2] + 64):
+            self._buffer = None
+        self.append(kept)
+
+    def repeat(self, times: int) -> None:
+        """Hold each head so many times, copies side by side."""
+        self._buffer = self.view.repeat_interleave(times, 1)
 
     def put(self, rows_BK: Tensor, new_BGKW: Tensor) -> None:
         """Overwrite rows in place."""
@@ -102,7 +118,9 @@ class Memory:
 
     Attributes:
         seen: tokens of the batch so far, padding included.
-        columns: [B, S] token number of each row held, or None while every token is held.
+        columns: [B, N, S] token number of each row held, or None while every token is held. Heads that hold fewer rows than
+            others begin with holes, numbered -1.
+        copies: how often each key/value head is held (more than once where each query head keeps rows of its own).
         constants: tensors of this layer that a method reads each step (a PCA basis); charged once.
         extra: further tensors [B, G, ...] of these sequences; charged.
         first: [B] number of the first token that is no padding; the binding says.
@@ -114,43 +132,63 @@ class Memory:
         self.keys, self.values = Rows(), Rows()
         self.aux: dict[str, Rows] = {}
         self.extra: dict[str, Tensor] = {}
-        self.seen = 0
+        self.seen, self.copies = 0, 1
         self.first: Tensor | None = None
         self.columns: Tensor | None = None
 
     def append(self, k_BGTD: Tensor, v_BGTD: Tensor, aux: Mapping[str, Tensor] | None = None) -> None:
         """Add T rows everywhere; `aux` maps a name to [B, G, T, W]."""
-        self.keys.append(k_BGTD)
-        self.values.append(v_BGTD)
-        for name, rows in (aux or {}).items():
-            self.aux.setdefault(name, Rows()).append(rows)
+        more = [(self.aux.setdefault(name, Rows()), rows) for name, rows in (aux or {}).items()]
+        for part, rows in ((self.keys, k_BGTD), (self.values, v_BGTD), *more):
+            part.append(rows.repeat_interleave(self.copies, 1) if self.copies > 1 else rows)
         self._number(k_BGTD)
         self.seen += k_BGTD.shape[2]
 
     def _number(self, new: Tensor) -> None:
         if self.columns is not None:
-            numbers = torch.arange(self.seen, self.seen + new.shape[2], device=new.device).expand(new.shape[0], -1)
-            self.columns = torch.cat([self.columns, numbers], 1)
+            numbers = torch.arange(self.seen, self.seen + new.shape[2], device=new.device)
+            self.columns = torch.cat([self.columns, numbers.expand(*self.columns.shape[:2], -1)], 2)
 
-    def keep(self, rows_BK: Tensor) -> None:
-        """Drop all rows but these (indices into the S rows held, ascending)."""
+    def keep(self, rows_BNK: Tensor) -> None:
+        """Drop all rows but these (indices into the S rows held, ascending; -1, before all others, for a hole)."""
+        rows = rows_BNK.clamp(min=0)
         for part in (self.keys, self.values, *self.aux.values()):
-            part.keep(rows_BK)
-        self.columns = rows_BK if self.columns is None else self.columns.gather(1, rows_BK)
+            part.keep(rows)
+        numbers = self.numbers_BNS(rows.shape[0])
+        sets = max(numbers.shape[1], rows.shape[1])
+        numbers = numbers.expand(-1, sets, -1).gather(2, rows.expand(-1, sets, -1))
+        self.columns = numbers.masked_fill(rows_BNK < 0, -1)
+
+    def copy_heads(self, copies: int) -> None:
+        """Hold each key/value head several times from now on, so that each query head can keep rows of its own."""
+        if self.copies == copies:
+            return
+        assert self.copies == 1
+        for part in (self.keys, self.values, *self.aux.values()):
+            part.repeat(copies)
+        if self.columns is not None and self.columns.shape[1] > 1:
+            self.columns = self.columns.repeat_interleave(copies, 1)
+        self.copies = copies
 
     def replace(self, slot_B: Tensor, k_BG1D: Tensor, v_BG1D: Tensor) -> None:
         """Write one new row over row `slot` of each sequence (a ring: what is held does not move)."""
         for part, new in ((self.keys, k_BG1D), (self.values, v_BG1D)):
             part.put(slot_B[:, None], new)
-        self.columns = self.numbers_BS(slot_B.shape[0]).scatter(1, slot_B[:, None], self.seen)
+        slot_BN1 = slot_B[:, None, None]
+        self.columns = self.numbers_BNS(slot_B.shape[0]).scatter(2, slot_BN1, self.seen)
         self.seen += 1
 
-    def numbers_BS(self, batch: int) -> Tensor:
-        """Token number of each row held."""
+    def numbers_BNS(self, batch: int) -> Tensor:
+        """Token number of each row held; holes -1."""
         if self.columns is not None:
             return self.columns
-        view = self.keys.view
-        return torch.arange(view.shape[2], device=view.device).expand(batch, -1)
+        return torch.arange(self.seen, device=self.keys.view.device).expand(batch, 1, -1)
+
+    def text_rows_BN(self, first_B: Tensor) -> Tensor:
+        """How many rows held are text: no padding, no hole."""
+        if self.columns is None:
+            return (self.seen - first_B)[:, None]
+        return (self.columns >= first_B[:, None, None]).sum(-1)
 
     def reorder(self, batch: Tensor) -> None:
         """Rearrange the sequences of the batch."""
@@ -161,12 +199,24 @@ class Memory:
         self.columns = None if self.columns is None else self.columns[batch]
 
     @property
-    def held_bytes(self) -> int:
-        """Bytes held by the real heads of this rank: keys, values, auxiliary rows and constants."""
+    def live(self) -> int:
+        """How many of the heads held are real."""
+        return self.site.live * self.copies
+
+    @property
+    def held_bytes(self) -> Tensor:
+        """Bytes held by the real heads of this rank: keys, values, auxiliary rows and constants; a hole is none."""
         parts = (self.keys, self.values, *self.aux.values())
         rows = sum(p.view.shape[0] * p.view.shape[2] * p.row_bytes for p in parts)
         others = sum(c.nbytes for c in (*self.constants.values(), *self.extra.values()))
-        return self.site.live * rows + int(others * self.site.live / max(1, len(self.site.kv_heads)))
+        whole = self.live * rows + int(others * self.site.live / max(1, len(self.site.kv_heads)))
+        return self.keys.view.new_zeros((), dtype=torch.float64) + whole - self._hole_bytes()
+
+    def _hole_bytes(self) -> Tensor | int:
+        if self.columns is None or self.columns.shape[1] == 1:
+            return 0
+        like = (p for p in (self.keys, self.values, *self.aux.values()) if p.view.shape[2] == self.columns.shape[2])
+        return (self.columns[:, : self.live] < 0).sum() * sum(p.row_bytes for p in like)
 
     @property
     def dense_bytes(self) -> int:
@@ -179,7 +229,7 @@ class Call:
     """One call of attention, as a method sees it.
 
     Attributes:
-        visible: [B, T, S] which of the rows *held* a causal model with this padding may see; None: plainly causal.
+        visible: [B, T, seen] which tokens a causal model with this padding may see; None: plainly causal.
         first: [B] number of the first token that is no padding.
         phase: prefill (the prompt, at once) or decode (rows that the method acts on, T at once or one by one).
         scale: factor of q.k before the softmax.

@@ -51,7 +51,7 @@ class Method(ABC):
         count_dense(memory, call, ledger)
         return attend.dense(q_BHTD, memory, call)
 
-    def settle(self, memory: Memory, call: Call) -> None:  # noqa: B027 - most methods evict nothing
+    def settle(self, q_BHTD: Tensor, memory: Memory, call: Call) -> None:  # noqa: B027 - most methods evict nothing
         """Evict after the call; default nothing."""
 
     def expects_gaps(self) -> bool:
@@ -62,7 +62,7 @@ class Method(ABC):
 def count_dense(memory: Memory, call: Call, ledger: Ledger) -> None:
     """Count a call that read every visible row held."""
     groups = memory.keys.view.shape[1]
-    rows = attend.visible_BTS(memory, call).sum(-1)[:, None].expand(-1, groups, -1)
+    rows = attend.visible_BNTS(memory, call).sum(-1).expand(-1, groups, -1)
     ledger.count(memory, call, rows, 0.0)
 
 
@@ -129,13 +129,13 @@ class Select(Method):
         return attend.gathered(q_BHTD, memory, index, count, call)
 
     def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
-        visible, budget = attend.visible_BTS(memory, call), self._budget(call, memory)
+        visible, budget = attend.visible_BNTS(memory, call), self._budget(call, memory)
         q_BHTW, k_BGSW = self.score_rows(q_BHTD, memory)
         parts = []
         for piece in torch.arange(call.new, device=visible.device).split(attend.ROWS_AT_ONCE):
             rows = slice(int(piece[0]), int(piece[-1]) + 1)
             scores = attend.group_scores(q_BHTW[:, :, rows], k_BGSW, self._reduce)
-            seen = visible[:, None, rows]
+            seen = visible[:, :, rows]
             parts.append(attend.largest(scores.masked_fill(~seen, -torch.inf), budget[:, rows]))
         keep = torch.cat(parts, 2)
         ledger.count(memory, call, attend.union_BGT(keep, k_BGSW.shape[1]), self._extra(memory, call))

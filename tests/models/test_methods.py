@@ -161,7 +161,7 @@ def test_streaming_cuts_once_when_it_grows(model):
         model(ids[:, :20], past_key_values=cache, use_cache=True)
         for i in range(20, 25):
             model(ids[:, i : i + 1], past_key_values=cache, use_cache=True)
-    assert cache.layers[0].memory.columns.tolist() == [[0, 1, *range(14, 25)]]
+    assert cache.layers[0].memory.columns.tolist() == [[[0, 1, *range(14, 25)]]]
 
 
 @pytest.mark.parametrize(
