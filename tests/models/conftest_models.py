@@ -1,7 +1,10 @@
 """Tiny random models, and every method that stands in models/methods with arguments that leave gaps at these lengths."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from lacuna.models.bind import bind
 from lacuna.results import plugins
 from safetensors.torch import save_file
@@ -46,6 +49,9 @@ EVERYTHING = {
     "loki": {"k": 1.0, "d": 0.25},
     "full": {},
 }
+for path in sorted((Path(__file__).parent / "examples").glob("*.yaml")):  # so that a new method edits no file
+    example = yaml.safe_load(path.read_text(encoding="utf-8"))
+    GAPS[path.stem], EVERYTHING[path.stem] = example["gaps"], example["everything"]
 
 
 def make_model(family="llama", seed=0, **changes):

@@ -1,0 +1,239 @@
+"""Eviction: what the methods that compress a prompt once have in common, and those that drop a row at every step.
+
+Shapes: B batch, H query heads, G key/value heads, N sets of rows (1, G, or H), T query rows, S rows held, D head
+dimension.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from . import attend
+from .ledger import Ledger
+from .memory import Call, Memory
+from .method import Method, share
+
+
+class Evict(Method):
+    """Compresses whenever prompt rows have come, and lets the cache grow by the rows decoded.
+
+    A further prompt on the same cache is compressed like the first: held rows and new ones compete for the budget, whose
+    share counts from the whole text so far. A subclass is a dataclass with the field `k` (budget of a layer and
+    key/value head: share of the prompt, or a count of rows).
+    """
+
+    shape: ClassVar[Literal["direct", "select", "evict"]] = "evict"
+    k: float
+
+    @abstractmethod
+    def worth(self, q_BHTD: Tensor, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
+        """What each row held is worth, [B, N, S] in fp32; +inf: always kept while the budget lasts."""
+
+    def rows(self, memory: Memory, call: Call) -> Tensor:
+        """Budget of this layer in rows of a head, [B]."""
+        del memory
+        return share(self.k, call.context_BT[:, -1])
+
+    def head_rows(self, worth_BNS: Tensor, rows_B: Tensor) -> Tensor:
+        """The same for each set of rows, [B, N]; default equal."""
+        return rows_B[:, None].expand(-1, worth_BNS.shape[1])
+
+    def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """Attend all that is held."""
+        return self.attend_dense(q_BHTD, memory, call, ledger)
+
+    def settle(self, q_BHTD: Tensor, memory: Memory, call: Call) -> None:
+        """Compress the prompt."""
+        if call.phase == "prefill":
+            rows = self.rows(memory, call)
+            if int(rows.min()) < memory.keys.view.shape[2]:
+                self._compress(q_BHTD, memory, call, rows)
+
+    def _compress(self, q_BHTD: Tensor, memory: Memory, call: Call, rows_B: Tensor) -> None:
+        worth = self.worth(q_BHTD, memory, call, rows_B)
+        worth = worth.masked_fill(~text(memory, call), -torch.inf)
+        wanted = self.head_rows(worth, rows_B)
+        memory.keep(attend.rows_of(attend.largest(worth[:, :, None], wanted[..., None])[:, :, 0]))
+
+    def expects_gaps(self) -> bool:
+        """A share of 1 asks for everything."""
+        return isinstance(self.k, int) or self.k < 1
+
+
+def text(memory: Memory, call: Call) -> Tensor:
+    """Which rows held are text (no padding, no hole), [B, N, S]."""
+    return memory.numbers_BNS(call.first.shape[0]) >= call.first[:, None, None]
+
+
+def weights(q_BHTD: Tensor, memory: Memory, call: Call, visible_BNTS: Tensor) -> Tensor:
+    """softmax(q.k) in fp32 over the rows that are visible; zeros where none is; [B, H, T, S]."""
+    scores = attend.group_scores(q_BHTD, memory.keys.view, "none") * call.scale
+    sets = visible_BNTS.shape[1]
+    seen = visible_BNTS.repeat_interleave(scores.shape[1] // sets, 1) if sets > 1 else visible_BNTS
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1).masked_fill(~seen, 0.0)
+
+
+def grouped(x_BHTS: Tensor, groups: int, how: str) -> Tensor:
+    """Reduce over the query heads of each group ("mean", "max" or "sum"); [B, G, T, S]."""
+    batch, heads, rows, held = x_BHTS.shape
+    x = x_BHTS.view(batch, groups, heads // groups, rows, held)
+    if how == "max":
+        return x.amax(2)
+    return x.sum(2) if how == "sum" else x.mean(2)
+
+
+class Observed(Evict):
+    """The last rows of the prompt, the observation window, vote with their attention for what is kept beside them.
+
+    A subclass is a dataclass with the further fields `window` (rows that vote, and are kept), `kernel` (odd width of the
+    pooling of votes along the text), `pooling` ("max" or "avg"), `group` (how query heads of a group are joined, before
+    pooling: "mean", "max" or "sum") and `heads` ("kv": rows per key/value head; "query": each query head holds its own).
+    """
+
+    window: int
+    kernel: int
+    pooling: str
+    group: str
+    heads: str
+
+    def __post_init__(self) -> None:
+        name = type(self).__module__.rsplit(".", 1)[-1]
+        if self.kernel % 2 == 0:
+            raise ValueError(f"{name}: a pooling kernel is odd, got {self.kernel}: try {self.kernel + 1}")
+        if isinstance(self.k, int) and self.k <= self.window:
+            raise ValueError(f"{name}: k = {self.k} rows leave nothing beside the window of {self.window}: raise k")
+        if self.heads == "query" and self.group != "mean":
+            raise ValueError(f"{name}: with heads: query no group is joined: leave group at its default")
+
+    def worth(self, q_BHTD: Tensor, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
+        """Pooled votes; the window itself is always kept."""
+        width = rows_B.clamp(max=self.window)  # a budget smaller than the window is all window
+        numbers = memory.numbers_BNS(rows_B.shape[0])
+        inside = numbers >= (call.seen - width)[:, None, None]
+        votes = self._votes(q_BHTD, memory, call, width).masked_fill(inside | ~text(memory, call), 0.0)
+        pool = functional.max_pool1d if self.pooling == "max" else functional.avg_pool1d
+        return pool(votes, self.kernel, 1, self.kernel // 2).masked_fill(inside, torch.inf)
+
+    def _votes(self, q_BHTD: Tensor, memory: Memory, call: Call, width_B: Tensor) -> Tensor:
+        """Attention that each row held gets from the window, joined over the group; [B, G or H, S]."""
+        rows = min(self.window, call.new)
+        visible = attend.visible_BNTS(memory, call)[:, :, -rows:]
+        votes = call.numbers_T[-rows:] >= (call.seen - width_B)[:, None]
+        seen = weights(q_BHTD[:, :, -rows:], memory, call, visible & votes[:, None, :, None])
+        return grouped(seen.sum(2, keepdim=True), memory.keys.view.shape[1], self.group)[:, :, 0]
+
+    def _compress(self, q_BHTD: Tensor, memory: Memory, call: Call, rows_B: Tensor) -> None:
+        if self.heads == "query":
+            memory.copy_heads(q_BHTD.shape[1] // len(memory.site.kv_heads))
+        super()._compress(q_BHTD, memory, call, rows_B)
+
+
+class Stepwise(Evict):
+    """Drops a row for each new one as soon as the budget is full: a row attends k rows, itself included.
+
+    Each row held bears a mark that attention leaves on it ([B, G, S, 1], fp32, charged); the lowest mark goes first, the
+    oldest among equals. A dense prompt only leaves marks, and is cut at its end; a sparse one is walked like decoded
+    rows. The walk over T rows is the T steps themselves, on one matrix of scores.
+    """
+
+    @abstractmethod
+    def mark(self, marks_BGS: Tensor, weights_BHTS: Tensor) -> Tensor:
+        """Marks after T more rows attended; [B, G, S]."""
+
+    @abstractmethod
+    def protected(self, rows_B: Tensor) -> Tensor:
+        """How many of the last rows are never dropped, [B]; at least the new row itself, at most the budget."""
+
+    def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
+        """Append rows without marks."""
+        memory.append(k_BGTD, v_BGTD, {"mark": torch.zeros_like(k_BGTD[..., :1], dtype=torch.float32)})
+
+    def attend_dense(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """Dense; rows leave their marks."""
+        marks, visible = memory.aux["mark"].view[..., 0], attend.visible_BNTS(memory, call)
+        for piece in torch.arange(call.new, device=marks.device).split(attend.ROWS_AT_ONCE):
+            seen = visible[:, :, piece]
+            marks.copy_(self.mark(marks, weights(q_BHTD[:, :, piece], memory, call, seen)))
+        return super(Evict, self).attend_dense(q_BHTD, memory, call, ledger)
+
+    def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """Walk the rows; each attends what the walk has left it."""
+        walk = _Walk(self, memory, call)
+        pieces = torch.arange(call.new, device=q_BHTD.device).split(attend.ROWS_AT_ONCE)
+        keep = torch.cat([walk.rows(q_BHTD, piece) for piece in pieces], 2)
+        read = keep.sum(-1)
+        live = read[:, : memory.live].sum(1)
+        ledger.count(memory, call, read, live.double() * memory.aux["mark"].row_bytes)
+        if call.new > 1:
+            out = attend.masked(q_BHTD, memory, keep, call)
+            memory.keep(attend.rows_of(walk.held))
+            return out
+        memory.keep(attend.rows_of(walk.held))
+        return attend.dense(q_BHTD, memory, call)
+
+    def worth(self, q_BHTD: Tensor, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
+        """The marks; recent rows are always kept."""
+        del q_BHTD
+        newest = memory.numbers_BNS(rows_B.shape[0]) >= (call.seen - self.protected(rows_B))[:, None, None]
+        return memory.aux["mark"].view[..., 0].masked_fill(newest, torch.inf)
+
+    def settle(self, q_BHTD: Tensor, memory: Memory, call: Call) -> None:
+        """Cut the prompt; note its length, from which a share counts from then on."""
+        super().settle(q_BHTD, memory, call)
+        if call.phase == "prefill" and not isinstance(self.k, int):
+            memory.extra["prompt"] = call.context_BT[:, -1:].expand(-1, memory.keys.view.shape[1]).clone()
+
+    def rows_BT(self, memory: Memory, call: Call) -> Tensor:
+        """Budget of each row: a share counts from the prompt, or without one from the row's own causal length."""
+        if isinstance(self.k, int):
+            return torch.full_like(call.context_BT, self.k)
+        if call.phase == "prefill":
+            return share(self.k, call.context_BT[:, -1:]).expand(-1, call.new)
+        prompt = memory.extra["prompt"][:, :1] if "prompt" in memory.extra else call.context_BT
+        return share(self.k, prompt).expand(-1, call.new)
+
+    def expects_gaps(self) -> bool:
+        """Always: even a share of 1 is full at the end of the prompt."""
+        return True
+
+
+class _Walk:
+    """The rows of one call, one after the other: drop, attend, mark."""
+
+    def __init__(self, method: Stepwise, memory: Memory, call: Call) -> None:
+        groups = memory.keys.view.shape[1]
+        self.method, self.memory, self.call = method, memory, call
+        self.marks = memory.aux["mark"].view[..., 0]
+        self.numbers = memory.numbers_BNS(call.first.shape[0]).expand(-1, groups, -1)
+        self.text = text(memory, call).expand(-1, groups, -1)
+        self.held = self.text & (self.numbers < call.seen - call.new)
+        self.budget = method.rows_BT(memory, call)
+        self.visible = attend.visible_BNTS(memory, call)
+
+    def rows(self, q_BHTD: Tensor, piece: Tensor) -> Tensor:
+        """Which rows each of these attends, [B, G, t, S]; marks them."""
+        scores = attend.group_scores(q_BHTD[:, :, piece], self.memory.keys.view, "none") * self.call.scale
+        keep = []
+        for place, row in enumerate(piece.tolist()):
+            self._make_room(row)
+            seen = self.held & self.visible[:, :, row]
+            each = seen.repeat_interleave(scores.shape[1] // seen.shape[1], 1)
+            share_ = scores[:, :, place].masked_fill(~each, -torch.inf).softmax(-1).masked_fill(~each, 0.0)
+            real = self.call.context_BT[:, row, None, None] > 0
+            self.marks.copy_(torch.where(real, self.method.mark(self.marks, share_[:, :, None]), self.marks))
+            keep.append(seen)
+        return torch.stack(keep, 2)
+
+    def _make_room(self, row: int) -> None:
+        """Let the row in; where that is one too many, drop the lowest mark that is not recent."""
+        number, budget = self.call.numbers_T[row], self.budget[:, row]
+        self.held = self.held | (self.text & (self.numbers == number))
+        full = self.held.sum(-1, keepdim=True) > budget[:, None, None]
+        old = self.held & (self.numbers <= number - self.method.protected(budget)[:, None, None])
+        lowest = self.marks.masked_fill(~old, torch.inf).argmin(-1, keepdim=True)
+        self.held = self.held.scatter(2, lowest, self.held.gather(2, lowest) & ~full)

@@ -1,0 +1,131 @@
+"""Quest: pages of the cache chosen by the box around their keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ...kernels.lowrank_score import OP as LOWRANK_SCORE
+from ...kernels.select_topk import OP as SELECT_TOPK
+from ...results.fields import Share, Within
+from .. import attend
+from ..ledger import Ledger
+from ..memory import Call, Memory, Rows
+from ..method import Method, share
+
+
+@dataclass(frozen=True)
+class Quest(Method):
+    """The pages whose keys could have the largest product with the query are attended, and the page being written.
+
+    Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference (arXiv 2406.10774). Nothing is evicted. A page is
+    `page` rows from the text's start on; the smallest and largest component of its keys, per channel, are held beside
+    (2 D numbers of a page and head, charged) and give an upper bound of q.k, which is read for every whole page. The
+    page being written is always attended, as in the released code. The first `skip` layers stay dense.
+
+    Arguments: `k` rows, a share of the row's causal length or a count, of which whole pages are taken: never more than k,
+    but always the page being written. `heads: kv` chooses pages for all query heads of a key/value head, by their
+    largest bound; `heads: query` is the released code, where a head of its own is what a query head reads.
+    """
+
+    k: Annotated[int | float, Share("the row's causal length")] = 1024
+    page: Annotated[int, Within(1)] = 16
+    skip: Annotated[int, Within(0)] = 2
+    heads: Literal["kv", "query"] = "kv"
+    version: ClassVar[int] = 1
+    shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.k, int) and self.k < self.page:
+            raise ValueError(f"quest: k = {self.k} rows are less than a page of {self.page}: raise k or lower page")
+
+    def expects_gaps(self) -> bool:
+        """A share of 1 asks for everything, or nearly."""
+        return isinstance(self.k, int) or self.k < 1
+
+    def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
+        """Append, and draw the boxes of the pages that were written to."""
+        memory.append(k_BGTD, v_BGTD)
+        if memory.site.layer < self.skip:
+            return
+        batch, groups, new, dim = k_BGTD.shape
+        have = memory.aux["boxes"].view.shape[2] if "boxes" in memory.aux else 0
+        more = -(-memory.seen // self.page) - have
+        keys, first = memory.keys.view, self._first(memory)
+        if more:
+            memory.aux.setdefault("boxes", Rows()).append(k_BGTD.new_zeros(batch, groups, more, 2 * dim))
+        page_BJ = self._touched(memory, new)
+        row_BJP = first[:, None, None] + page_BJ[..., None] * self.page + torch.arange(self.page, device=keys.device)
+        # a page that is not full repeats the last row: its box is not read before it is full, and drawn again then
+        index = row_BJP.clamp(max=memory.seen - 1).flatten(1)[:, None, :, None].expand(-1, groups, -1, dim)
+        paged = keys.gather(2, index).view(batch, groups, -1, self.page, dim)
+        memory.aux["boxes"].put(page_BJ, torch.cat([paged.amax(3), paged.amin(3)], -1))
+
+    def _touched(self, memory: Memory, new: int) -> Tensor:
+        """Pages of each text that its new rows may lie in, [B, J]."""
+        start = (memory.seen - new - self._first(memory)).clamp(min=0) // self.page
+        pages = torch.arange(new // self.page + 2, device=start.device)
+        return (start[:, None] + pages).clamp(max=memory.aux["boxes"].view.shape[2] - 1)
+
+    @staticmethod
+    def _first(memory: Memory) -> Tensor:
+        assert memory.first is not None
+        return memory.first
+
+    def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """Bound, choose, attend."""
+        if memory.site.layer < self.skip:
+            return self.attend_dense(q_BHTD, memory, call, ledger)
+        return self._one(q_BHTD, memory, call, ledger) if call.new == 1 else self._many(q_BHTD, memory, call, ledger)
+
+    def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        held, boxes = memory.keys.view.shape[2], memory.aux["boxes"].view
+        own = self._own(call)[:, 0]
+        bounds = LOWRANK_SCORE(_halves(q_BHTD)[:, :, 0], boxes, torch.zeros_like(own), own, self._reduce)
+        scores = self._by_row(bounds[:, :, None], memory, call, slice(None))[:, :, 0]
+        width = min(int(share(self.k, torch.tensor([held]))) + self.page, held)
+        index, count = SELECT_TOPK(scores, self._budget(call)[:, 0].int(), width)
+        read = attend.union_of_index(index, count, boxes.shape[1], held)
+        ledger.count(memory, call, read, self._extra(memory, call))
+        return attend.gathered(q_BHTD, memory, index, count, call)
+
+    def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        boxes, budget, parts = memory.aux["boxes"].view, self._budget(call), []
+        for start in range(0, call.new, attend.ROWS_AT_ONCE):
+            rows = slice(start, start + attend.ROWS_AT_ONCE)
+            bounds = attend.group_scores(_halves(q_BHTD[:, :, rows]), boxes, self._reduce)
+            parts.append(attend.largest(self._by_row(bounds, memory, call, rows), budget[:, rows]))
+        keep = torch.cat(parts, 2)
+        ledger.count(memory, call, attend.union_BGT(keep, boxes.shape[1]), self._extra(memory, call))
+        return attend.masked(q_BHTD, memory, keep, call)
+
+    @property
+    def _reduce(self) -> str:
+        return "max" if self.heads == "kv" else "none"
+
+    def _own(self, call: Call) -> Tensor:
+        """The page that each row is in, [B, T]; as many whole pages lie before it."""
+        return ((call.context_BT - 1).clamp(min=0) // self.page).int()
+
+    def _budget(self, call: Call) -> Tensor:
+        """Rows of whole pages that fit into k beside the row's own page, and those of its own page; [B, T]."""
+        begun = call.context_BT - self._own(call) * self.page
+        return begun + (share(self.k, call.context_BT) - begun).clamp(min=0) // self.page * self.page
+
+    def _by_row(self, bounds_BNTP: Tensor, memory: Memory, call: Call, rows: slice) -> Tensor:
+        """The bound of each row's page; its own page comes first, what is not visible never; [B, N, T, S]."""
+        visible, own = attend.visible_BNTS(memory, call)[:, :, rows], self._own(call)[:, None, rows, None]
+        page_BS = (memory.numbers_BNS(call.first.shape[0])[:, 0] - call.first[:, None]).clamp(min=0) // self.page
+        page = page_BS[:, None, None].expand(*bounds_BNTP.shape[:3], -1)
+        return bounds_BNTP.float().gather(3, page).masked_fill(page >= own, torch.inf).masked_fill(~visible, -torch.inf)
+
+    def _extra(self, memory: Memory, call: Call) -> Tensor:
+        return self._own(call).double() * (memory.aux["boxes"].row_bytes * memory.site.live)
+
+
+def _halves(q_BHTD: Tensor) -> Tensor:
+    """The positive and negative part of the query: times a page's largest and smallest components, they give the bound."""
+    return torch.cat([q_BHTD.clamp(min=0), q_BHTD.clamp(max=0)], -1)

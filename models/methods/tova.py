@@ -1,0 +1,50 @@
+"""TOVA: drop what the newest row attends least."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from torch import Tensor
+
+from ...results.fields import Share
+from ..evict import Stepwise, grouped
+from ..memory import Site
+from ..method import share
+
+
+@dataclass(frozen=True)
+class Tova(Stepwise):
+    """Once k rows are held, a new one drops the row that the row before it attended least.
+
+    Transformers are Multi-State RNNs (arXiv 2401.06104), Token Omission Via Attention. No row is protected but the new
+    one; the prompt is cut by the attention of its last row. A row attends k rows, itself included (in the paper's count
+    k - 1 wait between the steps), and reads the mark of each (the newest row's weight, 4 bytes, held too).
+
+    Arguments: `k` rows, a share of the prompt (of the row's own causal length where nothing was prefilled), or a count;
+    the paper sees little loss from 1/8 of the text on. `heads: layer` (paper) averages the weights of all query heads,
+    so that a layer's heads hold the same tokens; it needs all heads on one rank. `heads: kv` lets each key/value head
+    choose for itself.
+    """
+
+    k: Annotated[int | float, Share("the prompt")] = 0.125
+    heads: Literal["layer", "kv"] = "layer"
+    version: ClassVar[int] = 1
+    shape: ClassVar[Literal["direct", "select", "evict"]] = "evict"
+
+    def constants(self, site: Site) -> dict[str, Any]:
+        """None; a mean over all heads needs them here."""
+        if self.heads == "layer":
+            site.need_every_head("tova with heads: layer averages")
+        return {}
+
+    def mark(self, marks_BGS: Tensor, weights_BHTS: Tensor) -> Tensor:
+        """The last row's weights."""
+        last = weights_BHTS[:, :, -1:]
+        if self.heads == "layer":
+            return last.mean(1).expand_as(marks_BGS)
+        return grouped(last, marks_BGS.shape[1], "mean")[:, :, 0]
+
+    def protected(self, rows_B: Tensor) -> Tensor:
+        """Only the new row."""
+        return share(1, rows_B)
