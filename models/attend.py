@@ -48,11 +48,8 @@ def dense(q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
     if call.new == 1:
         lo, hi = span(memory, call)
         if lo.shape[0] != k.shape[0]:  # to the kernel, heads that hold different rows are sequences of their own
-            q, k, v = (
-                q_BHTD.reshape(lo.shape[0], -1, q_BHTD.shape[3]),
-                k.flatten(0, 1)[:, None],
-                v.flatten(0, 1)[:, None],
-            )
+            q = q_BHTD.reshape(lo.shape[0], -1, q_BHTD.shape[3])
+            k, v = k.flatten(0, 1)[:, None], v.flatten(0, 1)[:, None]
             return DENSE_DECODE(q, k, v, lo, hi, call.scale).view(q_BHTD.shape)
         return DENSE_DECODE(q_BHTD[:, :, 0], k, v, lo, hi, call.scale)[:, :, None]
     if call.visible is None and memory.columns is None and call.new == call.seen:

@@ -22,8 +22,8 @@ from .method import Method, share
 class Evict(Method):
     """Compresses whenever prompt rows have come, and lets the cache grow by the rows decoded.
 
-    A further prompt on the same cache is compressed like the first: held rows and new ones compete for the budget, whose
-    share counts from the whole text so far. A subclass is a dataclass with the field `k` (budget of a layer and
+    A further prompt on the same cache is compressed like the first: held rows and new ones compete for the budget,
+    whose share counts from the whole text so far. A subclass is a dataclass with the field `k` (budget of a layer and
     key/value head: share of the prompt, or a count of rows).
     """
 
@@ -90,9 +90,10 @@ def grouped(x_BHTS: Tensor, groups: int, how: str) -> Tensor:
 class Observed(Evict):
     """The last rows of the prompt, the observation window, vote with their attention for what is kept beside them.
 
-    A subclass is a dataclass with the further fields `window` (rows that vote, and are kept), `kernel` (odd width of the
-    pooling of votes along the text), `pooling` ("max" or "avg"), `group` (how query heads of a group are joined, before
-    pooling: "mean", "max" or "sum") and `heads` ("kv": rows per key/value head; "query": each query head holds its own).
+    A subclass is a dataclass with the further fields `window` (rows that vote, and are kept), `kernel` (odd width of
+    the pooling of votes along the text), `pooling` ("max" or "avg"), `group` (how query heads of a group are joined,
+    before pooling: "mean", "max" or "sum") and `heads` ("kv": rows per key/value head; "query": each query head holds
+    rows of its own).
     """
 
     window: int
@@ -136,9 +137,9 @@ class Observed(Evict):
 class Stepwise(Evict):
     """Drops a row for each new one as soon as the budget is full: a row attends k rows, itself included.
 
-    Each row held bears a mark that attention leaves on it ([B, G, S, 1], fp32, charged); the lowest mark goes first, the
-    oldest among equals. A dense prompt only leaves marks, and is cut at its end; a sparse one is walked like decoded
-    rows. The walk over T rows is the T steps themselves, on one matrix of scores.
+    Each row held bears a mark that attention leaves on it ([B, G, S, 1], fp32, charged); the lowest mark goes first,
+    the oldest among equals. A dense prompt only leaves marks, and is cut at its end; a sparse one is walked like
+    decoded rows. The walk over T rows is the T steps themselves, on one matrix of scores.
     """
 
     @abstractmethod

@@ -1,7 +1,8 @@
 """What attention really read and held, counted where it happens.
 
 Counts are per key/value head: rows that several query heads of a group share are read once, rows that differ are all
-read. Padding heads and padding rows are left out. Sums stay on the device; `summary` is the only synchronisation.
+read. Where query heads hold copies of a head, its rows are their mean, bytes are those of all copies. Padding heads
+and padding rows are left out. Sums stay on the device; `summary` is the only synchronisation.
 """
 
 from __future__ import annotations
@@ -60,12 +61,12 @@ class Ledger:
         tally = self._tally(memory, call)
         context = call.context_BT.double()
         row_bytes = memory.keys.row_bytes + memory.values.row_bytes
-        attended = (attended_BGT[:, : memory.live].double().sum(1) * real).sum()
+        attended = (attended_BGT[:, : memory.live].double().sum(1) * real).sum() / memory.copies
         extra = (extra_bytes_BT * real).sum() if isinstance(extra_bytes_BT, Tensor) else extra_bytes_BT * real.sum()
         tally.rows += real.sum()
         tally.visible += live * context.sum()
         tally.attended += attended
-        tally.read += attended * row_bytes + extra
+        tally.read += attended * memory.copies * row_bytes + extra
         tally.dense += live * context.sum() * row_bytes
 
     def settle(self, memory: Memory, call: Call, arrived_BN: Tensor) -> None:
@@ -76,7 +77,7 @@ class Ledger:
         # as if each row had been a step: the cache grows row by row, and never beyond what is left in the end
         kept = (before[..., None] + real.cumsum(-1)[:, None]).minimum(after[..., None]) * real[:, None]
         heads = kept.expand(-1, memory.keys.view.shape[1], -1)[:, : memory.live]
-        self._tally(memory, call).kept += heads.sum()
+        self._tally(memory, call).kept += heads.sum() / memory.copies
         held, zero = memory.held_bytes, torch.zeros_like(memory.held_bytes)
         new = torch.stack([held, zero + memory.dense_bytes, zero + memory.site.live])
         self.held[memory.site.layer] = new.maximum(self.held.get(memory.site.layer, new))

@@ -51,7 +51,8 @@ class Site:
         """
         if self.live < self.kv_heads_real:
             raise ValueError(
-                f"{why} over all {self.kv_heads_real} key/value heads of a layer, this rank holds {self.live}: run on 1 rank"
+                f"{why} over all {self.kv_heads_real} key/value heads of a layer, this rank holds {self.live}: "
+                "run on 1 rank"
             )
 
 
@@ -118,8 +119,8 @@ class Memory:
 
     Attributes:
         seen: tokens of the batch so far, padding included.
-        columns: [B, N, S] token number of each row held, or None while every token is held. Heads that hold fewer rows than
-            others begin with holes, numbered -1.
+        columns: [B, N, S] token number of each row held, or None while every token is held. Heads that hold fewer rows
+            than others begin with holes, numbered -1.
         copies: how often each key/value head is held (more than once where each query head keeps rows of its own).
         constants: tensors of this layer that a method reads each step (a PCA basis); charged once.
         extra: further tensors [B, G, ...] of these sequences; charged.

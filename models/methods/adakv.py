@@ -18,12 +18,12 @@ from ..memory import Site
 class AdaKv(Observed):
     """SnapKV where heads whose attention is spread out keep more rows than heads that look at few.
 
-    Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation (arXiv 2407.11550), Ada-SnapKV. The pooled votes of
-    all heads of a layer compete for heads * (k - window) places; a head's budget is `floor` of an equal share plus the
-    rest of its places won, rounded so that the layer holds heads * k rows exactly (the released code loses some).
-    Each head keeps its window. Read, growth and the query-head layout are as in SnapKV; heads hold different numbers of
-    rows, and only those are charged (the eager cache is as wide as its longest head). The competition needs all heads of
-    a layer on one rank.
+    Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation (arXiv 2407.11550), Ada-SnapKV. The pooled
+    votes of all heads of a layer compete for heads * (k - window) places; a head's budget is `floor` of an equal
+    share plus the rest of its places won, rounded so that the layer holds heads * k rows exactly (the released code
+    loses some). Each head keeps its window. Read, growth and the query-head layout are as in SnapKV; heads hold
+    different numbers of rows, and only those are charged (the eager cache is as wide as its longest head). The
+    competition needs all heads of a layer on one rank.
 
     Arguments: `k` rows of a head in the *mean over heads*, the window included: a share of the prompt, or a count.
     """

@@ -19,17 +19,17 @@ from ..method import count_dense, share
 class H2o(Stepwise):
     """The rows that have gathered most attention so far, and the last ones.
 
-    H2O: Heavy-Hitter Oracle for Efficient Generative Inference (arXiv 2306.14048). Every row adds its causal attention to
-    the mark of each row held, in the prompt and in decode; once k rows are held, a new one drops the row with the
-    smallest mark that is not among the `recent` last. A row attends k rows, itself included, and reads their marks (4
-    bytes each, held too). The query heads of a key/value head hold the same rows and add up their attention; with one
-    query head each this is the paper's rule. Positions stay those of the text. The marks of a dense prompt cost its
-    attention matrix once more.
+    H2O: Heavy-Hitter Oracle for Efficient Generative Inference (arXiv 2306.14048). Every row adds its causal
+    attention to the mark of each row held, in the prompt and in decode; once k rows are held, a new one drops the row
+    with the smallest mark that is not among the `recent` last. A row attends k rows, itself included, and reads their
+    marks (4 bytes each, held too). The query heads of a key/value head hold the same rows and add up their attention;
+    with one query head each this is the paper's rule. Positions stay those of the text. The marks of a dense prompt
+    cost its attention matrix once more.
 
-    Arguments: `k` rows of each head, a share of the prompt (of the row's own causal length where nothing was prefilled),
-    or a count; `recent` of them, a share of k or a count. The paper: 20%, half of it recent. `evict: step` is the paper;
-    `evict: once` cuts only at the end of the prompt and lets the cache grow from there, as KVCache-Factory does under
-    this name (there with a count of 8 or 32 recent rows).
+    Arguments: `k` rows of each head, a share of the prompt (of the row's own causal length where nothing was
+    prefilled), or a count; `recent` of them, a share of k or a count. The paper: 20%, half of it recent. `evict:
+    step` is the paper; `evict: once` cuts only at the end of the prompt and lets the cache grow from there, as
+    KVCache-Factory does under this name (there with a count of 8 or 32 recent rows).
     """
 
     k: Annotated[int | float, Share("the prompt")] = 0.2

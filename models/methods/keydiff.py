@@ -18,10 +18,10 @@ from ..memory import Call, Memory
 class KeyDiff(Evict):
     """The rows whose keys point least along the mean direction of all keys, since distinct keys are attended most.
 
-    KeyDiff: Key Similarity-Based KV Cache Eviction (arXiv 2504.15364). The anchor of a key/value head is the mean of its
-    normalised keys; rows with the largest cosine to it go. The prompt is cut once, without looking at queries; nothing
-    is protected. A prompt that comes in pieces is cut after each, as the paper does for long ones, so that the budget
-    holds on the way. All that is held is read, and grows in decode. The cut reads each key once.
+    KeyDiff: Key Similarity-Based KV Cache Eviction (arXiv 2504.15364). The anchor of a key/value head is the mean of
+    its normalised keys; rows with the largest cosine to it go. The prompt is cut once, without looking at queries;
+    nothing is protected. A prompt that comes in pieces is cut after each, as the paper does for long ones, so that
+    the budget holds on the way. All that is held is read, and grows in decode. The cut reads each key once.
 
     Arguments: `k` rows of each head, a share of the prompt or a count (the paper's main budget is 8192).
     """

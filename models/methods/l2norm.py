@@ -16,13 +16,13 @@ from ..memory import Call, Memory
 class L2Norm(Evict):
     """The rows whose keys have the smallest norm, since those tend to be attended most.
 
-    A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression (arXiv 2406.11430). The prompt is cut once, per
-    key/value head, without looking at queries; the first `skip` layers stay whole; no window or sink is protected. All
-    that is held is read, and grows in decode. The cut reads each key once. KVCache-Factory does the same for every query
-    head; kvpress's Knorm is `skip: 0`.
+    A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression (arXiv 2406.11430). The prompt is cut once,
+    per key/value head, without looking at queries; the first `skip` layers stay whole; no window or sink is
+    protected. All that is held is read, and grows in decode. The cut reads each key once. KVCache-Factory does the
+    same for every query head; kvpress's Knorm is `skip: 0`.
 
-    Arguments: `k` rows of each head of the layers that are cut, a share of the prompt or a count (the paper drops up to
-    half in language modelling); `skip` layers left whole: what the run holds in all is in the record.
+    Arguments: `k` rows of each head of the layers that are cut, a share of the prompt or a count (the paper drops up
+    to half in language modelling); `skip` layers left whole: what the run holds in all is in the record.
     """
 
     k: Annotated[int | float, Share("the prompt")] = 0.5

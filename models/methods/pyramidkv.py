@@ -19,14 +19,15 @@ class PyramidKv(Observed):
     """SnapKV whose budget falls linearly from the lowest layer to the highest.
 
     PyramidKV: Dynamic KV Cache Compression based on Pyramidal Information Funneling (arXiv 2406.02069). Beside the
-    window, the top layer keeps base / beta rows and the bottom layer 2 base - base / beta, where base = k - window; what
-    is kept within a layer, read in decode and charged is as in SnapKV.
+    window, the top layer keeps base / beta rows and the bottom layer 2 base - base / beta, where base = k - window;
+    what is kept within a layer, read in decode and charged is as in SnapKV.
 
     Arguments: `k` rows of a head in the *mean over layers*, the window included: a share of the prompt, or a count.
     `budget_rule: exact` rounds the paper's line so that all layers together hold layers * k rows, no row more, and no
-    layer more than there is (then the line is flatter, with the same sum). `budget_rule: released` is the integer rule of
-    the authors' code and of KVCache-Factory: a floored step between layers, which spends up to 27% more than k; prompts
-    shorter than 2 (k - window) get k rows in each layer. `heads: query` is their layout, charged for all its copies.
+    layer more than there is (then the line is flatter, with the same sum). `budget_rule: released` is the integer
+    rule of the authors' code and of KVCache-Factory: a floored step between layers, which spends up to 27% more than
+    k; prompts shorter than 2 (k - window) get k rows in each layer. `heads: query` is their layout, charged for all
+    its copies.
     """
 
     k: Annotated[int | float, Share("the prompt")] = 2048

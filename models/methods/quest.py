@@ -21,14 +21,15 @@ from ..method import Method, share
 class Quest(Method):
     """The pages whose keys could have the largest product with the query are attended, and the page being written.
 
-    Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference (arXiv 2406.10774). Nothing is evicted. A page is
-    `page` rows from the text's start on; the smallest and largest component of its keys, per channel, are held beside
-    (2 D numbers of a page and head, charged) and give an upper bound of q.k, which is read for every whole page. The
-    page being written is always attended, as in the released code. The first `skip` layers stay dense.
+    Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference (arXiv 2406.10774). Nothing is evicted. A
+    page is `page` rows from the text's start on; the smallest and largest component of its keys, per channel, are
+    held beside (2 D numbers of a page and head, charged) and give an upper bound of q.k, which is read for every
+    whole page. The page being written is always attended, as in the released code. The first `skip` layers stay
+    dense.
 
-    Arguments: `k` rows, a share of the row's causal length or a count, of which whole pages are taken: never more than k,
-    but always the page being written. `heads: kv` chooses pages for all query heads of a key/value head, by their
-    largest bound; `heads: query` is the released code, where a head of its own is what a query head reads.
+    Arguments: `k` rows, a share of the row's causal length or a count, of which whole pages are taken: never more
+    than k, but always the page being written. `heads: kv` chooses pages for all query heads of a key/value head, by
+    their largest bound; `heads: query` is the released code, where a head of its own is what a query head reads.
     """
 
     k: Annotated[int | float, Share("the row's causal length")] = 1024
@@ -127,5 +128,5 @@ class Quest(Method):
 
 
 def _halves(q_BHTD: Tensor) -> Tensor:
-    """The positive and negative part of the query: times a page's largest and smallest components, they give the bound."""
+    """The query's positive and negative part: times a page's largest and smallest components they give the bound."""
     return torch.cat([q_BHTD.clamp(min=0), q_BHTD.clamp(max=0)], -1)

@@ -17,14 +17,14 @@ from ..method import share
 class Tova(Stepwise):
     """Once k rows are held, a new one drops the row that the row before it attended least.
 
-    Transformers are Multi-State RNNs (arXiv 2401.06104), Token Omission Via Attention. No row is protected but the new
-    one; the prompt is cut by the attention of its last row. A row attends k rows, itself included (in the paper's count
-    k - 1 wait between the steps), and reads the mark of each (the newest row's weight, 4 bytes, held too).
+    Transformers are Multi-State RNNs (arXiv 2401.06104), Token Omission Via Attention. No row is protected but the
+    new one; the prompt is cut by the attention of its last row. A row attends k rows, itself included (in the paper's
+    count k - 1 wait between the steps), and reads the mark of each (the newest row's weight, 4 bytes, held too).
 
-    Arguments: `k` rows, a share of the prompt (of the row's own causal length where nothing was prefilled), or a count;
-    the paper sees little loss from 1/8 of the text on. `heads: layer` (paper) averages the weights of all query heads,
-    so that a layer's heads hold the same tokens; it needs all heads on one rank. `heads: kv` lets each key/value head
-    choose for itself.
+    Arguments: `k` rows, a share of the prompt (of the row's own causal length where nothing was prefilled), or a
+    count; the paper sees little loss from 1/8 of the text on. `heads: layer` (paper) averages the weights of all
+    query heads, so that a layer's heads hold the same tokens; it needs all heads on one rank. `heads: kv` lets each
+    key/value head choose for itself.
     """
 
     k: Annotated[int | float, Share("the prompt")] = 0.125

@@ -124,14 +124,14 @@ def test_ledger_counts_rows_that_are_read(name, args, basis, monkeypatch):
 
         base = last_row(lambda _: None)
         said = float(binding.ledger.sums()[0, 1, 2])
-        places = [(g, r) for g in range(2) for r in range(clean[1].view.shape[2])]
+        places = [(g, r) for g in range(clean[1].view.shape[1]) for r in range(clean[1].view.shape[2])]
         read = sum(not torch.equal(last_row(lambda v, at=at: v[:, at[0], at[1]].add_(100.0)), base) for at in places)
         write = type(method).write
         for head in range(2):  # the new row is not there yet to be changed: change it on its way
             bump = torch.zeros(1, 2, 1, 1).index_fill(1, torch.tensor(head), 100.0)
             monkeypatch.setattr(type(method), "write", lambda self, m, k, v, b=bump: write(self, m, k, v + b))
-            read += not torch.equal(last_row(lambda _: None), base)
-    assert said == read
+            read += memory.copies * (not torch.equal(last_row(lambda _: None), base))
+    assert said * memory.copies == read
 
 
 @pytest.mark.parametrize(("name", "args"), gap_cases())
