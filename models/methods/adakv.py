@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class AdaKv(Observed):
     version: ClassVar[int] = 1
     shape: ClassVar[Literal["direct", "select", "evict"]] = "evict"
 
-    def constants(self, site: Site) -> dict[str, Any]:
+    def constants(self, site: Site) -> Mapping[str, Tensor]:
         """None; a budget over all heads needs them here."""
         site.need_every_head("adakv spreads one budget")
         return {}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
 from ...results.fields import Share
 from ..evict import Stepwise, grouped
-from ..memory import Site
+from ..memory import Call, Memory, Site
 from ..method import share
 
 
@@ -32,7 +33,7 @@ class Tova(Stepwise):
     version: ClassVar[int] = 1
     shape: ClassVar[Literal["direct", "select", "evict"]] = "evict"
 
-    def constants(self, site: Site) -> dict[str, Any]:
+    def constants(self, site: Site) -> Mapping[str, Tensor]:
         """None; a mean over all heads needs them here."""
         if self.heads == "layer":
             site.need_every_head("tova with heads: layer averages")
@@ -44,6 +45,11 @@ class Tova(Stepwise):
         if self.heads == "layer":
             return last.mean(1).expand_as(marks_BGS)
         return grouped(last, marks_BGS.shape[1], "mean")[:, :, 0]
+
+    def worth(self, q_BHTD: Tensor, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
+        """The marks: at the end of a prompt there is no new row to protect."""
+        del q_BHTD, call, rows_B
+        return memory.aux["mark"].view[..., 0]
 
     def protected(self, rows_B: Tensor) -> Tensor:
         """Only the new row."""

@@ -1,4 +1,4 @@
-"""What every method must do. A method meets these tests by standing in models/methods (and a line of GAPS)."""
+"""What every method must do. A method meets these tests by standing in models/methods (and an example beside this file)."""
 
 import copy
 

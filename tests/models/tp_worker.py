@@ -17,6 +17,14 @@ CASES = [
     ("topk", {"k": 0.25, "heads": "query"}),
     ("loki", {"k": 0.25, "d": 0.5}),
     ("streaming_llm", {"sinks": 2, "window": 6}),
+    ("snapkv", {"k": 8, "window": 3}),
+    ("snapkv", {"k": 0.5, "window": 3, "heads": "query"}),
+    ("pyramidkv", {"k": 8, "window": 3}),
+    ("h2o", {"k": 0.5}),
+    ("tova", {"k": 8, "heads": "kv"}),
+    ("l2norm", {"k": 8, "skip": 0}),
+    ("keydiff", {"k": 8}),
+    ("quest", {"k": 9, "page": 4, "skip": 0}),
 ]
 
 
