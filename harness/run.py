@@ -1,4 +1,4 @@
-"""run(cell) -> Record: the one verb. Groups share a model load, rank 0 writes, and a cell that fails is a Record too."""
+"""run(cell) -> Record: the one verb. Groups share a model load, rank 0 writes, a cell that fails is a Record too."""
 
 from __future__ import annotations
 
@@ -29,8 +29,6 @@ from .ranks import Ranks
 from .task import Outcome
 from .world import World
 
-WORST: tuple[Status, ...] = ("oom", "timeout", "error", "invalid", "ok")
-
 
 class CellTimeoutError(Exception):
     """The cell took longer than it may."""
@@ -38,11 +36,12 @@ class CellTimeoutError(Exception):
 
 @dataclass(frozen=True)
 class Try:
-    """How one rank ended a cell."""
+    """How one rank ended a cell, and when: the first to fail knows why, the others only miss it."""
 
     status: Status
     reason: str = ""
     trace: str = ""
+    ended: float = field(default_factory=time.time)
     outcome: Outcome = field(default_factory=lambda: Outcome({}))
     sums: torch.Tensor | None = None
 
@@ -112,7 +111,8 @@ class _Run:
             seconds = time.perf_counter() - start - loaded_s
             statuses[cell.key] = self._write(replace(record, started=started, seconds=round(seconds, 3)), attempt)
             if not agreed:
-                lm = self._recover()
+                self._recover()
+                lm = None
 
     def _try(self, cell: Cell, lm: LM | None) -> tuple[Try, LM | None, float]:
         loaded_s = 0.0
@@ -133,8 +133,8 @@ class _Run:
     def _join(self, cell: Cell, attempt: Try) -> tuple[Record, bool]:
         """Rank 0's record of what all ranks say, and whether they ended alike."""
         ends = self.world.gather(replace(attempt, outcome=Outcome({}), trace=attempt.trace[-4000:]))
-        worst = min(ends, key=lambda end: WORST.index(end.status))
-        agreed = len({end.status for end in ends}) == 1
+        worst = min(ends, key=lambda end: (end.status == "ok", end.ended))
+        agreed = len({(end.status, end.reason) for end in ends}) == 1
         counted = (
             ledger.summary([e.sums for e in ends if e.sums is not None]) if agreed and worst.status == "ok" else {}
         )
@@ -214,7 +214,7 @@ def _verdict(cell: Cell, worst: Try, outcome: Outcome, counted: dict[str, Any]) 
 def _failed(status: Status, error: BaseException) -> Try:
     text = str(error).strip().splitlines() or [""]
     reason = text[0] if isinstance(error, (ValueError, CellTimeoutError)) else f"{type(error).__name__}: {text[0]}"
-    return Try(status, reason, "".join(traceback.format_exception(error)))
+    return Try(status, reason, trace="".join(traceback.format_exception(error)))
 
 
 def _line(record: Record, done: int, total: int) -> str:

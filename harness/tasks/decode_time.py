@@ -18,10 +18,11 @@ from ..timing import EnergyMeter, MemoryMeter, quantile, times_ms
 class DecodeTime(Task):
     """Time to first token and time per output token after a prompt of real prose, prefill and decode apart.
 
-    Greedy decoding; the slowest rank counts. Peak and resident memory are of this rank's process or GPU; energy is summed
-    over the ranks (NVML; GPUs only).
+    Greedy decoding; the slowest rank counts. Peak and resident memory are of this rank's process or GPU; energy is
+    summed over the ranks (NVML; GPUs only).
 
-    Arguments: `batch` texts at once; `prompt` tokens each; `steps` timed, after `warmup` that are not; `prefills` timed.
+    Arguments: `batch` texts at once; `prompt` tokens each; `steps` timed, after `warmup` that are not; `prefills`
+    timed.
     """
 
     batch: Annotated[int, Within(1)] = 1
