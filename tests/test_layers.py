@@ -4,10 +4,9 @@ import ast
 import fnmatch
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import pytest
 from lacuna.results.plugins import ROOT
 
 BELOW = {
@@ -29,8 +28,7 @@ DOORS = {
     "triton": ["kernels/*/fused.py"],
     "yaml": ["jobs/*"],
 }
-TYPES_ONLY = {"models/shard.py", "harness/lm.py"}
-WITHOUT_TORCH = ("results/*", "analysis/*")
+TYPES_ONLY = ("models/shard.py", "harness/lm.py")
 FILES = [*sorted(p for room in BELOW for p in (ROOT / room).rglob("*.py")), ROOT / "cli.py"]
 Import = tuple[int, tuple[str, ...]]
 
@@ -52,44 +50,48 @@ def imports(path: Path) -> Iterator[Import]:
             yield from ((node.lineno, (*start, *module, alias.name)) for alias in node.names)
 
 
-@pytest.mark.parametrize("path", FILES[:-1], ids=name_of)
-def test_a_room_imports_only_what_lies_below_it(path):
+def found(paths: Iterable[Path], is_wrong: Callable[[str, tuple[str, ...]], bool]) -> list[str]:
+    """Every import that is wrong, as `file:line imports module`."""
+    return [f"{name_of(path)}:{line} imports {'.'.join(parts)}"
+            for path in paths for line, parts in imports(path) if is_wrong(name_of(path), parts)]  # fmt: skip
+
+
+def is_at(path: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns fits the path."""
+    return any(fnmatch.fnmatch(path, pattern) for pattern in patterns)
+
+
+def test_a_room_imports_only_what_lies_below_it():
     """A room that looks up, or sideways, can no longer be understood, tested or replaced without the other."""
-    room = path.relative_to(ROOT).parts[0]
-    own = [(line, parts) for line, parts in imports(path) if parts[0] == "lacuna"]
-    wrong = [f"{name_of(path)}:{line} imports {'.'.join(parts)}" for line, parts in own
-             if parts[1] not in {room, *BELOW[room]}]  # fmt: skip
-    assert wrong == []
+
+    def looks_up(path, parts):
+        room = path.split("/")[0]
+        return parts[0] == "lacuna" and parts[1] not in {room, *BELOW[room]}
+
+    assert found(FILES[:-1], looks_up) == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_each_heavy_dependency_has_one_door(path):
+def test_each_heavy_dependency_has_one_door():
     """An upgrade of a library would be an edit to many files instead of one."""
-    here = name_of(path)
-    wrong = [f"{here}:{line} imports {parts[0]}, whose door is {' or '.join(DOORS[parts[0]])}"
-             for line, parts in imports(path)
-             if parts[0] in DOORS and not any(fnmatch.fnmatch(here, door) for door in DOORS[parts[0]])]  # fmt: skip
-    assert wrong == []
+    assert found(FILES, lambda path, parts: parts[0] in DOORS and not is_at(path, DOORS[parts[0]])) == []
 
 
-@pytest.mark.parametrize("name", sorted(TYPES_ONLY))
-def test_outside_its_door_only_types_of_transformers_are_named(name):
+def test_outside_its_door_only_types_of_transformers_are_named():
     """The sharding or the tasks would come to depend on how models of transformers work inside."""
-    named = {parts[-1] for _, parts in imports(ROOT / name) if parts[0] == "transformers"}
-    assert named <= {"PreTrainedModel", "PreTrainedTokenizerBase"}
+    types = {"PreTrainedModel", "PreTrainedTokenizerBase"}
+    paths = [ROOT / name for name in TYPES_ONLY]
+    assert found(paths, lambda _, parts: parts[0] == "transformers" and parts[-1] not in types) == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_results_and_analysis_do_without_torch(path):
+def test_results_and_analysis_do_without_torch():
     """`list`, `status` and `report` would wait seconds for a library that they have no use for."""
-    if any(fnmatch.fnmatch(name_of(path), pattern) for pattern in WITHOUT_TORCH):
-        assert not [line for line, parts in imports(path) if parts[0] == "torch"]
+    assert found(FILES, lambda path, parts: parts[0] == "torch" and is_at(path, ["results/*", "analysis/*"])) == []
 
 
-@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "tests").rglob("*.py"))], ids=name_of)
-def test_no_room_is_imported_bare(path):
+def test_no_room_is_imported_bare():
     """`import kernels` finds the Hub's package of that name, or a second copy of ours, or breaks transformers."""
-    assert not [f"{name_of(path)}:{line}" for line, parts in imports(path) if parts[0] in BELOW]
+    tests = (ROOT / "tests").rglob("*.py")
+    assert found([*FILES, *tests], lambda _, parts: parts[0] in BELOW) == []
 
 
 def test_a_program_that_uses_everything_has_no_bare_room(tmp_path):
