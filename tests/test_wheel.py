@@ -7,6 +7,7 @@ import sys
 import zipfile
 
 import pytest
+
 from lacuna.results.plugins import ROOT
 
 LEFT_OUT = ("*.egg-info", ".*", "build", "dist", "store", "report", "logs", "tests", "docs", "__pycache__")
@@ -55,7 +56,9 @@ def test_console_script_works_without_the_checkout(wheel, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
 
     def lacuna(*args):
-        return subprocess.run([script, *args], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        return subprocess.run(
+            [script, *args], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
 
     assert "loki" in lacuna("list", "methods").stdout
     demo = tmp_path / "site" / "lacuna" / "jobs" / "sweeps" / "demo.yaml"
