@@ -146,16 +146,15 @@ class Store:
 def write_atomically(path: Path, data: bytes) -> None:
     """All of data or nothing, whatever dies when: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # not mkstemp, whose files nobody else may read: a group shares a store, and a report is to be shown
-    beside = path.with_name(f".tmp-{secrets.token_hex(8)}")
+    draft = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(6)}")
     try:
-        with beside.open("xb") as file:
+        with draft.open("xb") as file:  # not tempfile: what it makes is for its owner alone, a store is for a group
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        draft.replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
         raise
 
 

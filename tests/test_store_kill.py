@@ -1,6 +1,5 @@
 """The store under kill -9: at most the record that was being written is lost, and none is ever half there."""
 
-import os
 import random
 import subprocess
 import sys
@@ -56,12 +55,3 @@ def test_a_kill_leaves_no_lock_behind(tmp_path):
     store.put(Record(CELLS[0], "ok", metrics={"after": 1.0}))
     assert store.get(CELLS[0].key).metrics == {"after": 1.0}
     assert len(list(store.records())) == before
-
-
-def test_a_group_can_share_a_store(tmp_path):
-    """Files that only their writer may read would hide results from colleagues, whatever the umask says."""
-    store, before = Store(tmp_path / "store"), os.umask(0o027)
-    try:
-        assert store.put(Record(CELLS[0], "ok")).stat().st_mode & 0o777 == 0o640
-    finally:
-        os.umask(before)

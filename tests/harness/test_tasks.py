@@ -144,3 +144,7 @@ def test_a_corpus_of_ones_own(sweep, run, tmp_path):
     mine.write_text("Another text altogether, and just as long as it has to be. " * 40)
     again = sweep(f"method: full\ntask: {{perplexity: {{corpus: {mine}, window: 64, windows: 1}}}}\n", "t")
     assert again.cells[0].key != swept.cells[0].key
+    (tmp_path / "elsewhere").mkdir()
+    moved = mine.rename(tmp_path / "elsewhere" / "mine.txt")
+    third = sweep(f"method: full\ntask: {{perplexity: {{corpus: {moved}, window: 64, windows: 1}}}}\n", "u")
+    assert third.cells[0].key == again.cells[0].key
