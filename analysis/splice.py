@@ -1,7 +1,7 @@
 """Rewrites the blocks of a Markdown file that name the command they come from.
 
 A block begins with a line `<!-- lacuna COMMAND -->` and ends with `<!-- end -->`. `report FILE` gives the table of an
-archive, `list KIND` a line for each plug-in. `python -m lacuna.analysis.splice README.md` (make readme) rewrites them.
+archive, `list KIND` a line for each plug-in, with the papers that its file names. `python -m lacuna.analysis.splice README.md` (make readme) rewrites them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .render import to_markdown
 from .table import lay_out, long_cells
 
 BLOCK = re.compile(r"(<!-- lacuna (?P<command>[^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAPER = re.compile(r"arXiv (\d{4}\.\d{5})")
 ABOUT = re.compile(r"^In brackets: 95% .*\n\n", re.MULTILINE)
 
 
@@ -49,7 +50,7 @@ def _table(file: str, root: Path) -> str:
 
 def _plugins(kind: str, root: Path) -> str:
     del root
-    return "".join(f"- `{name}`: {_about(kind, name)}\n" for name in names(kind))
+    return "".join(f"- `{name}`: {_about(kind, name)}{_papers(kind, name)}\n" for name in names(kind))
 
 
 def _about(kind: str, name: str) -> str:
@@ -58,6 +59,13 @@ def _about(kind: str, name: str) -> str:
     lines = source(kind, name).read_text(encoding="utf-8").splitlines()
     said = (line.removeprefix("text: ") for line in lines if line.startswith("text: "))
     return next(said, lines[0].lstrip("# "))
+
+
+def _papers(kind: str, name: str) -> str:
+    if kind != "methods":
+        return ""
+    numbers = dict.fromkeys(PAPER.findall(source(kind, name).read_text(encoding="utf-8")))
+    return "".join(f" [arXiv {number}](https://arxiv.org/abs/{number})" for number in numbers)
 
 
 def _said_once(text: str) -> str:
