@@ -1,7 +1,9 @@
 """Rewrites the blocks of a Markdown file that name the command they come from.
 
 A block begins with a line `<!-- lacuna COMMAND -->` and ends with `<!-- end -->`. `report FILE` gives the table of an
-archive, `list KIND` a line for each plug-in, with the papers that its file names. `python -m lacuna.analysis.splice README.md` (make readme) rewrites them.
+archive, `list KIND` a line for each plug-in, with the papers that a method's file names.
+
+    python -m lacuna.analysis.splice README.md   # make readme
 """
 
 from __future__ import annotations
