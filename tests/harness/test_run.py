@@ -177,3 +177,17 @@ def test_cells_survive_the_way_to_other_ranks(sweep):
     cell = sweep("method: {loki: {k: 8, d: 8}}\n" + TINY).cells[0]
     assert Cell.from_json(cell.to_json()) == cell
     assert running.make("methods", cell.method).k == 8
+
+
+def test_a_model_that_cannot_be_loaded_is_tried_once(sweep, run, monkeypatch):
+    """Thirty cells must not each wait for the same load to fail; all of them must say why."""
+    loads = []
+
+    def fail(*_):
+        loads.append(1)
+        raise ValueError("no such weights")
+
+    monkeypatch.setattr(running, "load_model", fail)
+    records, _ = run(sweep("method: [full, {topk: {k: [8, 9]}}]\n" + TINY))
+    assert [r.reason for r in records.values()] == ["no such weights"] * 3
+    assert len(loads) == 1
