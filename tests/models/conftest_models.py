@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lacuna.models.bind import bind
-from lacuna.results import plugins
 from safetensors.torch import save_file
 from transformers import (
     GPTNeoXConfig,
@@ -20,6 +18,9 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from lacuna.models.bind import bind
+from lacuna.results import plugins
 
 LAYERS, HEADS, DIM, VOCAB = 2, 4, 16, 97
 COMMON = {

@@ -4,6 +4,7 @@ import math
 
 import torch
 from conftest_models import DIM
+
 from lacuna.models.ledger import Ledger
 from lacuna.models.memory import Call, Memory, Site
 

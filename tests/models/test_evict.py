@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest_models import DIM, gap_cases, make_method, make_model, run_rows, tokens
 from evict_reference import Accounts, attended, draw, feed, fresh, held, pooled, prompt, votes
+
 from lacuna.models import attend
 from lacuna.models.bind import bind
 from lacuna.models.ledger import summary
