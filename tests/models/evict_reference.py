@@ -8,6 +8,11 @@ from conftest_models import DIM
 from lacuna.models.ledger import Ledger
 from lacuna.models.memory import Call, Memory, Site
 
+ROW = 2 * DIM * 4
+ONCE = ["snapkv", "pyramidkv", "adakv", "l2norm", "keydiff"]
+SMALL = {"snapkv": {"k": 8, "window": 3}, "pyramidkv": {"k": 8, "window": 3}, "adakv": {"k": 8, "window": 3},
+         "h2o": {"k": 8}, "tova": {"k": 8}, "l2norm": {"k": 8, "skip": 0}, "keydiff": {"k": 8}}  # fmt: skip
+
 
 def draw(rows, heads=4, groups=2, batch=2, seed=0):
     generator = torch.Generator().manual_seed(seed)

@@ -14,6 +14,15 @@ CASES = [
     ("loki", {"k": 0.25, "d": 0.5}),
     ("streaming_llm", {"sinks": 2, "window": 14}),
     ("streaming_llm", {"sinks": 2, "window": 14, "positions": "text"}),
+    ("snapkv", {"k": 0.5, "window": 5}),
+    ("snapkv", {"k": 0.5, "window": 5, "heads": "query"}),
+    ("pyramidkv", {"k": 0.5, "window": 5}),
+    ("adakv", {"k": 0.5, "window": 5}),
+    ("h2o", {"k": 0.5}),
+    ("tova", {"k": 0.5}),
+    ("l2norm", {"k": 0.5, "skip": 0}),
+    ("keydiff", {"k": 0.5}),
+    ("quest", {"k": 0.5, "page": 4, "skip": 0}),
 ]
 
 
