@@ -28,6 +28,13 @@ def visible_BNTS(memory: Memory, call: Call) -> Tensor:
     return call.visible[:, None].expand(sets).gather(3, number.clamp(min=0).expand(sets)) & (number >= 0)
 
 
+def visible_BTS(memory: Memory, call: Call) -> Tensor:
+    """The same where every head holds the same rows."""
+    visible = visible_BNTS(memory, call)
+    assert visible.shape[1] == 1
+    return visible[:, 0]
+
+
 def span(memory: Memory, call: Call) -> tuple[Tensor, Tensor]:
     """[lo, hi) of the rows held that the single query row sees, without asking the device.
 

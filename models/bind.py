@@ -208,12 +208,13 @@ def attention(
         scale=query.shape[3] ** -0.5 if scaling is None else scaling,
         seen=memory.seen,
         new=new,
+        query=query,
     )
     arrived = memory.text_rows_BN(call.first)
     act = call.phase == "decode" or binding.prefill == "sparse"
     attend = binding.method.attend if act else binding.method.attend_dense
     out = attend(query, memory, call, binding.ledger)
-    binding.method.settle(query, memory, call)
+    binding.method.settle(memory, call)
     binding.ledger.settle(memory, call, arrived)
     return out.transpose(1, 2).contiguous(), None
 

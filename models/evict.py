@@ -31,7 +31,7 @@ class Evict(Method):
     k: float
 
     @abstractmethod
-    def worth(self, q_BHTD: Tensor, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
+    def worth(self, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
         """What each row held is worth, [B, N, S] in fp32; +inf: always kept while the budget lasts."""
 
     def rows(self, memory: Memory, call: Call) -> Tensor:
@@ -47,15 +47,15 @@ class Evict(Method):
         """Attend all that is held."""
         return self.attend_dense(q_BHTD, memory, call, ledger)
 
-    def settle(self, q_BHTD: Tensor, memory: Memory, call: Call) -> None:
+    def settle(self, memory: Memory, call: Call) -> None:
         """Compress the prompt."""
         if call.phase == "prefill":
             rows = self.rows(memory, call)
             if int(rows.min()) < memory.keys.view.shape[2]:
-                self._compress(q_BHTD, memory, call, rows)
+                self._compress(memory, call, rows)
 
-    def _compress(self, q_BHTD: Tensor, memory: Memory, call: Call, rows_B: Tensor) -> None:
-        worth = self.worth(q_BHTD, memory, call, rows_B)
+    def _compress(self, memory: Memory, call: Call, rows_B: Tensor) -> None:
+        worth = self.worth(memory, call, rows_B)
         worth = worth.masked_fill(~text(memory, call), -torch.inf)
         wanted = self.head_rows(worth, rows_B)
         memory.keep(attend.rows_of(attend.largest(worth[:, :, None], wanted[..., None])[:, :, 0]))
@@ -111,27 +111,29 @@ class Observed(Evict):
         if self.heads == "query" and self.group != "mean":
             raise ValueError(f"{name}: with heads: query no group is joined: leave group at its default")
 
-    def worth(self, q_BHTD: Tensor, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
+    def worth(self, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
         """Pooled votes; the window itself is always kept."""
         width = rows_B.clamp(max=self.window)  # a budget smaller than the window is all window
         numbers = memory.numbers_BNS(rows_B.shape[0])
         inside = numbers >= (call.seen - width)[:, None, None]
-        votes = self._votes(q_BHTD, memory, call, width).masked_fill(inside | ~text(memory, call), 0.0)
+        votes = self._votes(memory, call, width).masked_fill(inside | ~text(memory, call), 0.0)
         pool = functional.max_pool1d if self.pooling == "max" else functional.avg_pool1d
         return pool(votes, self.kernel, 1, self.kernel // 2).masked_fill(inside, torch.inf)
 
-    def _votes(self, q_BHTD: Tensor, memory: Memory, call: Call, width_B: Tensor) -> Tensor:
+    def _votes(self, memory: Memory, call: Call, width_B: Tensor) -> Tensor:
         """Attention that each row held gets from the window, joined over the group; [B, G or H, S]."""
+        assert call.query is not None
         rows = min(self.window, call.new)
         visible = attend.visible_BNTS(memory, call)[:, :, -rows:]
         votes = call.numbers_T[-rows:] >= (call.seen - width_B)[:, None]
-        seen = weights(q_BHTD[:, :, -rows:], memory, call, visible & votes[:, None, :, None])
+        seen = weights(call.query[:, :, -rows:], memory, call, visible & votes[:, None, :, None])
         return grouped(seen.sum(2, keepdim=True), memory.keys.view.shape[1], self.group)[:, :, 0]
 
-    def _compress(self, q_BHTD: Tensor, memory: Memory, call: Call, rows_B: Tensor) -> None:
+    def _compress(self, memory: Memory, call: Call, rows_B: Tensor) -> None:
         if self.heads == "query":
-            memory.copy_heads(q_BHTD.shape[1] // len(memory.site.kv_heads))
-        super()._compress(q_BHTD, memory, call, rows_B)
+            assert call.query is not None
+            memory.copy_heads(call.query.shape[1] // len(memory.site.kv_heads))
+        super()._compress(memory, call, rows_B)
 
 
 class Stepwise(Evict):
@@ -177,15 +179,14 @@ class Stepwise(Evict):
         memory.keep(attend.rows_of(walk.held))
         return attend.dense(q_BHTD, memory, call)
 
-    def worth(self, q_BHTD: Tensor, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
+    def worth(self, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
         """The marks; recent rows are always kept."""
-        del q_BHTD
         newest = memory.numbers_BNS(rows_B.shape[0]) >= (call.seen - self.protected(rows_B))[:, None, None]
         return memory.aux["mark"].view[..., 0].masked_fill(newest, torch.inf)
 
-    def settle(self, q_BHTD: Tensor, memory: Memory, call: Call) -> None:
+    def settle(self, memory: Memory, call: Call) -> None:
         """Cut the prompt; note its length, from which a share counts from then on."""
-        super().settle(q_BHTD, memory, call)
+        super().settle(memory, call)
         if call.phase == "prefill" and not isinstance(self.k, int):
             memory.extra["prompt"] = call.context_BT[:, -1:].expand(-1, memory.keys.view.shape[1]).clone()
 

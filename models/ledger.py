@@ -69,11 +69,11 @@ class Ledger:
         tally.read += attended * memory.copies * row_bytes + extra
         tally.dense += live * context.sum() * row_bytes
 
-    def settle(self, memory: Memory, call: Call, arrived_BN: Tensor) -> None:
-        """Note what is held once the call is over, after eviction; `arrived` rows of text were held before it."""
+    def settle(self, memory: Memory, call: Call, arrived_BN: Tensor | None = None) -> None:
+        """Note what is held after eviction; `arrived` rows of text were held before it (default: as many)."""
         real = call.context_BT > 0
-        before = arrived_BN - real.sum(-1, keepdim=True)
         after = memory.text_rows_BN(call.first)
+        before = (after if arrived_BN is None else arrived_BN) - real.sum(-1, keepdim=True)
         # as if each row had been a step: the cache grows row by row, and never beyond what is left in the end
         kept = (before[..., None] + real.cumsum(-1)[:, None]).minimum(after[..., None]) * real[:, None]
         heads = kept.expand(-1, memory.keys.view.shape[1], -1)[:, : memory.live]

@@ -185,6 +185,12 @@ class Memory:
             return self.columns
         return torch.arange(self.seen, device=self.keys.view.device).expand(batch, 1, -1)
 
+    def numbers_BS(self, batch: int) -> Tensor:
+        """The same where every head holds the same rows."""
+        numbers = self.numbers_BNS(batch)
+        assert numbers.shape[1] == 1
+        return numbers[:, 0]
+
     def text_rows_BN(self, first_B: Tensor) -> Tensor:
         """How many rows held are text: no padding, no hole."""
         if self.columns is None:
@@ -235,6 +241,7 @@ class Call:
         phase: prefill (the prompt, at once) or decode (rows that the method acts on, T at once or one by one).
         scale: factor of q.k before the softmax.
         seen: tokens so far, these T included.
+        query: [B, H, T, D], for methods that evict by it.
     """
 
     visible: Tensor | None
@@ -243,6 +250,7 @@ class Call:
     scale: float
     seen: int
     new: int
+    query: Tensor | None = None
 
     @functools.cached_property
     def numbers_T(self) -> Tensor:

@@ -51,7 +51,7 @@ class Method(ABC):
         count_dense(memory, call, ledger)
         return attend.dense(q_BHTD, memory, call)
 
-    def settle(self, q_BHTD: Tensor, memory: Memory, call: Call) -> None:  # noqa: B027 - most methods evict nothing
+    def settle(self, memory: Memory, call: Call) -> None:  # noqa: B027 - most methods evict nothing
         """Evict after the call; default nothing."""
 
     def expects_gaps(self) -> bool:

@@ -30,9 +30,9 @@ class KeyDiff(Evict):
     version: ClassVar[int] = 1
     shape: ClassVar[Literal["direct", "select", "evict"]] = "evict"
 
-    def worth(self, q_BHTD: Tensor, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
+    def worth(self, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
         """Minus the cosine to the anchor."""
-        del q_BHTD, rows_B
+        del rows_B
         keys = functional.normalize(memory.keys.view.float(), dim=-1)
         # the anchor's length changes no ranking, so a sum over the text's rows is as good as their mean
         anchor = torch.where(text(memory, call)[..., None], keys, 0.0).sum(2, keepdim=True)

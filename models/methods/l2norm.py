@@ -34,7 +34,7 @@ class L2Norm(Evict):
         """Everything in the layers that are skipped."""
         return call.context_BT[:, -1] if memory.site.layer < self.skip else super().rows(memory, call)
 
-    def worth(self, q_BHTD: Tensor, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
+    def worth(self, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
         """Minus the norm."""
-        del q_BHTD, call, rows_B
+        del call, rows_B
         return -memory.keys.view.float().norm(dim=-1)

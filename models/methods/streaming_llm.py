@@ -61,7 +61,7 @@ class StreamingLlm(Method):
     def _place(self, memory: Memory) -> Tensor:
         """Place of each row held in its own text, [B, S]; negative for padding."""
         assert memory.first is not None
-        return memory.numbers_BNS(memory.keys.view.shape[0])[:, 0] - memory.first[:, None]
+        return memory.numbers_BS(memory.keys.view.shape[0]) - memory.first[:, None]
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Attend sinks and window of each row."""
@@ -73,7 +73,7 @@ class StreamingLlm(Method):
         return self._attend_in_cache(q_BHTD, memory, keep, call)
 
     def _keep(self, memory: Memory, call: Call) -> Tensor:
-        visible, place = attend.visible_BNTS(memory, call)[:, 0], self._place(memory)[:, None]
+        visible, place = attend.visible_BTS(memory, call), self._place(memory)[:, None]
         if self.decode == "grow":
             return visible & (place >= 0)
         row = (call.numbers_T - call.first[:, None])[..., None]
@@ -117,9 +117,8 @@ class StreamingLlm(Method):
         if "sinks" in memory.extra:
             memory.keys.put(rows_BK, memory.extra["sinks"])
 
-    def settle(self, q_BHTD: Tensor, memory: Memory, call: Call) -> None:
+    def settle(self, memory: Memory, call: Call) -> None:
         """Cut what the next row will not attend; a ring is full already."""
-        del q_BHTD
         if self.decode == "grow" and call.phase == "decode":
             return
         extra = memory.keys.view.shape[2] - self.budget

@@ -46,9 +46,9 @@ class Tova(Stepwise):
             return last.mean(1).expand_as(marks_BGS)
         return grouped(last, marks_BGS.shape[1], "mean")[:, :, 0]
 
-    def worth(self, q_BHTD: Tensor, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
+    def worth(self, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
         """The marks: at the end of a prompt there is no new row to protect."""
-        del q_BHTD, call, rows_B
+        del call, rows_B
         return memory.aux["mark"].view[..., 0]
 
     def protected(self, rows_B: Tensor) -> Tensor:

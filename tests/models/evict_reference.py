@@ -34,10 +34,10 @@ def feed(method, memory, q, k, v, phase):
     ledger, new = Ledger(), q.shape[2]
     method.write(memory, k, v)
     mask = torch.ones(new, memory.seen, dtype=torch.bool).tril(memory.seen - new).expand(q.shape[0], -1, -1)
-    call = Call(mask, memory.first, phase, DIM**-0.5, memory.seen, new)
+    call = Call(mask, memory.first, phase, DIM**-0.5, memory.seen, new, q)
     arrived = memory.text_rows_BN(call.first)
     out = (method.attend_dense if phase == "prefill" else method.attend)(q, memory, call, ledger)
-    method.settle(q, memory, call)
+    method.settle(memory, call)
     ledger.settle(memory, call, arrived)
     return out, ledger
 
