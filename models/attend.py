@@ -72,9 +72,9 @@ def group_scores(q_BHTW: Tensor, k_BGSW: Tensor, reduce: str) -> Tensor:
 
 
 def largest(scores_BNTS: Tensor, k_BT: Tensor) -> Tensor:
-    """Booleans: the k largest of each row, ties to the lowest index; -inf is never chosen."""
+    """Booleans: the k largest of each row ([B, T], or [B, N, T]), ties to the lowest index; -inf is never chosen."""
     wide = int(k_BT.max())
-    k = k_BT[:, None, :, None].expand(*scores_BNTS.shape[:3], 1)
+    k = (k_BT[:, None] if k_BT.ndim == 2 else k_BT)[..., None].expand(*scores_BNTS.shape[:3], 1)
     best = scores_BNTS.topk(min(max(wide, 1), scores_BNTS.shape[-1]), -1).values
     floor = best.gather(-1, (k - 1).clamp(0, best.shape[-1] - 1))
     above, level = scores_BNTS > floor, scores_BNTS == floor

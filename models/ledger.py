@@ -46,26 +46,34 @@ class Ledger:
     tallies: dict[tuple[int, str], Tally] = field(default_factory=dict)
     held: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
-    def count(self, memory: Memory, call: Call, attended_BGT: Tensor, extra_bytes_BT: Tensor | float) -> None:
+    def count(
+        self,
+        memory: Memory,
+        call: Call,
+        attended_BGT: Tensor,
+        extra_bytes_BT: Tensor | float,
+        row_bytes: int | None = None,
+    ) -> None:
         """Add one call.
 
         Args:
             memory: the layer's memory, after the append.
             call: the call.
-            attended_BGT: rows whose key and value were read, per head of this rank.
+            attended_BGT: rows whose value (and key) was read, per head of this rank.
             extra_bytes_BT: bytes read beside those rows for each query row (scores, bases), all real heads together.
+            row_bytes: bytes read of an attended row; default its key and its value.
         """
         live, real = memory.site.live, call.context_BT > 0
         tally = self._tally(memory, call)
         context = call.context_BT.double()
-        row_bytes = memory.keys.row_bytes + memory.values.row_bytes
+        each = memory.keys.row_bytes + memory.values.row_bytes if row_bytes is None else row_bytes
         attended = (attended_BGT[:, :live].double().sum(1) * real).sum()
         extra = (extra_bytes_BT * real).sum() if isinstance(extra_bytes_BT, Tensor) else extra_bytes_BT * real.sum()
         tally.rows += real.sum()
         tally.visible += live * context.sum()
         tally.attended += attended
-        tally.read += attended * row_bytes + extra
-        tally.dense += live * context.sum() * row_bytes
+        tally.read += attended * each + extra
+        tally.dense += live * context.sum() * memory.dense_row_bytes
 
     def settle(self, memory: Memory, call: Call) -> None:
         """Note what is held once the call is over (after eviction)."""

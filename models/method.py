@@ -38,6 +38,11 @@ class Method(ABC):
         del site
         return {}
 
+    def tables(self, site: Site) -> Mapping[str, Tensor]:
+        """Tensors of a layer that keep their own precision and of which a step reads entries; default none."""
+        del site
+        return {}
+
     def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Put new rows into the memory; default as they are."""
         memory.append(k_BGTD, v_BGTD)

@@ -39,11 +39,15 @@ GAPS = {"streaming_llm": [{"sinks": 2, "window": 6}, {"sinks": 2, "window": 6, "
                           {"sinks": 2, "window": 6, "positions": "text", "decode": "grow"}],
         "topk": [{"k": 0.25}, {"k": 5}, {"k": 0.25, "heads": "query"}],
         "loki": [{"k": 0.25, "d": 0.5}, {"k": 0.25, "d": None, "variance": 0.6, "heads": "query"}],
+        "sparq": [{"k": 0.25, "r": 0.25}, {"k": 6, "r": 3, "rest": "none"}],
+        "pca_attn": [{"d": 0.5}],
         "full": [{}]}  # fmt: skip
 EVERYTHING = {
     "streaming_llm": {"sinks": 4, "window": 4000},
     "topk": {"k": 1.0},
     "loki": {"k": 1.0, "d": 0.25},
+    "sparq": {"k": 1.0},
+    "pca_attn": {"d": 1.0},
     "full": {},
 }
 
