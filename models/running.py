@@ -5,8 +5,6 @@ Shapes: B batch, G key/value heads, T new rows, D head dimension.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -15,13 +13,12 @@ from .memory import Call, Memory
 SUM = "value_sum"
 
 
-def append_and_sum(memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor, aux: Mapping[str, Tensor] | None = None) -> None:
-    """Append rows and add the values of those that are no padding to the sum, in fp32: half precision would stop."""
+def add(memory: Memory, v_BGTD: Tensor) -> None:
+    """Add rows that are about to be appended, without padding, to the sum; in fp32, as half precision would stop."""
     numbers = torch.arange(memory.seen, memory.seen + v_BGTD.shape[2], device=v_BGTD.device)
     total = _without_padding(v_BGTD, numbers, memory.first).sum(2, keepdim=True)
     held = memory.extra.get(SUM)
     memory.extra[SUM] = total if held is None else held + total
-    memory.append(k_BGTD, v_BGTD, aux)
 
 
 def mean_BGTD(memory: Memory, call: Call) -> Tensor:

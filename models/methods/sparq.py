@@ -48,7 +48,9 @@ class Sparq(Method):
 
     def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Append, with the second copy of the keys and the sum of the values."""
-        running.append_and_sum(memory, k_BGTD, v_BGTD, {"by_component": k_BGTD})
+        if self.rest == "mean":
+            running.add(memory, v_BGTD)
+        memory.append(k_BGTD, v_BGTD, {"by_component": k_BGTD})
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Rank, choose, attend: by index for one row, by mask for many."""
@@ -75,8 +77,7 @@ class Sparq(Method):
     def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> tuple[Tensor, Tensor]:
         visible, budget = attend.visible_BTS(memory, call), share(self.k, call.context_BT)
         groups, keeps, inside = memory.keys.view.shape[1], [], []
-        for piece in torch.arange(call.new, device=visible.device).split(attend.ROWS_AT_ONCE):
-            rows = slice(int(piece[0]), int(piece[-1]) + 1)
+        for rows in attend.pieces(call):
             weights = self._weights(q_BHTD[:, :, rows], memory, visible[:, rows], call)
             keep = attend.largest(self._rank(weights, memory, visible[:, rows], call, rows), budget[:, rows])
             inside.append((weights * keep.repeat_interleave(weights.shape[1] // groups, 1)).sum(-1))
