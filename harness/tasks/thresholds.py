@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ...models import attend, threshold
 from ...models.ledger import Ledger
@@ -53,7 +54,7 @@ class Thresholds(Task):
     every: Annotated[int, Within(1)] = 8
     smooth: Annotated[float, Within(0)] = 0.0
     corpus: Annotated[str, Data("harness/data")] = "calibration"
-    tokens: Annotated[int, Within(256)] = 32768
+    tokens: Annotated[int, Within(256)] = 16384
     window: Annotated[int, Within(16)] = 1024
     version: ClassVar[int] = 1
 
@@ -179,10 +180,14 @@ class Watch(Full):
         self.notes[layer] = self.notes[layer].plus(new) if layer in self.notes else new
         if self.task.tac == "none":
             return super().attend(q, memory, call, ledger)
+        keep = self._kept(q, memory, call)
+        ledger.count(memory, call, attend.union_BGT(keep, groups), 0.0)
+        return attend.masked(q, memory, keep, call)
+
+    def _kept(self, q: Tensor, memory: Memory, call: Call) -> Tensor:
         every = torch.arange(call.new, device=q.device)
-        keep = [self._ranked(q, memory, call, rows)[2] for rows in every.split(attend.ROWS_AT_ONCE)]
-        ledger.count(memory, call, attend.union_BGT(torch.cat(keep, 2), groups), 0.0)
-        return attend.masked(q, memory, torch.cat(keep, 2), call)
+        parts = [self._ranked(q, memory, call, rows)[2] for rows in every.split(attend.ROWS_AT_ONCE)]
+        return torch.cat([pad(part, (0, call.seen - part.shape[-1])) for part in parts], 2)
 
     def _note(self, q: Tensor, memory: Memory, call: Call, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sums over the batch for some rows: threshold and its square [N, m], mass [H, m]."""
@@ -193,10 +198,11 @@ class Watch(Full):
         return next_.sum(0), next_.square().sum(0), mass.sum(0)
 
     def _ranked(self, q: Tensor, memory: Memory, call: Call, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores [B, H, m, S], what ranks the rows [B, N, m, S], and the k best of each."""
-        seen = attend.visible_BTS(memory, call)[:, None, rows]
+        """Scores [B, H, m, S], what ranks the rows [B, N, m, S], and the k best of each; S ends with the last of them."""
+        last = int(rows[-1]) + 1  # nothing later is seen: half of the work
+        seen = attend.visible_BTS(memory, call)[:, None, rows, :last]
         q_BHTW, k_BGSW = self.scores.score_rows(q[:, :, rows], memory)
-        scores = (attend.group_scores(q_BHTW, k_BGSW, "none") * call.scale).masked_fill(~seen, -torch.inf)
+        scores = (attend.group_scores(q_BHTW, k_BGSW[:, :, :last], "none") * call.scale).masked_fill(~seen, -torch.inf)
         signal = scores.softmax(-1).masked_fill(~seen, -torch.inf) if self.task.signal == "post" else scores
         rank = threshold.over_group(signal, k_BGSW.shape[1], self.task.heads)
         k = share(self.task.k_of(memory.site.layer), call.context_BT[:, rows])
