@@ -198,7 +198,7 @@ class Watch(Full):
         return next_.sum(0), next_.square().sum(0), mass.sum(0)
 
     def _ranked(self, q: Tensor, memory: Memory, call: Call, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores [B, H, m, S], what ranks the rows [B, N, m, S], and the k best of each; S ends with the last of them."""
+        """Scores [B, H, m, S], what ranks the rows [B, N, m, S], and the k best of each; S ends at the last."""
         last = int(rows[-1]) + 1  # nothing later is seen: half of the work
         seen = attend.visible_BTS(memory, call)[:, None, rows, :last]
         q_BHTW, k_BGSW = self.scores.score_rows(q[:, :, rows], memory)
