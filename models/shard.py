@@ -55,28 +55,30 @@ def start(rank: int, size: int, address: str, backend: str, timeout_s: float) ->
     )
     from axonn import axonn as ax  # noqa: PLC0415 - MPI must be up before: importing axonn forbids mpi4py to start it
 
-    if backend == "nccl":
-        ax.init(G_data=1, G_inter=1, G_intra_r=size, gpus_per_node=torch.cuda.device_count())
-        return
-    with _without_cuda():
-        ax.init(G_data=1, G_inter=1, G_intra_r=size, gpus_per_node=1)
+    gpus = torch.cuda.device_count() if backend == "nccl" else 1
+    with _groups_of(backend, timedelta(seconds=timeout_s)):
+        ax.init(G_data=1, G_inter=1, G_intra_r=size, gpus_per_node=gpus)
 
 
 @contextmanager
-def _without_cuda() -> Iterator[None]:
-    """AxoNN 0.2.0 assumes NCCL and CUDA in three places of its start; each is put back once it is over."""
+def _groups_of(backend: str, timeout: timedelta) -> Iterator[None]:
+    """While AxoNN 0.2.0 starts: its groups get our backend and patience, and no GPU is asked for where there is none.
+
+    It names NCCL for every group, sets a CUDA device and makes parameters there; each is put back once it is over.
+    """
     import axonn.intra_layer.fully_connected as fc  # noqa: PLC0415
 
     new_group, set_device = dist.new_group, torch.cuda.set_device
 
-    def gloo_group(ranks: Any = None, timeout: Any = None, backend: str | None = None, **kwargs: Any) -> Any:
-        del backend
-        return new_group(ranks, timeout, "gloo", **kwargs)
+    def our_group(ranks: Any = None, *_: Any, **kwargs: Any) -> Any:
+        kept = {k: v for k, v in kwargs.items() if k not in ("backend", "timeout")}
+        return new_group(ranks, timeout=timeout, backend=backend, **kept)
 
-    dist.new_group = gloo_group  # type: ignore[assignment]
-    torch.cuda.set_device = lambda *_: None
-    if not isinstance(fc.initialize_params, partial):
-        fc.initialize_params = partial(fc.initialize_params, init_device="cpu")
+    dist.new_group = our_group
+    if backend != "nccl":
+        torch.cuda.set_device = lambda *_: None
+        if not isinstance(fc.initialize_params, partial):
+            fc.initialize_params = partial(fc.initialize_params, init_device="cpu")
     try:
         yield
     finally:

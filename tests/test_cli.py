@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
+
 from lacuna import __version__, cli
 from lacuna.jobs.commands import parser
 from lacuna.jobs.plan import plan

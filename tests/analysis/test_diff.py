@@ -1,6 +1,7 @@
 """Two archives compared."""
 
 import pytest
+
 from lacuna.analysis.diff import compare
 from lacuna.results.cell import Spec
 from lacuna.results.frame import to_frame

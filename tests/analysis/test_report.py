@@ -6,6 +6,7 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+
 from lacuna.analysis import report
 from lacuna.results import plugins
 from lacuna.results.frame import to_frame

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from conftest_models import DIM, EVERYTHING, gap_cases, make_method, make_model, run_rows, tokens
+
 from lacuna.models.bind import bind
 from lacuna.models.ledger import summary
 from lacuna.results import plugins
