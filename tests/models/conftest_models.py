@@ -76,9 +76,9 @@ def model():
 
 @pytest.fixture
 def basis(tmp_path):
-    """A calibration of random orthogonal bases with falling variances."""
+    """Calibrations: random orthogonal bases with falling variances, and thresholds."""
 
-    def write(heads=2, dim=DIM, layers=LAYERS):
+    def write(heads=2, dim=DIM, layers=LAYERS, queries=HEADS):
         path = tmp_path / f"basis-{heads}-{dim}.safetensors"
         generator = torch.Generator().manual_seed(1)
         tensors = {}
@@ -87,12 +87,12 @@ def basis(tmp_path):
             shares = torch.rand(heads, dim, generator=generator).sort(-1, descending=True).values
             tensors[f"layer.{layer}.variance"] = shares / shares.sum(-1, keepdim=True)
         save_file({k: v.contiguous() for k, v in tensors.items()}, path)
-        return {"basis": path, "thresholds": thresholds(tmp_path, heads, layers)}
+        return {"basis": path, "thresholds": thresholds(tmp_path, heads, layers, queries)}
 
     return write
 
 
-def thresholds(folder, groups, layers, heads=HEADS, lengths=(8, 20, 41)):
+def thresholds(folder, groups, layers, heads, lengths=(8, 20, 41)):
     """Thresholds of the three signals, low enough that some rows exceed them and some do not."""
     path = folder / f"thresholds-{groups}.safetensors"
     rising = torch.tensor([0.03, 0.02, 0.01])

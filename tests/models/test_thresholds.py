@@ -4,6 +4,7 @@ import statistics
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from lacuna.harness.lm import LM
 from lacuna.harness.ranks import Ranks
 from lacuna.harness.task import read_corpus
 from lacuna.harness.tasks.pca import Pca
-from lacuna.harness.tasks.thresholds import Thresholds
+from lacuna.harness.tasks.thresholds import Notes, Thresholds
 from lacuna.harness.world import World
 from lacuna.models import attend, shard
 from lacuna.models.bind import bind
@@ -20,6 +21,7 @@ from lacuna.models.ledger import summary
 from lacuna.models.methods.full import Full
 from lacuna.models.methods.loki_theta import LokiTheta
 from lacuna.models.methods.top_theta import TopTheta
+from lacuna.models.shard import Shard
 from lacuna.results.cell import Cell, Spec
 from safetensors.torch import load, save_file
 
@@ -173,3 +175,15 @@ def test_calibrations_that_cannot_be(args, words, corpus, model):
     """A calibration that calibrates nothing must say so."""
     with pytest.raises(ValueError, match=words):
         calibrate(make_model(), corpus, **args)
+
+
+def test_ranks_join_their_heads():
+    """Each rank calibrates its own heads; a wrong join, or a head that only pads, would shift every threshold after."""
+    task, generator = Thresholds(k=4, window=WINDOW), torch.Generator().manual_seed(0)
+    sums = [torch.rand(8, 5, generator=generator, dtype=torch.float64) for _ in range(3)]
+    ranks = [Notes(2, 1, *(part[half] for part in sums)) for half in (slice(0, 4), slice(4, 8))]
+    fake = SimpleNamespace(lm=SimpleNamespace(world=SimpleNamespace(gather=lambda _: ranks), shard=Shard(0, 2, 3)))
+    tables = task._tables(1, ranks[0], fake)
+    torch.testing.assert_close(tables["layer.1.mass"], sums[2][:6].float())
+    assert tables["layer.1.pre"].shape == (6, 5)
+    assert len(tables["layer.1.lengths"]) == 5
