@@ -6,7 +6,7 @@ read. Padding heads and padding rows are left out. Sums stay on the device; `sum
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,10 +41,16 @@ class Tally:
 
 @dataclass
 class Ledger:
-    """One per binding; a method adds to it through `count`."""
+    """One per binding; a method adds to it through `count`, and says through `chosen` which of many rows it chose."""
 
     tallies: dict[tuple[int, str], Tally] = field(default_factory=dict)
     held: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    watch: Callable[[Memory, Call, Tensor, Tensor], None] | None = None
+
+    def chosen(self, memory: Memory, call: Call, q_BHTD: Tensor, keep_BNTS: Tensor) -> None:
+        """Tell an analysis, where one watches, which rows held each query row chose; the query as the keys are."""
+        if self.watch is not None:
+            self.watch(memory, call, q_BHTD, keep_BNTS)
 
     def count(
         self,

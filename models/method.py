@@ -143,6 +143,7 @@ class Select(Method):
             seen = visible[:, None, rows]
             parts.append(attend.largest(scores.masked_fill(~seen, -torch.inf), budget[:, rows]))
         keep = torch.cat(parts, 2)
+        ledger.chosen(memory, call, q_BHTD, keep)
         ledger.count(memory, call, attend.union_BGT(keep, k_BGSW.shape[1]), self._extra(memory, call))
         return attend.masked(q_BHTD, memory, keep, call)
 

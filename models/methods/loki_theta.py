@@ -26,9 +26,10 @@ class LokiTheta(Method):
     fewer than `least` k rows exceed the threshold, or more than `most` k, so many of the largest are taken; only there
     is a selection needed. With least = most = 1 this is Loki. Rows of at most k tokens stay dense.
 
-    The low-rank scores of the rows dropped are known anyway, so they say at no further read what those rows would have
-    added to the softmax's denominator (`sdc: lowrank`, times `sdc_scale`), and with `vmc: mean` the causal mean of the
-    values gets that weight.
+    The low-rank scores of the rows dropped are known anyway, so they say at no further read which share of the weight
+    those rows would have had (`sdc: lowrank`, their mass times `sdc_scale`): the share in the softmax of the low-rank
+    scores themselves, since these lie apart from exact ones by much that all rows have in common (the keys' mean along
+    the other components). With `vmc: mean` the causal mean of the values gets that share.
 
     Keeps everything: keys rotated by the basis, their leading d components once more in rows of their own. Reads d
     components of every key, key and value of the rows chosen, the basis, one threshold a head, one sum of values.
@@ -90,14 +91,15 @@ class LokiTheta(Method):
         """Compare low-rank scores, attend what is left; the same for one row and for many."""
         q = self._loki.project(q_BHTD, memory)
         parts = [self._rows(q, memory, call, rows) for rows in attend.pieces(call)]
-        out, lack, read = (torch.cat(part, 2) for part in zip(*parts, strict=True))
-        self._count(memory, call, ledger, read)
+        out, lack, keep = (torch.cat(part, 2) for part in zip(*parts, strict=True))
+        ledger.chosen(memory, call, q, keep)
+        self._count(memory, call, ledger, attend.union_BGT(keep, memory.keys.view.shape[1]))
         if self.vmc == "mean":
             out = out + lack[..., None] * threshold.per_head(running.mean_BGTD(memory, call), out.shape[1])
         return out.masked_fill(call.context_BT[:, None, :, None] == 0, 0).to(q_BHTD.dtype)
 
     def _rows(self, q_BHTD: Tensor, memory: Memory, call: Call, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Output [B, H, t, D], share of weight that lacks [B, H, t] and rows read [B, G, t] of some query rows."""
+        """Output [B, H, t, D], share of weight that lacks [B, H, t], rows kept [B, N, t, S], of some query rows."""
         seen = attend.visible_BTS(memory, call)[:, None, rows]
         q, lead = q_BHTD[:, :, rows], memory.aux["lead"].view
         low = attend.group_scores(q[..., : lead.shape[-1]], lead, "none") * call.scale
@@ -105,11 +107,16 @@ class LokiTheta(Method):
         keep = self._keep(low, seen, memory, call, rows)
         kept = threshold.per_head(keep, low.shape[1])
         exact = attend.group_scores(q, memory.keys.view, "none") * call.scale
-        mixed = torch.where(kept, exact, low)
-        weights = (mixed - mixed.amax(-1, keepdim=True).clamp(min=torch.finfo(mixed.dtype).min)).exp()
-        missing = (weights * ~kept).sum(-1) * (self.sdc_scale if self.sdc == "lowrank" else 0.0)
-        out, lack = threshold.weighted(weights * kept, missing, memory)
-        return out, lack, attend.union_BGT(keep, memory.keys.view.shape[1])
+        out, _ = threshold.weighted(_exponents(exact.masked_fill(~kept, -torch.inf)), low.new_zeros(()), memory)
+        lack = self._lack(_exponents(low), kept)
+        return out * (1 - lack)[..., None], lack, keep
+
+    def _lack(self, low_BHTS: Tensor, kept_BHTS: Tensor) -> Tensor:
+        """The share of weight on rows dropped, as low-rank scores have it, [B, H, t]."""
+        if self.sdc == "none":
+            return low_BHTS.new_zeros(low_BHTS.shape[:3])
+        dropped = (low_BHTS * ~kept_BHTS).sum(-1) * self.sdc_scale
+        return dropped / ((low_BHTS * kept_BHTS).sum(-1) + dropped).clamp(min=torch.finfo(dropped.dtype).tiny)
 
     def _keep(self, low_BHTS: Tensor, seen_B1TS: Tensor, memory: Memory, call: Call, rows: slice) -> Tensor:
         """The rows to attend, [B, N, t, S]."""
@@ -131,3 +138,8 @@ class LokiTheta(Method):
         fixed += running.mean_bytes(memory) if self.vmc == "mean" else 0
         low = call.context_BT.double() * (site.live * memory.aux["lead"].row_bytes)
         ledger.count(memory, call, read_BGT, low + fixed)
+
+
+def _exponents(scores: Tensor) -> Tensor:
+    """Exp of scores over each row's largest; zeros where there is none."""
+    return (scores - scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)).exp()

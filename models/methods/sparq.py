@@ -83,6 +83,7 @@ class Sparq(Method):
             inside.append((weights * keep.repeat_interleave(weights.shape[1] // groups, 1)).sum(-1))
             keeps.append(keep)
         kept = torch.cat(keeps, 2)
+        ledger.chosen(memory, call, q_BHTD, kept)
         self._count(memory, call, ledger, kept.sum(-1))
         return attend.masked(q_BHTD, memory, kept, call), torch.cat(inside, 2)
 

@@ -84,14 +84,15 @@ class TopTheta(Method):
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Score all rows, compare, attend what is left; the same for one row and for many."""
         parts = [self._rows(q_BHTD, memory, call, rows) for rows in attend.pieces(call)]
-        out, lack, read = (torch.cat(part, 2) for part in zip(*parts, strict=True))
-        self._count(memory, call, ledger, read)
+        out, lack, keep = (torch.cat(part, 2) for part in zip(*parts, strict=True))
+        ledger.chosen(memory, call, q_BHTD, keep)
+        self._count(memory, call, ledger, attend.union_BGT(keep, memory.keys.view.shape[1]))
         if self.vmc == "mean":
             out = out + lack[..., None] * threshold.per_head(running.mean_BGTD(memory, call), out.shape[1])
         return out.masked_fill(call.context_BT[:, None, :, None] == 0, 0).to(q_BHTD.dtype)
 
     def _rows(self, q_BHTD: Tensor, memory: Memory, call: Call, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Output [B, H, t, D], share of weight that lacks [B, H, t] and rows read [B, G, t] of some query rows."""
+        """Output [B, H, t, D], share of weight that lacks [B, H, t], rows kept [B, N, t, S], of some query rows."""
         seen = attend.visible_BTS(memory, call)[:, None, rows]
         scores = attend.group_scores(q_BHTD[:, :, rows], memory.keys.view, "none") * call.scale
         scores = scores.masked_fill(~seen, -torch.inf)
@@ -102,7 +103,7 @@ class TopTheta(Method):
         bound = (threshold.per_head(theta, scores.shape[1]) - top[..., 0]).clamp(max=0).exp()
         missing = self._missing(weights * ~kept, (seen & ~kept).sum(-1), bound, memory, call, rows)
         out, lack = threshold.weighted(weights * kept, missing, memory)
-        return out, lack, attend.union_BGT(keep, memory.keys.view.shape[1])
+        return out, lack, keep
 
     def _keep(
         self, scores_BHTS: Tensor, seen_B1TS: Tensor, memory: Memory, call: Call, rows: slice

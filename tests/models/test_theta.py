@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from conftest_models import DIM, make_method, make_model, run_rows, tokens
+from safetensors.torch import load_file, save_file
+
 from lacuna.models import threshold
 from lacuna.models.ledger import Ledger, summary
 from lacuna.models.memory import Call, Memory, Site
-from safetensors.torch import load_file, save_file
 
 HEADS, GROUPS = 4, 2
 VARIANTS = [
@@ -212,7 +213,7 @@ def test_bounds_of_loki_theta(theta, rows, basis, tmp_path):
 
 
 def test_loki_theta_by_hand(basis, tmp_path):
-    """Rows by low-rank scores, weights by exact ones, the dropped mass by low-rank ones, the rest to the mean value."""
+    """Rows by low-rank scores, weights by exact ones, the dropped share by low-rank ones, which goes to the mean value."""
     q, k, v = draw(seed=4)
     files, theta, d = basis() | artifact(tmp_path, 0.1), 0.1, 6
     p = load_file(files["basis"])["layer.0.basis"].double()
@@ -224,9 +225,9 @@ def test_loki_theta_by_hand(basis, tmp_path):
             low, exact = keys[:, :d] @ query[:d] / math.sqrt(DIM), keys @ query / math.sqrt(DIM)
             kept = low > theta
             assert 1 <= kept.sum() <= 18
-            total = exact[kept].exp().sum() + low[~kept].exp().sum()
-            w = exact.exp() * kept / total
-            want = w @ v[b, h // 2].double() + (1 - w.sum()) * v[b, h // 2].double().mean(0)
+            inside = low.softmax(0)[kept].sum()
+            want = inside * exact[kept].softmax(0) @ v[b, h // 2, kept].double()
+            want = want + (1 - inside) * v[b, h // 2].double().mean(0)
             torch.testing.assert_close(out[b, h, 0].double(), want, atol=1e-5, rtol=1e-4)
 
 

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest_models import make_model
+from safetensors.torch import load, save_file
+
 from lacuna.harness.lm import LM
 from lacuna.harness.ranks import Ranks
 from lacuna.harness.task import read_corpus
@@ -23,7 +25,6 @@ from lacuna.models.methods.loki_theta import LokiTheta
 from lacuna.models.methods.top_theta import TopTheta
 from lacuna.models.shard import Shard
 from lacuna.results.cell import Cell, Spec
-from safetensors.torch import load, save_file
 
 WINDOW, WINDOWS = 32, 9
 
