@@ -118,8 +118,8 @@ def _finish(args: argparse.Namespace, sweep: Sweep, store: Store) -> int:
 def _submit(args: argparse.Namespace) -> int:
     from .jobs.submit import dry_run, submit
 
-    sweep, store, plan = _planned(args)
-    task = (plan, sweep.name, store, args.site)
+    _, store, plan = _planned(args)
+    task = (plan, str(args.sweep), store, args.site)  # the file, so that what it says to type next can be typed
     print(dry_run(*task) if args.dry_run else "\n".join(submit(*task)))
     return 0
 
