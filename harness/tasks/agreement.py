@@ -46,10 +46,12 @@ class Agreement(Task):
         for part in rows.split(max(1, TOKENS_AT_ONCE // self.window)):
             session.score(part, prompt=1)
         session.binding.ledger.watch = None
+        if not watch.sums:
+            raise ValueError(f"{session.cell.method.name} does not choose rows of a cache: agreement is of selections")
         real = session.lm.shard.kv_heads_real
         samples = [s for layer in sorted(watch.sums) for s in _samples(layer, watch, session, real)]
         if not samples:
-            raise ValueError(f"{type(session.method).__name__} left no row of {self.window} tokens incomplete")
+            raise ValueError(f"{session.cell.method} left no row of {self.window} tokens incomplete")
         total = sum(s["rows"] for s in samples)
         means = {name: sum(s[name] * s["rows"] for s in samples) / total for name in ("recall", "jaccard")}
         return Outcome({**means, "rows": float(total)}, samples)

@@ -29,7 +29,7 @@ class LokiTheta(Method):
     The low-rank scores of the rows dropped are known anyway, so they say at no further read which share of the weight
     those rows would have had (`sdc: lowrank`, their mass times `sdc_scale`): the share in the softmax of the low-rank
     scores themselves, since these lie apart from exact ones by much that all rows have in common (the keys' mean along
-    the other components). With `vmc: mean` the causal mean of the values gets that share.
+    the other components). With `vmc: mean` the causal mean of the values gets that share; without, the output shrinks.
 
     Keeps everything: keys rotated by the basis, their leading d components once more in rows of their own. Reads d
     components of every key, key and value of the rows chosen, the basis, one threshold a head, one sum of values.

@@ -33,7 +33,8 @@ class TopTheta(Method):
     `sdc` puts the weight of dropped rows back into the softmax's denominator (before the softmax only): `exact`, from
     all scores; `exp_threshold`, as if each dropped row stood at the threshold, which bounds it from above; `offline`,
     their mean in the calibration; times `sdc_scale`. `vmc: mean` gives the weight that then lacks to the causal mean
-    of the values. The published runs use `sdc: exact` with `vmc: mean`, or `placement: post` with `vmc: mean`.
+    of the values; without it the output shrinks. The published runs use `sdc: exact` with `vmc: mean`, or
+    `placement: post` with `vmc: mean`.
 
     A row whose threshold no key exceeds keeps its largest score (the authors' code attends all columns evenly there,
     future ones included). Where more than k keys exceed it, `cap: none` (default) keeps them all, `cap: best` the k

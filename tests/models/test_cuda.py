@@ -14,6 +14,10 @@ CASES = [
     ("loki", {"k": 0.25, "d": 0.5}),
     ("streaming_llm", {"sinks": 2, "window": 14}),
     ("streaming_llm", {"sinks": 2, "window": 14, "positions": "text"}),
+    ("sparq", {"k": 0.25}),
+    ("pca_attn", {"d": 0.5}),
+    ("top_theta", {"k": 4, "sdc": "exact", "vmc": "mean"}),
+    ("loki_theta", {"k": 0.25, "d": 0.5}),
 ]
 
 
