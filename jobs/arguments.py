@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..results import plugins
@@ -118,7 +118,10 @@ class Arguments:
             return None, []
         plugin = self.plugin("tasks", needs.task, line)
         given = node.value if node else {name: Node.of(value, line) for name, value in one.default.items()}
-        return self._filled(plugin, given, (*at, one.name), node.line if node else line) if plugin else (None, [])
+        if plugin is None:
+            return None, []
+        own = replace(plugin, fields=tuple(f for f in plugin.fields if f.name not in needs.same))
+        return self._filled(own, given, (*at, one.name), node.line if node else line)
 
     def _default(self, one: plugins.Field, at: tuple[str, ...], line: int) -> Any:
         if one.default is plugins.REQUIRED:

@@ -215,7 +215,8 @@ class _Reader:
             for one in plugins.describe(kind, spec.name).fields:
                 needed = mark(one.kind, Needs)
                 if needed and spec.args[one.name] is not None:
-                    needs.append((one.name, self._source(cell, needed.task, spec.args[one.name]).key))
+                    args = {**spec.args[one.name], **{name: spec.args[name] for name in needed.same}}
+                    needs.append((one.name, self._source(cell, needed.task, args).key))
         return replace(cell, needs=tuple(needs)) if needs else cell
 
     def _source(self, cell: Cell, task: str, args: Mapping[str, Any]) -> Cell:

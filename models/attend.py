@@ -6,6 +6,8 @@ dimension, K rows chosen.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -33,6 +35,12 @@ def visible_BTS(memory: Memory, call: Call) -> Tensor:
     visible = visible_BNTS(memory, call)
     assert visible.shape[1] == 1
     return visible[:, 0]
+
+
+def pieces(call: Call) -> Iterator[slice]:
+    """The query rows, so many at once that their scores over all rows held stay small."""
+    for first in range(0, call.new, ROWS_AT_ONCE):
+        yield slice(first, min(first + ROWS_AT_ONCE, call.new))
 
 
 def span(memory: Memory, call: Call) -> tuple[Tensor, Tensor]:

@@ -115,7 +115,8 @@ class _Layer(CacheLayerMixin):
             artifacts=binding.artifacts,
         )
         constants = {n: c.to(key_states) for n, c in binding.method.constants(site).items()}
-        self.memory = Memory(site, constants)
+        tables = {n: t.to(key_states.device) for n, t in binding.method.tables(site).items()}
+        self.memory = Memory(site, constants | tables)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:

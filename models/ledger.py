@@ -7,7 +7,7 @@ and padding rows are left out. Sums stay on the device; `summary` is the only sy
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,32 +42,46 @@ class Tally:
 
 @dataclass
 class Ledger:
-    """One per binding; a method adds to it through `count`."""
+    """One per binding; a method adds to it through `count`, and says through `chosen` which of many rows it chose."""
 
     tallies: dict[tuple[int, str], Tally] = field(default_factory=dict)
     held: dict[int, Tensor] = field(default_factory=dict)
+    watch: Callable[[Memory, Call, Tensor, Tensor], None] | None = None
 
-    def count(self, memory: Memory, call: Call, attended_BGT: Tensor, extra_bytes_BT: Tensor | float) -> None:
+    def chosen(self, memory: Memory, call: Call, q_BHTD: Tensor, keep_BNTS: Tensor) -> None:
+        """Tell an analysis, where one watches, which rows held each query row chose; the query as the keys are."""
+        if self.watch is not None:
+            self.watch(memory, call, q_BHTD, keep_BNTS)
+
+    def count(
+        self,
+        memory: Memory,
+        call: Call,
+        attended_BGT: Tensor,
+        extra_bytes_BT: Tensor | float,
+        row_bytes: int | None = None,
+    ) -> None:
         """Add one call.
 
         Args:
             memory: the layer's memory, after the append.
             call: the call.
-            attended_BGT: rows whose key and value were read, per head of this rank.
+            attended_BGT: rows whose value (and key) was read, per head of this rank.
             extra_bytes_BT: bytes read beside those rows for each query row (scores, bases), all real heads together.
+            row_bytes: bytes read of an attended row; default its key and its value.
         """
         live, real = memory.site.live, call.context_BT > 0
         assert attended_BGT.shape[1] == memory.keys.view.shape[1]
         tally = self._tally(memory, call)
         context = call.context_BT.double()
-        row_bytes = memory.keys.row_bytes + memory.values.row_bytes
+        each = memory.keys.row_bytes + memory.values.row_bytes if row_bytes is None else row_bytes
         attended = (attended_BGT[:, : memory.live].double().sum(1) * real).sum() / memory.copies
         extra = (extra_bytes_BT * real).sum() if isinstance(extra_bytes_BT, Tensor) else extra_bytes_BT * real.sum()
         tally.rows += real.sum()
         tally.visible += live * context.sum()
         tally.attended += attended
-        tally.read += attended * memory.copies * row_bytes + extra
-        tally.dense += live * context.sum() * row_bytes
+        tally.read += attended * memory.copies * each + extra
+        tally.dense += live * context.sum() * memory.dense_row_bytes
 
     def settle(self, memory: Memory, call: Call, arrived_BN: Tensor | None = None) -> None:
         """Note what is held after eviction; `arrived` rows of text were held before it (default: as many)."""

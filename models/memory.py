@@ -226,9 +226,14 @@ class Memory:
         return (self.columns[:, : self.live] < 0).sum() * sum(p.row_bytes for p in like)
 
     @property
+    def dense_row_bytes(self) -> int:
+        """Bytes of a whole key and its value, also where the keys held are shorter."""
+        return self.site.head_dim * self.keys.view.element_size() + self.values.row_bytes
+
+    @property
     def dense_bytes(self) -> int:
         """Bytes that a plain cache of every token would hold."""
-        return self.site.live * self.keys.view.shape[0] * self.seen * (self.keys.row_bytes + self.values.row_bytes)
+        return self.site.live * self.keys.view.shape[0] * self.seen * self.dense_row_bytes
 
 
 @dataclass(frozen=True)

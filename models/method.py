@@ -38,6 +38,11 @@ class Method(ABC):
         del site
         return {}
 
+    def tables(self, site: Site) -> Mapping[str, Tensor]:
+        """Tensors of a layer that keep their own precision and of which a step reads entries; default none."""
+        del site
+        return {}
+
     def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Put new rows into the memory; default as they are."""
         memory.append(k_BGTD, v_BGTD)
@@ -138,6 +143,7 @@ class Select(Method):
             seen = visible[:, :, rows]
             parts.append(attend.largest(scores.masked_fill(~seen, -torch.inf), budget[:, rows]))
         keep = torch.cat(parts, 2)
+        ledger.chosen(memory, call, q_BHTD, keep)
         ledger.count(memory, call, attend.union_BGT(keep, k_BGSW.shape[1]), self._extra(memory, call))
         return attend.masked(q_BHTD, memory, keep, call)
 

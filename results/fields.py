@@ -42,9 +42,13 @@ class Share:
 
 @dataclass(frozen=True)
 class Needs:
-    """The arguments of the task whose artifact the plug-in cannot do without (Loki needs a basis from task `pca`)."""
+    """The arguments of the task whose artifact the plug-in cannot do without (Loki needs a basis from task `pca`).
+
+    Those named in `same` are the plug-in's own: thresholds for another k than the method's would be for another method.
+    """
 
     task: str
+    same: tuple[str, ...] = ()
 
     def problem(self, value: Mapping[str, Any]) -> str | None:
         """Accept any mapping; its content is checked against the task's own fields."""

@@ -13,7 +13,8 @@ from ...models.memory import Memory
 from ...models.methods.full import Full
 from ...results.fields import Data, Within
 from ..lm import TOKENS_AT_ONCE, Session
-from ..task import Outcome, Task, read_corpus
+from ..task import Outcome, Task
+from ..windows import read_windows
 
 
 @dataclass(frozen=True)
@@ -37,22 +38,13 @@ class Pca(Task):
     def run(self, session: Session) -> Outcome:
         """Read the corpus under full attention and keep the moments of the keys."""
         watch = Watch(self.rotary)
-        windows = self._windows(session)
+        windows = read_windows(session, self.corpus, self.tokens, self.window)
         with session.instead(watch):
             for part in windows.split(max(1, TOKENS_AT_ONCE // self.window)):
                 session.prefill(part.tolist())
         tensors = self._bases(session, watch.moments)
         rank = {f"rank90_layer{i}": float(_rank90(tensors[f"layer.{i}.variance"])) for i in range(len(watch.moments))}
         return Outcome({"tokens": float(windows.numel()), **rank}, artifact=save(tensors))
-
-    def _windows(self, session: Session) -> Tensor:
-        tokens = [t for d in read_corpus(self.corpus) for t in session.encode(d.text)][: self.tokens]
-        count = len(tokens) // self.window
-        if not count:
-            raise ValueError(
-                f"{self.corpus!r} has {len(tokens)} tokens, one window has {self.window}: use a smaller window"
-            )
-        return torch.tensor(tokens[: count * self.window], device=session.device).view(count, self.window)
 
     @staticmethod
     def _bases(session: Session, moments: dict[int, Moments]) -> dict[str, Tensor]:

@@ -43,11 +43,19 @@ GAPS = {"streaming_llm": [{"sinks": 2, "window": 6}, {"sinks": 2, "window": 6, "
                           {"sinks": 2, "window": 6, "positions": "text", "decode": "grow"}],
         "topk": [{"k": 0.25}, {"k": 5}, {"k": 0.25, "heads": "query"}],
         "loki": [{"k": 0.25, "d": 0.5}, {"k": 0.25, "d": None, "variance": 0.6, "heads": "query"}],
+        "sparq": [{"k": 0.25, "r": 0.25}, {"k": 6, "r": 3, "rest": "none"}],
+        "pca_attn": [{"d": 0.5}],
+        "top_theta": [{"k": 4}, {"k": 4, "placement": "post"}, {"k": 0.25, "sdc": "exact", "cap": "best"}],
+        "loki_theta": [{"k": 0.25, "d": 0.5, "vmc": "none"}, {"k": 5, "sdc": "none", "vmc": "none", "most": 1.5}],
         "full": [{}]}  # fmt: skip
 EVERYTHING = {
     "streaming_llm": {"sinks": 4, "window": 4000},
     "topk": {"k": 1.0},
     "loki": {"k": 1.0, "d": 0.25},
+    "sparq": {"k": 1.0},
+    "pca_attn": {"d": 1.0},
+    "top_theta": {"k": 1.0},
+    "loki_theta": {"k": 1.0},
     "full": {},
 }
 for path in sorted((Path(__file__).parent / "examples").glob("*.yaml")):  # so that a new method edits no file
@@ -74,9 +82,9 @@ def model():
 
 @pytest.fixture
 def basis(tmp_path):
-    """A calibration of random orthogonal bases with falling variances."""
+    """Calibrations: random orthogonal bases with falling variances, and thresholds."""
 
-    def write(heads=2, dim=DIM, layers=LAYERS):
+    def write(heads=2, dim=DIM, layers=LAYERS, queries=HEADS):
         path = tmp_path / f"basis-{heads}-{dim}.safetensors"
         generator = torch.Generator().manual_seed(1)
         tensors = {}
@@ -85,9 +93,23 @@ def basis(tmp_path):
             shares = torch.rand(heads, dim, generator=generator).sort(-1, descending=True).values
             tensors[f"layer.{layer}.variance"] = shares / shares.sum(-1, keepdim=True)
         save_file({k: v.contiguous() for k, v in tensors.items()}, path)
-        return {"basis": path}
+        return {"basis": path, "thresholds": thresholds(tmp_path, heads, layers, queries)}
 
     return write
+
+
+def thresholds(folder, groups, layers, heads, lengths=(8, 20, 41)):
+    """Thresholds of the three signals, low enough that some rows exceed them and some do not."""
+    path = folder / f"thresholds-{groups}.safetensors"
+    rising = torch.tensor([0.03, 0.02, 0.01])
+    tensors = {}
+    for layer in range(layers):
+        tensors[f"layer.{layer}.lengths"] = torch.tensor(lengths)
+        for signal, sets in (("pre", heads), ("post", heads), ("lowrank", groups), ("mass", heads)):
+            shift = 0.005 * torch.arange(sets)[:, None]
+            tensors[f"layer.{layer}.{signal}"] = rising + shift + (0.3 if signal in ("pre", "mass") else 0)
+    save_file(tensors, path)
+    return path
 
 
 def make_method(name, args):

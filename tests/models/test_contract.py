@@ -51,9 +51,12 @@ def test_gaps_change_logits_unless_dense(name, args, basis, model):
     method = make_method(name, args)
     got, ledger = run_rows(model, method, ids, basis(), 17, False)
     apart = (got[:, 1:] - model(ids).logits[:, 17:]).abs().max()
-    density = summary([ledger.sums()])["decode"]["density"]
-    assert (apart > 1e-3) == method.expects_gaps()
-    assert (density < 1) == method.expects_gaps()
+    told = summary([ledger.sums()])["decode"]
+    less = (
+        told["bytes_read_per_token"] < told["bytes_dense_per_token"]
+    )  # shorter rows are no gaps, but an approximation
+    assert (apart > 1e-3) == (method.expects_gaps() or less)
+    assert (told["density"] < 1) == method.expects_gaps()
 
 
 @pytest.mark.parametrize(("name", "args"), gap_cases())

@@ -23,6 +23,10 @@ CASES = [
     ("l2norm", {"k": 0.5, "skip": 0}),
     ("keydiff", {"k": 0.5}),
     ("quest", {"k": 0.5, "page": 4, "skip": 0}),
+    ("sparq", {"k": 0.25}),
+    ("pca_attn", {"d": 0.5}),
+    ("top_theta", {"k": 4, "sdc": "exact", "vmc": "mean"}),
+    ("loki_theta", {"k": 0.25, "d": 0.5}),
 ]
 
 

@@ -23,9 +23,9 @@ def test_two_ranks_equal_one(heads, groups, basis, tmp_path):
 
     Three groups do not divide by two ranks: a zero head pads them, and must neither change nor count.
     """
-    path = basis(heads=groups)["basis"]
-    mpirun(1, HERE / "tp_worker.py", heads, groups, path, tmp_path / "one.pt")
-    mpirun(2, HERE / "tp_worker.py", heads, groups, path, tmp_path / "two.pt")
+    files = basis(heads=groups, queries=heads).values()
+    mpirun(1, HERE / "tp_worker.py", heads, groups, *files, tmp_path / "one.pt")
+    mpirun(2, HERE / "tp_worker.py", heads, groups, *files, tmp_path / "two.pt")
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=False) for n in ("one", "two"))
     for name, (logits, words, told) in one.items():
         torch.testing.assert_close(two[name][0], logits, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")

@@ -26,6 +26,10 @@ CASES = [
     ("l2norm", {"k": 8, "skip": 0}),
     ("keydiff", {"k": 8}),
     ("quest", {"k": 9, "page": 4, "skip": 0}),
+    ("sparq", {"k": 0.25}),
+    ("pca_attn", {"d": 0.5}),
+    ("top_theta", {"k": 4, "sdc": "offline", "vmc": "mean"}),
+    ("loki_theta", {"k": 0.25, "d": 0.5}),
 ]
 
 
@@ -45,12 +49,12 @@ def outputs(model, held, world, artifacts):
     return found
 
 
-def main(heads: int, groups: int, basis: str, path: str) -> None:
+def main(heads: int, groups: int, basis: str, thresholds: str, path: str) -> None:
     world = World(find_ranks(), "cpu", 60.0)
     world.join()
     model = make_model("llama", num_attention_heads=heads, num_key_value_heads=groups, hidden_size=16 * heads)
     held = shard.split(model, world.ranks.rank, world.ranks.size)
-    found = outputs(model, held, world, {"basis": Path(basis)})
+    found = outputs(model, held, world, {"basis": Path(basis), "thresholds": Path(thresholds)})
     if world.ranks.rank == 0:
         torch.save(found, path)
     world.leave()

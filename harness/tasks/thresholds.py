@@ -1,0 +1,209 @@
+"""Calibration of Top-Theta and Loki-Theta: thresholds for each layer, head and row length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ...models import attend, threshold
+from ...models.ledger import Ledger
+from ...models.memory import Call, Memory, Site
+from ...models.method import Select, share
+from ...models.methods.full import Full
+from ...models.methods.loki import Loki
+from ...models.methods.topk import Topk
+from ...results.fields import Data, Needs, Share, Within
+from ..lm import TOKENS_AT_ONCE, Session
+from ..task import Outcome, Task
+from ..windows import read_windows
+
+HELD_OUT = ("prose",)  # what tasks measure on
+
+
+@dataclass(frozen=True)
+class Thresholds(Task):
+    """The (k+1)-th largest score of rows of each length: mean + sigma * standard deviation over a corpus's windows.
+
+    Top-Theta Attention (arXiv 2502.08363). A strict comparison with a row's own (k+1)-th largest score keeps k rows.
+    Artifact: layer.<i>.lengths [M], the lengths that were watched; layer.<i>.<signal> [N, M] for N sets of rows (query
+    heads, or key/value heads), the signal being `pre` or `post` (exact scores before or after the softmax) or
+    `lowrank`; with `pre` also layer.<i>.mass [H, M], the mean of exp(score - largest score) summed over the rows that
+    exact top-k drops; float32.
+
+    Arguments: `k`, `k_layers`, `placement`, `heads` are the method's own; `d` and `basis` too where scores are those of
+    d leading components. `sigma` deviations are added (published: 0.1). `tac: topk` (published) lets exact top-k act
+    while calibrating, so that deeper layers see what they will see; the weights kept are normalised. `every` n-th
+    length is watched; `smooth` is the deviation in tokens of a Gaussian over lengths, 0 for none. `corpus`, `tokens`,
+    `window` say what to read; text that other tasks measure on is refused.
+    """
+
+    k: Annotated[int | float, Share("the row's causal length")] = 64
+    k_layers: tuple[Annotated[int | float, Share("the row's causal length")], ...] | None = None
+    placement: Literal["pre", "post"] = "pre"
+    heads: Literal["query", "kv"] = "query"
+    d: Annotated[int | float, Share("the head dimension")] | None = None
+    basis: Annotated[Mapping[str, Any] | None, Needs("pca")] = None
+    sigma: float = 0.1
+    tac: Literal["topk", "none"] = "topk"
+    every: Annotated[int, Within(1)] = 8
+    smooth: Annotated[float, Within(0)] = 0.0
+    corpus: Annotated[str, Data("harness/data")] = "calibration"
+    tokens: Annotated[int, Within(256)] = 16384
+    window: Annotated[int, Within(16)] = 1024
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if (self.d is None) != (self.basis is None):
+            raise ValueError("thresholds on low-rank scores take both d and basis, others neither")
+        if self.d is not None and self.placement == "post":
+            raise ValueError("thresholds on low-rank scores stand before the softmax: set placement: pre")
+        if self.corpus in HELD_OUT:
+            raise ValueError(f"{self.corpus!r} is what tasks measure on: thresholds from it would have seen the test")
+
+    @property
+    def signal(self) -> Literal["pre", "post", "lowrank"]:
+        """What is compared with the thresholds."""
+        return self.placement if self.d is None else "lowrank"
+
+    def k_of(self, layer: int) -> float:
+        """The budget of a layer."""
+        return threshold.budget(layer, self.k, self.k_layers)
+
+    def lengths(self, layer: int) -> Tensor:
+        """Row lengths to watch: every n-th of those that exceed their k, and the longest.
+
+        Raises:
+            ValueError: no row of a window does.
+        """
+        all_ = torch.arange(1, self.window + 1)
+        longer = all_[all_ > share(self.k_of(layer), all_)]
+        if not len(longer):
+            raise ValueError(f"no row of {self.window} tokens exceeds k = {self.k_of(layer)}: use a larger window")
+        return torch.cat([longer[: -1 : self.every], longer[-1:]])
+
+    def run(self, session: Session) -> Outcome:
+        """Read the corpus and note the score at the place of each row's threshold."""
+        scores: Select = Topk(k=self.k) if self.d is None else Loki(k=self.k, d=self.d)
+        watch = Watch(self, scores)
+        windows = read_windows(session, self.corpus, self.tokens, self.window)
+        with session.instead(watch):
+            for part in windows.split(max(1, TOKENS_AT_ONCE // self.window)):
+                session.prefill(part.tolist())
+        tensors: dict[str, Tensor] = {}
+        for layer, notes in sorted(watch.notes.items()):
+            tensors |= self._tables(layer, notes, session)
+        means = {f"theta_layer{i}": float(tensors[f"layer.{i}.{self.signal}"].mean()) for i in watch.notes}
+        return Outcome({"tokens": float(windows.numel()), **means}, artifact=save(tensors))
+
+    def _tables(self, layer: int, notes: Notes, session: Session) -> dict[str, Tensor]:
+        everyone = session.lm.world.gather(notes.on_cpu())
+        real = session.lm.shard.kv_heads_real
+        sets = len(everyone[0].total) // everyone[0].groups  # of a key/value head; heads that only pad come last
+        theta = torch.cat([n.threshold(self.sigma) for n in everyone])[: real * sets]
+        lengths = self.lengths(layer)
+        found = {"lengths": lengths, self.signal: self._smoothed(lengths, theta)}
+        if self.signal == "pre":
+            heads = len(everyone[0].mass) // everyone[0].groups
+            mass = torch.cat([n.mass / n.count for n in everyone])[: real * heads]
+            found["mass"] = self._smoothed(lengths, mass)
+        return {f"layer.{layer}.{name}": part.contiguous() for name, part in found.items()}
+
+    def _smoothed(self, lengths: Tensor, values_NM: Tensor) -> Tensor:
+        if self.smooth:
+            apart = (lengths[:, None] - lengths).double() / self.smooth
+            values_NM = values_NM @ (-apart.square() / 2).softmax(0)
+        return values_NM.float()
+
+
+@dataclass
+class Notes:
+    """Sums over rows of each watched length, float64: the (k+1)-th largest score and its square [N, M], mass [H, M]."""
+
+    groups: int
+    count: int
+    total: Tensor
+    squares: Tensor
+    mass: Tensor
+
+    def plus(self, other: Notes) -> Notes:
+        """Both together."""
+        sums = (a + b for a, b in zip(self._sums(), other._sums(), strict=True))
+        return Notes(self.groups, self.count + other.count, *sums)
+
+    def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.total, self.squares, self.mass
+
+    def on_cpu(self) -> Notes:
+        """For sending."""
+        return Notes(self.groups, self.count, *(part.cpu() for part in self._sums()))
+
+    def threshold(self, sigma: float) -> Tensor:
+        """Mean + sigma * standard deviation, [N, M]."""
+        mean = self.total / self.count
+        return mean + sigma * (self.squares / self.count - mean.square()).clamp(min=0).sqrt()
+
+
+@dataclass(frozen=True)
+class Watch(Full):
+    """Attention of whole windows that notes where thresholds would stand, in the coordinates of `scores`."""
+
+    task: Thresholds = field(default_factory=Thresholds)
+    scores: Select = field(default_factory=Topk)
+    notes: dict[int, Notes] = field(default_factory=dict)
+
+    def constants(self, site: Site) -> Mapping[str, Tensor]:
+        """Those of the scores."""
+        return self.scores.constants(site)
+
+    def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
+        """As the scores need it."""
+        self.scores.write(memory, k_BGTD, v_BGTD)
+
+    def attend_dense(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """The same, whether prompts are dense or sparse."""
+        return self.attend(q_BHTD, memory, call, ledger)
+
+    def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """Note, then attend what exact top-k leaves, or everything."""
+        q = self.scores.project(q_BHTD, memory)
+        layer = memory.site.layer
+        at = self.task.lengths(layer).to(q.device) - 1
+        found = [self._note(q, memory, call, part) for part in at.split(attend.ROWS_AT_ONCE)]
+        groups, batch = memory.keys.view.shape[1], q.shape[0]
+        new = Notes(groups, batch, *(torch.cat(part, -1) for part in zip(*found, strict=True)))
+        self.notes[layer] = self.notes[layer].plus(new) if layer in self.notes else new
+        if self.task.tac == "none":
+            return super().attend(q, memory, call, ledger)
+        keep = self._kept(q, memory, call)
+        ledger.count(memory, call, attend.union_BGT(keep, groups), 0.0)
+        return attend.masked(q, memory, keep, call)
+
+    def _kept(self, q: Tensor, memory: Memory, call: Call) -> Tensor:
+        every = torch.arange(call.new, device=q.device)
+        parts = [self._ranked(q, memory, call, rows)[2] for rows in every.split(attend.ROWS_AT_ONCE)]
+        return torch.cat([pad(part, (0, call.seen - part.shape[-1])) for part in parts], 2)
+
+    def _note(self, q: Tensor, memory: Memory, call: Call, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums over the batch for some rows: threshold and its square [N, m], mass [H, m]."""
+        scores, rank, keep = self._ranked(q, memory, call, rows)
+        next_ = rank.masked_fill(keep, -torch.inf).amax(-1).double()
+        weights = (scores - scores.amax(-1, keepdim=True)).exp().double()
+        mass = (weights * ~threshold.per_head(keep, scores.shape[1])).sum(-1)
+        return next_.sum(0), next_.square().sum(0), mass.sum(0)
+
+    def _ranked(self, q: Tensor, memory: Memory, call: Call, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores [B, H, m, S], what ranks the rows [B, N, m, S], and the k best of each; S ends at the last."""
+        last = int(rows[-1]) + 1  # nothing later is seen: half of the work
+        seen = attend.visible_BTS(memory, call)[:, None, rows, :last]
+        q_BHTW, k_BGSW = self.scores.score_rows(q[:, :, rows], memory)
+        scores = (attend.group_scores(q_BHTW, k_BGSW[:, :, :last], "none") * call.scale).masked_fill(~seen, -torch.inf)
+        signal = scores.softmax(-1).masked_fill(~seen, -torch.inf) if self.task.signal == "post" else scores
+        rank = threshold.over_group(signal, k_BGSW.shape[1], self.task.heads)
+        k = share(self.task.k_of(memory.site.layer), call.context_BT[:, rows])
+        return scores, rank, attend.largest(rank, k)

@@ -1,0 +1,145 @@
+"""Loki-Theta: calibrated thresholds on low-rank scores choose the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ...results.fields import Needs, Share, Within
+from .. import attend, running, threshold
+from ..ledger import Ledger
+from ..memory import Call, Memory, Site
+from ..method import Method, share
+from .loki import Loki
+
+
+@dataclass(frozen=True)
+class LokiTheta(Method):
+    """Rows whose low-rank score exceeds a calibrated threshold are attended exactly: Loki's reads without a top-k.
+
+    New here: the scores of Loki (arXiv 2406.02542) under the thresholds of Top-Theta (arXiv 2502.08363), calibrated for
+    each layer, head and row length on those same scores. A row's own count may stray from k, so it is bounded: where
+    fewer than `least` k rows exceed the threshold, or more than `most` k, so many of the largest are taken; only there
+    is a selection needed. With least = most = 1 this is Loki. Rows of at most k tokens stay dense.
+
+    The low-rank scores of the rows dropped are known anyway, so they say at no further read which share of the weight
+    those rows would have had (`sdc: lowrank`, their mass times `sdc_scale`): the share in the softmax of the low-rank
+    scores themselves, since these lie apart from exact ones by much that all rows have in common (the keys' mean along
+    the other components). With `vmc: mean` the causal mean of the values gets that share; without, the output shrinks.
+
+    Keeps everything: keys rotated by the basis, their leading d components once more in rows of their own. Reads d
+    components of every key, key and value of the rows chosen, the basis, one threshold a head, one sum of values.
+
+    Arguments: `k` rows aimed at, `k_layers` the same for the first layers; `d` leading components, a share of the head
+    dimension or a count; `heads: kv` chooses for the query heads of a key/value head by their largest score, `query`
+    for each; `between` how thresholds go on between calibrated lengths; `basis` and `thresholds` the two calibrations,
+    the second of which stands on the first.
+    """
+
+    k: Annotated[int | float, Share("the row's causal length")] = 0.25
+    k_layers: tuple[Annotated[int | float, Share("the row's causal length")], ...] | None = None
+    d: Annotated[int | float, Share("the head dimension")] = 0.25
+    heads: Literal["kv", "query"] = "kv"
+    least: Annotated[float, Within(0, 1)] = 0.5
+    most: Annotated[float, Within(1)] = 2.0
+    sdc: Literal["lowrank", "none"] = "lowrank"
+    sdc_scale: Annotated[float, Within(0, open_low=True)] = 1.0
+    vmc: Literal["mean", "none"] = "mean"
+    between: Literal["linear", "nearest"] = "linear"
+    basis: Annotated[Mapping[str, Any], Needs("pca")] = field(default_factory=dict)
+    thresholds: Annotated[Mapping[str, Any], Needs("thresholds", same=("k", "k_layers", "heads", "d", "basis"))] = (
+        field(default_factory=dict)
+    )
+    version: ClassVar[int] = 1
+    shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
+
+    def __post_init__(self) -> None:
+        if self.sdc == "none" and (self.vmc == "mean" or self.sdc_scale != 1):
+            raise ValueError("loki_theta with sdc: none lacks no weight: set vmc: none and leave sdc_scale at 1")
+
+    def expects_gaps(self) -> bool:
+        """A share of 1 in every layer asks for everything."""
+        return any(isinstance(k, int) or k < 1 for k in (self.k, *(self.k_layers or ())))
+
+    @property
+    def _loki(self) -> Loki:
+        return Loki(d=self.d)
+
+    def constants(self, site: Site) -> Mapping[str, Tensor]:
+        """This rank's basis, as Loki has it."""
+        return self._loki.constants(site)
+
+    def tables(self, site: Site) -> Mapping[str, Tensor]:
+        """Thresholds [N, L]."""
+        return {"theta": threshold.read_table(site, "lowrank", self.between)}
+
+    def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
+        """As Loki writes, and sum the values where their mean is asked for."""
+        if self.vmc == "mean":
+            running.add(memory, v_BGTD)
+        self._loki.write(memory, k_BGTD, v_BGTD)
+
+    def attend_dense(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """Dense, in the basis."""
+        return super().attend_dense(self._loki.project(q_BHTD, memory), memory, call, ledger)
+
+    def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """Compare low-rank scores, attend what is left; the same for one row and for many."""
+        q = self._loki.project(q_BHTD, memory)
+        parts = [self._rows(q, memory, call, rows) for rows in attend.pieces(call)]
+        out, lack, keep = (torch.cat(part, 2) for part in zip(*parts, strict=True))
+        ledger.chosen(memory, call, q, keep)
+        self._count(memory, call, ledger, attend.union_BGT(keep, memory.keys.view.shape[1]))
+        if self.vmc == "mean":
+            out = out + lack[..., None] * threshold.per_head(running.mean_BGTD(memory, call), out.shape[1])
+        return out.masked_fill(call.context_BT[:, None, :, None] == 0, 0).to(q_BHTD.dtype)
+
+    def _rows(self, q_BHTD: Tensor, memory: Memory, call: Call, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Output [B, H, t, D], share of weight that lacks [B, H, t], rows kept [B, N, t, S], of some query rows."""
+        seen = attend.visible_BTS(memory, call)[:, None, rows]
+        q, lead = q_BHTD[:, :, rows], memory.aux["lead"].view
+        low = attend.group_scores(q[..., : lead.shape[-1]], lead, "none") * call.scale
+        low = low.masked_fill(~seen, -torch.inf)
+        keep = self._keep(low, seen, memory, call, rows)
+        kept = threshold.per_head(keep, low.shape[1])
+        exact = attend.group_scores(q, memory.keys.view, "none") * call.scale
+        out, _ = threshold.weighted(_exponents(exact.masked_fill(~kept, -torch.inf)), low.new_zeros(()), memory)
+        lack = self._lack(_exponents(low), kept)
+        return out * (1 - lack)[..., None], lack, keep
+
+    def _lack(self, low_BHTS: Tensor, kept_BHTS: Tensor) -> Tensor:
+        """The share of weight on rows dropped, as low-rank scores have it, [B, H, t]."""
+        if self.sdc == "none":
+            return low_BHTS.new_zeros(low_BHTS.shape[:3])
+        dropped = (low_BHTS * ~kept_BHTS).sum(-1) * self.sdc_scale
+        return dropped / ((low_BHTS * kept_BHTS).sum(-1) + dropped).clamp(min=torch.finfo(dropped.dtype).tiny)
+
+    def _keep(self, low_BHTS: Tensor, seen_B1TS: Tensor, memory: Memory, call: Call, rows: slice) -> Tensor:
+        """The rows to attend, [B, N, t, S]."""
+        rank = threshold.over_group(low_BHTS, memory.keys.view.shape[1], self.heads)
+        theta = threshold.look_up(memory.constants["theta"], call, rank.shape[1])[..., rows]
+        context = call.context_BT[:, rows]
+        k = share(threshold.budget(memory.site.layer, self.k, self.k_layers), context)
+        dense = context <= k
+        above = seen_B1TS & ((rank > theta[..., None]) | dense[:, None, :, None])
+        least = torch.where(dense, context, (k * self.least).floor().long().clamp(min=1))
+        most = (k * self.most).ceil().long()
+        return threshold.choose(rank, above, least, most.minimum(context))
+
+    def _count(self, memory: Memory, call: Call, ledger: Ledger, read_BGT: Tensor) -> None:
+        site, theta = memory.site, memory.constants["theta"]
+        part = site.live / max(1, len(site.kv_heads))
+        basis = sum(memory.constants[name].nbytes for name in ("lead", "rest"))
+        fixed = basis * part / read_BGT.shape[0] + theta.shape[0] * theta.element_size() * part
+        fixed += running.mean_bytes(memory) if self.vmc == "mean" else 0
+        low = call.context_BT.double() * (site.live * memory.aux["lead"].row_bytes)
+        ledger.count(memory, call, read_BGT, low + fixed)
+
+
+def _exponents(scores: Tensor) -> Tensor:
+    """Exp of scores over each row's largest; zeros where there is none."""
+    return (scores - scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)).exp()

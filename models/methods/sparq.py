@@ -1,0 +1,121 @@
+"""SparQ: the largest components of the query choose the rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ...kernels.select_topk import OP as SELECT_TOPK
+from ...results.fields import Share
+from .. import attend, running
+from ..ledger import Ledger
+from ..memory import Call, Memory
+from ..method import Method, share
+
+
+@dataclass(frozen=True)
+class Sparq(Method):
+    """Rows are ranked by the r components of the query that are largest in magnitude; the k best are attended exactly.
+
+    SparQ Attention: Bandwidth-Efficient LLM Inference (arXiv 2312.04985, Algorithm 1). The r components are chosen once
+    for the query heads of a key/value head, by their summed magnitude. Approximate weights are a softmax of the partial
+    products over sqrt(D |q_r| / |q|); they are summed over the group, so that a key/value head has one set of rows; the
+    last rows are always in it. What the approximate weights put on rows that are dropped goes to the mean value, kept
+    as a running sum.
+
+    Keeps everything, and each key twice: components are read from a copy laid out by component, which is charged. Reads
+    r/D of every key, key and value of the k rows, and one sum of values.
+
+    Arguments: `k` rows kept, the local ones among them; `r` components, a share of the head dimension or a count;
+    `local` last rows always kept, a share of k (a quarter in the paper) or a count; `rest: mean` reallocates to the
+    mean value, `rest: none` leaves the dropped weight out. The authors' code keeps k + 1 rows, as it counts the row
+    itself apart, and adds 1 to the weights of local rows, which chooses the same set.
+    """
+
+    k: Annotated[int | float, Share("the row's causal length")] = 128
+    r: Annotated[int | float, Share("the head dimension")] = 0.25
+    local: Annotated[int | float, Share("k")] = 0.25
+    rest: Literal["mean", "none"] = "mean"
+    version: ClassVar[int] = 1
+    shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
+
+    def expects_gaps(self) -> bool:
+        """A share of 1 asks for everything."""
+        return isinstance(self.k, int) or self.k < 1
+
+    def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
+        """Append, with the second copy of the keys and the sum of the values."""
+        if self.rest == "mean":
+            running.add(memory, v_BGTD)
+        memory.append(k_BGTD, v_BGTD, {"by_component": k_BGTD})
+
+    def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """Rank, choose, attend: by index for one row, by mask for many."""
+        out, inside = (self._one if call.new == 1 else self._many)(q_BHTD, memory, call, ledger)
+        if self.rest == "none":
+            return out
+        mean = running.mean_BGTD(memory, call).repeat_interleave(q_BHTD.shape[1] // memory.keys.view.shape[1], 1)
+        mixed = inside[..., None] * out + (1 - inside[..., None]) * mean
+        return mixed.masked_fill(call.context_BT[:, None, :, None] == 0, 0).to(q_BHTD.dtype)
+
+    def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> tuple[Tensor, Tensor]:
+        """Output [B, H, 1, D], and the approximate weight [B, H, 1] inside the rows chosen."""
+        rows, seen = slice(0, 1), attend.visible_BTS(memory, call)
+        weights = self._weights(q_BHTD, memory, seen, call)
+        width = int(share(self.k, torch.tensor([memory.keys.view.shape[2]])))
+        rank = self._rank(weights, memory, seen, call, rows)[:, :, 0]
+        index, count = SELECT_TOPK(rank, share(self.k, call.context_BT)[:, 0].int(), width)
+        self._count(memory, call, ledger, count[..., None])
+        chosen = index.clamp(min=0).long().repeat_interleave(q_BHTD.shape[1] // index.shape[1], 1)
+        valid = (index >= 0).repeat_interleave(q_BHTD.shape[1] // index.shape[1], 1)
+        inside = (weights[:, :, 0].gather(-1, chosen) * valid).sum(-1)
+        return attend.gathered(q_BHTD, memory, index, count, call), inside[..., None]
+
+    def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> tuple[Tensor, Tensor]:
+        visible, budget = attend.visible_BTS(memory, call), share(self.k, call.context_BT)
+        groups, keeps, inside = memory.keys.view.shape[1], [], []
+        for rows in attend.pieces(call):
+            weights = self._weights(q_BHTD[:, :, rows], memory, visible[:, rows], call)
+            keep = attend.largest(self._rank(weights, memory, visible[:, rows], call, rows), budget[:, rows])
+            inside.append((weights * keep.repeat_interleave(weights.shape[1] // groups, 1)).sum(-1))
+            keeps.append(keep)
+        kept = torch.cat(keeps, 2)
+        ledger.chosen(memory, call, q_BHTD, kept)
+        self._count(memory, call, ledger, kept.sum(-1))
+        return attend.masked(q_BHTD, memory, kept, call), torch.cat(inside, 2)
+
+    def _weights(self, q_BHTD: Tensor, memory: Memory, seen_BTS: Tensor, call: Call) -> Tensor:
+        """Approximate weights of every row, [B, H, T, S]; zeros where nothing is seen."""
+        lead = self._leading(q_BHTD, memory)
+        size = lead.float().abs().sum(-1) / q_BHTD.float().abs().sum(-1)
+        scores = attend.group_scores(lead, memory.aux["by_component"].view, "none")
+        scores = scores * (call.scale * size.rsqrt())[..., None]
+        return scores.masked_fill(~seen_BTS[:, None], -torch.inf).softmax(-1).nan_to_num(0)
+
+    def _leading(self, q_BHTD: Tensor, memory: Memory) -> Tensor:
+        """The query with all but the r largest components of its group set to zero."""
+        groups = memory.keys.view.shape[1]
+        size = q_BHTD.float().abs().unflatten(1, (groups, -1)).sum(2)
+        best = size.topk(self._components(memory), -1).indices
+        keep = torch.zeros_like(size, dtype=torch.bool).scatter_(-1, best, True)
+        return q_BHTD * keep.repeat_interleave(q_BHTD.shape[1] // groups, 1)
+
+    def _components(self, memory: Memory) -> int:
+        size = memory.site.head_dim
+        return min(self.r, size) if isinstance(self.r, int) else max(1, int(self.r * size))
+
+    def _rank(self, weights_BHTS: Tensor, memory: Memory, seen_BTS: Tensor, call: Call, rows: slice) -> Tensor:
+        """Weights summed over the group, [B, G, T, S]; +inf for local rows and -inf for rows not seen."""
+        summed = weights_BHTS.unflatten(1, (memory.keys.view.shape[1], -1)).sum(2)
+        kept = share(self.k, call.context_BT[:, rows])
+        after = call.numbers_T[rows] - share(self.local, kept)
+        local = memory.numbers_BS(seen_BTS.shape[0])[:, None] > after[..., None]
+        return summed.masked_fill(local[:, None], torch.inf).masked_fill(~seen_BTS[:, None], -torch.inf)
+
+    def _count(self, memory: Memory, call: Call, ledger: Ledger, read_BGT: Tensor) -> None:
+        part = self._components(memory) * memory.aux["by_component"].view.element_size() * memory.site.live
+        mean = running.mean_bytes(memory) if self.rest == "mean" else 0
+        ledger.count(memory, call, read_BGT, call.context_BT.double() * part + mean)

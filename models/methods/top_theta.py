@@ -1,0 +1,148 @@
+"""Top-Theta: calibrated thresholds choose the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ...results.fields import Needs, Share, Within
+from .. import attend, running, threshold
+from ..ledger import Ledger
+from ..memory import Call, Memory, Site
+from ..method import Method, share
+
+
+@dataclass(frozen=True)
+class TopTheta(Method):
+    """The rows whose score exceeds a threshold are attended: about k of them, without a search for the k largest.
+
+    Top-Theta Attention (arXiv 2502.08363). Thresholds are calibrated for each layer, head and row length (task
+    thresholds). Keeps everything; reads every key, since scores are exact, the value rows above the threshold (those of
+    any query head of a group), one threshold a head and, with `vmc`, a sum of values. Rows of at most k tokens stay
+    dense. Every rule holds for prompt rows and for decoded rows alike; in the authors' first code the compensations did
+    nothing in decode.
+
+    Arguments: `k` what thresholds aim at, `k_layers` the same for the first layers (the published runs keep 512 rows in
+    layers 0 and 1); `placement` compares scores before the softmax, or weights after it, which are then not normalised
+    again; `heads: query` (paper) chooses rows for each query head, `kv` once for a group by its largest score.
+
+    `sdc` puts the weight of dropped rows back into the softmax's denominator (before the softmax only): `exact`, from
+    all scores; `exp_threshold`, as if each dropped row stood at the threshold, which bounds it from above; `offline`,
+    their mean in the calibration; times `sdc_scale`. `vmc: mean` gives the weight that then lacks to the causal mean
+    of the values; without it the output shrinks. The published runs use `sdc: exact` with `vmc: mean`, or
+    `placement: post` with `vmc: mean`.
+
+    A row whose threshold no key exceeds keeps its largest score (the authors' code attends all columns evenly there,
+    future ones included). Where more than k keys exceed it, `cap: none` (default) keeps them all, `cap: best` the k
+    largest, `cap: recent` the k last (the authors' `capk`). `between` says which threshold a length takes that was not
+    calibrated: on the line between its neighbours, or the nearest one's (the authors'); beyond the longest, the last.
+    """
+
+    k: Annotated[int | float, Share("the row's causal length")] = 64
+    k_layers: tuple[Annotated[int | float, Share("the row's causal length")], ...] | None = None
+    placement: Literal["pre", "post"] = "pre"
+    heads: Literal["query", "kv"] = "query"
+    sdc: Literal["none", "exact", "exp_threshold", "offline"] = "none"
+    sdc_scale: Annotated[float, Within(0, open_low=True)] = 1.0
+    vmc: Literal["none", "mean"] = "none"
+    cap: Literal["none", "best", "recent"] = "none"
+    between: Literal["linear", "nearest"] = "linear"
+    thresholds: Annotated[Mapping[str, Any], Needs("thresholds", same=("k", "k_layers", "placement", "heads"))] = field(
+        default_factory=dict
+    )
+    version: ClassVar[int] = 1
+    shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
+
+    def __post_init__(self) -> None:
+        if self.placement == "post" and self.sdc != "none":
+            raise ValueError("top_theta with placement: post has the whole denominator: set sdc: none")
+        if self.placement == "pre" and self.vmc == "mean" and self.sdc == "none":
+            raise ValueError("top_theta with placement: pre lacks no weight without sdc: set sdc, or vmc: none")
+        if self.sdc == "none" and self.sdc_scale != 1:
+            raise ValueError("top_theta scales nothing with sdc: none: leave sdc_scale at 1")
+
+    def expects_gaps(self) -> bool:
+        """A share of 1 in every layer asks for everything."""
+        return any(isinstance(k, int) or k < 1 for k in (self.k, *(self.k_layers or ())))
+
+    def tables(self, site: Site) -> Mapping[str, Tensor]:
+        """Thresholds and, for offline compensation, exponents dropped in the calibration; [N, L]."""
+        found = {"theta": threshold.read_table(site, self.placement, self.between)}
+        if self.sdc == "offline":
+            found["mass"] = threshold.read_table(site, "mass", self.between)
+        return found
+
+    def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
+        """Append, and sum the values where their mean is asked for."""
+        if self.vmc == "mean":
+            running.add(memory, v_BGTD)
+        memory.append(k_BGTD, v_BGTD)
+
+    def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """Score all rows, compare, attend what is left; the same for one row and for many."""
+        parts = [self._rows(q_BHTD, memory, call, rows) for rows in attend.pieces(call)]
+        out, lack, keep = (torch.cat(part, 2) for part in zip(*parts, strict=True))
+        ledger.chosen(memory, call, q_BHTD, keep)
+        self._count(memory, call, ledger, attend.union_BGT(keep, memory.keys.view.shape[1]))
+        if self.vmc == "mean":
+            out = out + lack[..., None] * threshold.per_head(running.mean_BGTD(memory, call), out.shape[1])
+        return out.masked_fill(call.context_BT[:, None, :, None] == 0, 0).to(q_BHTD.dtype)
+
+    def _rows(self, q_BHTD: Tensor, memory: Memory, call: Call, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Output [B, H, t, D], share of weight that lacks [B, H, t], rows kept [B, N, t, S], of some query rows."""
+        seen = attend.visible_BTS(memory, call)[:, None, rows]
+        scores = attend.group_scores(q_BHTD[:, :, rows], memory.keys.view, "none") * call.scale
+        scores = scores.masked_fill(~seen, -torch.inf)
+        top = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+        weights = (scores - top).exp()
+        keep, theta = self._keep(scores, seen, memory, call, rows)
+        kept = threshold.per_head(keep, scores.shape[1])
+        bound = (threshold.per_head(theta, scores.shape[1]) - top[..., 0]).clamp(max=0).exp()
+        missing = self._missing(weights * ~kept, (seen & ~kept).sum(-1), bound, memory, call, rows)
+        out, lack = threshold.weighted(weights * kept, missing, memory)
+        return out, lack, keep
+
+    def _keep(
+        self, scores_BHTS: Tensor, seen_B1TS: Tensor, memory: Memory, call: Call, rows: slice
+    ) -> tuple[Tensor, Tensor]:
+        """The rows to attend [B, N, t, S], and the thresholds [B, N, t]."""
+        signal = scores_BHTS
+        if self.placement == "post":
+            signal = scores_BHTS.softmax(-1).masked_fill(~seen_B1TS, -torch.inf)
+        rank = threshold.over_group(signal, memory.keys.view.shape[1], self.heads)
+        theta = threshold.look_up(memory.constants["theta"], call, rank.shape[1])[..., rows]
+        context = call.context_BT[:, rows]
+        k = share(threshold.budget(memory.site.layer, self.k, self.k_layers), context)
+        above = seen_B1TS & ((rank > theta[..., None]) | (context <= k)[:, None, :, None])
+        if self.cap == "recent":
+            above = threshold.most_recent(above, k)
+        return threshold.choose(rank, above, context.clamp(max=1), k if self.cap == "best" else context), theta
+
+    def _missing(
+        self, dropped_BHTS: Tensor, number_BHT: Tensor, bound_BHT: Tensor, memory: Memory, call: Call, rows: slice
+    ) -> Tensor:
+        """What dropped rows add to the denominator, over exp of the row's largest score; [B, H, t].
+
+        `number` counts only rows that this row may see: a prompt's later columns are not dropped, they are not there.
+        """
+        if self.sdc == "exact" or self.placement == "post":
+            return dropped_BHTS.sum(-1) * self.sdc_scale
+        if self.sdc == "exp_threshold":
+            return number_BHT * bound_BHT * self.sdc_scale
+        if self.sdc == "offline":
+            mass = threshold.look_up(memory.constants["mass"], call, dropped_BHTS.shape[1])[..., rows]
+            return mass * (number_BHT > 0) * self.sdc_scale
+        return torch.zeros_like(bound_BHT)
+
+    def _count(self, memory: Memory, call: Call, ledger: Ledger, read_BGT: Tensor) -> None:
+        """Every key, the value rows chosen, one entry a head of each table, the sum of values."""
+        site = memory.site
+        entries = sum(table.shape[0] * table.element_size() for table in memory.constants.values())
+        fixed = entries * site.live / max(1, len(site.kv_heads))
+        fixed += running.mean_bytes(memory) if self.vmc == "mean" else 0
+        keys = call.context_BT.double() * (site.live * memory.keys.row_bytes)
+        ledger.count(memory, call, read_BGT, keys + fixed, memory.values.row_bytes)
