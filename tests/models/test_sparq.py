@@ -25,11 +25,10 @@ def one_row(method, q, k, v, artifacts=None):
     place = Site(0, 1, tuple(range(GROUPS)), GROUPS, DIM, None, artifacts or {})
     memory, first = Memory(place, method.constants(place)), torch.zeros(2, dtype=torch.long)
     method.write(memory, k[:, :, :-1], v[:, :, :-1])
-    method.settle(memory, Call(None, first, "prefill", 1.0, memory.seen, memory.seen))
+    memory.aux.pop("whole", None)  # a prompt's whole keys, which go once it was attended
     method.write(memory, k[:, :, -1:], v[:, :, -1:])
     ledger, call = Ledger(), Call(None, first, "decode", DIM**-0.5, memory.seen, 1)
     out = method.attend(q, memory, call, ledger)
-    method.settle(memory, call)
     return out, ledger, memory
 
 

@@ -56,7 +56,6 @@ def attended(method, q, k, v, artifacts, rows, first=None, phase="decode"):
     seen = (numbers <= numbers[before:, None]) & (numbers >= memory.first[:, None, None])
     call = Call(seen, memory.first, phase, DIM**-0.5, q.shape[2], rows)
     out = method.attend(q[:, :, before:], memory, call, ledger)
-    ledger.settle(memory, call)
     return out, ledger, memory
 
 
