@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from ..results.plugins import describe, load, names
 from ..results.store import write_atomically
 from .page import Drawing, Page
-from .points import points
 from .provenance import notices, origins
 from .render import to_csv, to_latex, to_markdown
 from .style import paper
+from .study import Study
 from .table import lay_out, long_cells, wide
 from .words import sentences
 
@@ -40,12 +40,13 @@ def write_report(frame: pd.DataFrame, folder: Path, title: str, command: str) ->
     Raises:
         ValueError: there are no records.
     """
-    found = points(frame)
+    study = Study(frame)
+    found = study.points
     table = lay_out(found, long_cells)
     files = {"table.md": to_markdown(table), "table.csv": to_csv(wide(found)), "table.tex": to_latex(table)}
     contents = {name: text.encode() for name, text in files.items()}
     drawings = []
-    for drawing, images in _drawings(frame):
+    for drawing, images in _drawings(study):
         drawings.append(drawing)
         contents |= images
     said, warned = sentences(frame, found), notices(frame, found)
@@ -58,11 +59,11 @@ def _write(path: Path, data: bytes) -> Path:
     return path
 
 
-def _drawings(frame: pd.DataFrame) -> Iterator[tuple[Drawing, dict[str, bytes]]]:
+def _drawings(study: Study) -> Iterator[tuple[Drawing, dict[str, bytes]]]:
     for name in names("figures"):
         doc = describe("figures", name).doc
         try:
-            figure = load("figures", name).draw(frame)
+            figure = load("figures", name).draw(study)
         except ValueError as error:  # a figure says so when the records lack what it shows
             yield Drawing(name, doc, b"", str(error)), {}
             continue

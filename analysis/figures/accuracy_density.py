@@ -16,27 +16,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..label import condition
-from ..points import points
 from ..style import legend, look, panels, paper
 from ..style import whiskers as lengths
+from ..study import Study
 
 
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(study: Study) -> Figure:
     """One panel per model, setting and task that is not a latency.
 
     Raises:
         ValueError: no cell that ended well has a score and a measured density.
     """
-    found = points(frame)
+    found = study.points
     found = found[~found["is_time"].astype(bool) & np.isfinite(found["value"]) & found["density"].notna()]
     if found["is_dense"].all():
         raise ValueError("needs a cell that ended well, of a sparse method and a task with a score, with its density")
     groups = [g for _, g in found.groupby(["model", "setting", "task_label"], sort=True)]
     with paper():
-        figure, axes = panels(len(groups), min(3, len(found["task_label"].unique())), 2.5, 2.2)
-        for axis, group in zip(axes, groups, strict=True):
+        figure, pairs = panels(groups, min(3, len(found["task_label"].unique())), 2.5, 2.2)
+        for axis, group in pairs:
             _panel(axis, group)
-        legend(figure, axes)
+        legend(figure, [axis for axis, _ in pairs])
     return figure
 
 

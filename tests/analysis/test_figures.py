@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from lacuna.analysis import style
+from lacuna.analysis.study import Study
 from lacuna.results import plugins
 from lacuna.results.frame import to_frame
 
@@ -13,7 +14,7 @@ FIGURES = plugins.names("figures")
 
 
 def draw(name, frame):
-    return plugins.load("figures", name).draw(frame)
+    return plugins.load("figures", name).draw(Study(frame))
 
 
 def texts(figure):
