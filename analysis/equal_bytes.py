@@ -128,7 +128,7 @@ def _who(key: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _difference(task_label: str, ours: Mix, theirs: Mix) -> dict[str, Any]:
-    head = headline(task_label.split()[0])
+    head = headline(task_label.split(maxsplit=1)[0])
     assert head is not None, "_curves keeps tasks with a score only"
     mine, other = ours.value(head.statistic), theirs.value(head.statistic)
     change = stats.of_draws(

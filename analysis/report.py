@@ -15,8 +15,8 @@ from ..results.store import write_atomically
 from .page import Drawing, Page
 from .provenance import notices, origins
 from .render import to_csv, to_latex, to_markdown
-from .style import paper
 from .study import Study
+from .style import paper
 from .table import lay_out, long_cells, wide
 from .words import sentences
 

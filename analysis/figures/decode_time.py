@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 
 from ..label import condition
 from ..numbers import number, times
-from ..style import COLUMN, legend, look, panels, paper, whiskers
 from ..study import Study
+from ..style import COLUMN, legend, look, panels, paper, whiskers
 
 CONTEXT = "prompt"  # the argument of a timing task that says how many tokens are in the cache
 

@@ -17,8 +17,8 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from ..headlines import DENSE
-from ..style import panels, paper
 from ..study import Study
+from ..style import panels, paper
 
 MOST = 8  # rows or columns that still leave room for numbers
 NAMES = ["model", "setting", "order", "method", "falling", "method_label"]
