@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 Group = TypeVar("Group")
 COLUMN = 3.4  # inches: one column of a two-column paper
 PAGE = 7.0
-MOST_PANELS = 12
+MOST_PANELS = 6
 DENSE_COLOUR = "#000000"
 
 
@@ -64,13 +64,13 @@ def paper() -> Iterator[None]:
 
 
 def panels(
-    groups: Sequence[Group], columns: int, width: float, height: float
+    groups: Sequence[Group], columns: int, width: float, height: float, most: int = MOST_PANELS
 ) -> tuple[Figure, list[tuple[Axes, Group]]]:
     """A figure with a panel of `width` x `height` inches for each group, at most `columns` beside each other.
 
-    The first MOST_PANELS are drawn, and the figure says so: nobody reads two hundred, or waits for them.
+    The first `most` are drawn, and the figure says so: nobody reads two hundred, or waits for them.
     """
-    drawn = groups[:MOST_PANELS]
+    drawn = groups[:most]
     across = min(columns, len(drawn))
     down = -(-len(drawn) // across)
     figure = Figure(figsize=(width * across, height * down))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from .numbers import letter, number, plural, signed, span, times
 from .points import points
 from .stats import LEVEL
 
+READ = ("density", "bytes_ratio")
 ARROWS = {"lower": "↓", "higher": "↑"}
 Point = Mapping[Any, Any]
 Cells = Callable[[Point], tuple[str, str]]
@@ -68,14 +70,21 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 def wide(found: pd.DataFrame) -> pd.DataFrame:
     """`summary`, of points that are there already."""
     keys = ["model", "setting", "method_label"]
-    return pd.DataFrame([_numbers(group) for _, group in found.groupby(keys, sort=False)])
+    return pd.DataFrame([_numbers(group) for group in _rows(found, keys).values()])
+
+
+def _rows(found: pd.DataFrame, by: Sequence[str]) -> dict[tuple[str, ...], list[Point]]:
+    rows = defaultdict[tuple[str, ...], list[Point]](list)
+    for point in found.to_dict("records"):
+        rows[tuple(str(point[name]) for name in by)].append(point)
+    return rows
 
 
 def lay_out(found: pd.DataFrame, cells: Cells) -> TextTable:
     """Points as text; `cells` (`long_cells`, `short_cells`) writes the estimate and the change of one point."""
     by = [name for name in ("model", "setting") if len(found[name].unique()) > 1] + ["method_label"]
     heads, notes = _heads(found), dict[str, str]()
-    rows = [[*map(str, key), *_measures(group, heads, cells, notes)] for key, group in found.groupby(by, sort=False)]
+    rows = [[*key, *_measures(group, heads, cells, notes)] for key, group in _rows(found, by).items()]
     titles = [title for head in heads for title in head.titles]
     listed = [f"[{mark}] {reason}" for reason, mark in notes.items()]
     headings = [*by[:-1], "method", *titles, "density", "bytes"]
@@ -136,10 +145,10 @@ def _heads(found: pd.DataFrame) -> list[Head]:
     return [Head(str(h), str(b), bool(t), bool(e)) for (t, h, b), e in energy.items()]
 
 
-def _measures(group: pd.DataFrame, heads: Sequence[Head], cells: Cells, notes: dict[str, str]) -> list[str]:
-    known: Mapping[str, Point] = {point["heading"]: point for point in group.to_dict("records")}
+def _measures(group: Sequence[Point], heads: Sequence[Head], cells: Cells, notes: dict[str, str]) -> list[str]:
+    known: Mapping[str, Point] = {point["heading"]: point for point in group}
     pairs = [pair for head in heads for pair in _pairs(known.get(head.heading), head, cells, notes)]
-    return [*(text for pair in pairs for text in pair), span(group["density"]), span(group["bytes_ratio"])]
+    return [*(text for pair in pairs for text in pair), *(span([p[c] for p in group]) for c in READ)]
 
 
 def _pairs(point: Point | None, head: Head, cells: Cells, notes: dict[str, str]) -> list[tuple[str, str]]:
@@ -176,14 +185,14 @@ def _pair(point: Point | None, cells: Cells, notes: dict[str, str]) -> tuple[str
     return f"{value} [{mark}]", change
 
 
-def _numbers(group: pd.DataFrame) -> dict[str, Any]:
-    first = group.iloc[0]
+def _numbers(group: Sequence[Point]) -> dict[str, Any]:
+    first = group[0]
     row: dict[str, Any] = {name: first[name] for name in ("model", "setting", "method", "method_label")}
-    for point in group.to_dict("records"):
+    for point in group:
         head = point["heading"]
         change = f"{head}.{'speedup' if point['is_time'] else 'diff'}"
         row[head] = point["value"]
         row |= {f"{head}.{name}": point[name] for name in ("low", "high", "n", "status", "reason")}
         row |= {change + end.replace("_", "."): point[f"change{end}"] for end in ("", "_low", "_high")}
         row |= {f"{head}.{name}": point[name] for name in ("p", "p_holm", "test", "detectable", "energy")}
-    return row | {name: group[name].mean() for name in ("density", "bytes_ratio")}
+    return row | {name: pd.Series([point[name] for point in group], dtype=float).mean() for name in READ}

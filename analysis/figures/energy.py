@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from ..label import condition
 from ..numbers import number, times
-from ..style import COLUMN, look, panels, paper
 from ..study import Study
+from ..style import COLUMN, look, panels, paper
 
 
 def draw(study: Study) -> Figure:

@@ -21,6 +21,7 @@ from ..study import Study
 from ..style import panels, paper
 
 MOST = 8  # rows or columns that still leave room for numbers
+MOST_METHODS = 12
 NAMES = ["model", "setting", "order", "method", "falling", "method_label"]
 
 
@@ -36,7 +37,7 @@ def draw(study: Study) -> Figure:
     groups = [rows for _, rows in needles.groupby(NAMES, sort=True)]
     edges = (sorted(needles["length"].unique()), sorted(needles["depth"].unique()))
     with paper():
-        figure, pairs = panels(groups, 4, 1.75, 1.75)
+        figure, pairs = panels(groups, 4, 1.75, 1.75, MOST_METHODS)
         images = [_panel(axis, rows, edges) for axis, rows in pairs]
         figure.supxlabel("prompt's length (tokens)", fontsize=8)
         figure.supylabel("depth of the needle", fontsize=8)

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ..label import condition
-from ..style import legend, look, panels, paper, whiskers
 from ..study import Study
+from ..style import legend, look, panels, paper, whiskers
 
 BY = ["model", "setting", "method_label"]
 

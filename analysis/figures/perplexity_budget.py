@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from ..label import condition
 from ..marks import varied
-from ..style import legend, look, panels, paper, whiskers
 from ..study import Study
+from ..style import legend, look, panels, paper, whiskers
 
 LINES = ("-", ":", "--", "-.")
 

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..label import tell_apart
-from ..style import COLUMN, legend, panels, paper
 from ..study import Study
+from ..style import COLUMN, legend, panels, paper
 
 LAYER = re.compile(r"rank90_layer(\d+)")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 from .. import stats
 from ..headlines import headline
-from ..style import COLUMN, legend, look, panels, paper, whiskers
 from ..study import Study
+from ..style import COLUMN, legend, look, panels, paper, whiskers
 
 SAME = ("model_label", "dtype", "device", "prefill", "query_aware", "task", "task_id")
 
@@ -85,5 +85,7 @@ def _panel(axis: Axes, group: pd.DataFrame) -> None:
     axis.set_xscale("log", base=2)
     axis.set_xticks(ranks, [str(r) for r in ranks])
     axis.minorticks_off()
-    axis.set(ylim=(0, None), xlabel="ranks (tensor parallel)", ylabel=f"speed-up over {fewest} rank{'s' * (fewest > 1)}")
+    axis.set(
+        ylim=(0, None), xlabel="ranks (tensor parallel)", ylabel=f"speed-up over {fewest} rank{'s' * (fewest > 1)}"
+    )
     axis.set_title(str(group["panel"].iloc[0]), fontsize=7)

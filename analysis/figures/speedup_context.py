@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 from ..label import condition
 from ..numbers import times
-from ..style import COLUMN, legend, look, panels, paper, whiskers
 from ..study import Study
+from ..style import COLUMN, legend, look, panels, paper, whiskers
 
 
 def draw(study: Study) -> Figure:

@@ -193,7 +193,10 @@ def test_scaling_is_over_the_fewest_ranks(make):
 def test_energy_is_held_against_full(make):
     """Broken: joules of another batch or setting are the measure."""
     cells = [make.decode_time("full", {}, 1.0), make.decode_time("topk", {"k": 0.5}, 0.5)]
-    found = [Record(**{**vars(c), "metrics": {**c.metrics, "energy_j_per_token": e}}) for c, e in zip(cells, (2.0, 3.0), strict=True)]
+    found = [
+        Record(**{**vars(c), "metrics": {**c.metrics, "energy_j_per_token": e}})
+        for c, e in zip(cells, (2.0, 3.0), strict=True)
+    ]
     assert "1.50×" in texts(draw("energy", to_frame(found)))
 
 
@@ -201,5 +204,5 @@ def test_panels_beyond_what_is_read_are_counted(make):
     """Broken: two hundred panels take minutes, or the others vanish without a word."""
     cells = [make.needle("topk", {"k": 0.01 * k}, 0.5, 256) for k in range(1, 21)]
     figure = draw("needle_heatmap", to_frame(cells))
-    assert len([a for a in figure.axes if a.images]) == style.MOST_PANELS
-    assert f"{style.MOST_PANELS} of 20 panels" in texts(figure)
+    assert len([a for a in figure.axes if a.images]) == 12
+    assert "12 of 20 panels" in texts(figure)
