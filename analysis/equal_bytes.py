@@ -20,7 +20,9 @@ import pandas as pd
 
 from . import significance, stats
 from .headlines import DENSE, headline
+from .numbers import number, plural, signed
 from .points import grouped, read_share, sample_units, values
+from .table import TextTable
 
 LEVELS = (0.5, 0.25, 0.125, 0.0625, 0.03125)  # bytes read over those of dense attention
 COLUMNS = ("model", "setting", "heading", "bytes", "a", "a_between", "b", "b_between", "value_a", "value_b")
@@ -145,3 +147,24 @@ def _difference(task_label: str, ours: Mix, theirs: Mix) -> dict[str, Any]:
         "n": change.n,
         "p": significance.student(change),
     }
+
+
+def lay_out(found: pd.DataFrame) -> TextTable:
+    """The comparisons as text."""
+    by = [name for name in ("model", "setting") if len(found[name].unique()) > 1]
+    rows = [[*(str(row[name]) for name in by), *_texts(row)] for row in found.to_dict("records")]
+    about = (
+        "a − b where both read the same share of full's bytes, by interpolation between two budgets of each method "
+        "(linear in the logarithm of the bytes; nothing is extrapolated). In brackets: 95% intervals over the samples "
+        "that both have, which do not hold the error of the interpolation. *: the interval excludes 0; **: p < 0.05 "
+        f"after Holm's correction over all {plural(len(found), 'comparison')} here."
+    )
+    headings = [*by, "score", "bytes", "a", "b", "a's score", "b's score", "a − b"]
+    return TextTable(headings, rows, len(by) + 4, about, [])
+
+
+def _texts(row: Mapping[Any, Any]) -> list[str]:
+    star = "**" if row["p_holm"] < 1 - stats.LEVEL else "*" if row["low"] > 0 or row["high"] < 0 else ""
+    change = f"{signed(row['difference'])}{star} [{signed(row['low'])}, {signed(row['high'])}]"
+    scores = [number(row["value_a"]), number(row["value_b"])]
+    return [row["heading"], f"{row['bytes']:.4g}", row["a"], row["b"], *scores, change]

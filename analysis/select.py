@@ -1,4 +1,4 @@
-"""Which cells a table shows: conditions such as `task=needle` or `method.k=0.25`, and the columns that name its rows."""
+"""Which cells a table shows: conditions such as `task=needle` or `method.k=0.25`, and one table or several."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Tensor parallelism: decode time over ranks, against the fewest ranks that were timed.
 
-Above the dashed line nothing is lost; a value below 1 says that more ranks were slower. Median times of the same method,
-task and dtype at each number of ranks; bars are 95% bootstrap intervals over steps. Records of several sweeps (one per
+Above the dashed line nothing is lost; a value below 1 says that more ranks were slower. Median times of the same
+method, task and dtype at each number of ranks; bars are 95% bootstrap intervals over steps. Records of several sweeps (one per
 number of ranks) make this figure when they are collected into one file.
 """
 
