@@ -19,7 +19,7 @@ def scores(points: pd.DataFrame, place: str) -> pd.DataFrame:
     Raises:
         ValueError: none of them is of a sparse method.
     """
-    found = points[~points["is_time"].astype(bool) & np.isfinite(points["value"]) & points[place].notna()]
+    found: pd.DataFrame = points[~points["is_time"].astype(bool) & np.isfinite(points["value"]) & points[place].notna()]
     if found["is_dense"].all():
         words = place.replace("_", " ")
         raise ValueError(f"needs a cell that ended well, of a sparse method and a task with a score, with its {words}")

@@ -141,8 +141,8 @@ def _star(point: Point) -> str:
 def _heads(found: pd.DataFrame) -> list[Head]:
     # scores first, then times: the order in which the table is read
     names = ["is_time", "heading", "better"]
-    energy = found.assign(energy=found["energy"].notna()).groupby(names, sort=True)["energy"].any()
-    return [Head(str(h), str(b), bool(t), bool(e)) for (t, h, b), e in energy.items()]
+    energy = found.assign(energy=found["energy"].notna()).groupby(names, sort=True)["energy"].any().reset_index()
+    return [Head(str(h), str(b), bool(t), bool(e)) for t, h, b, e in energy.itertuples(index=False)]
 
 
 def _measures(group: Sequence[Point], heads: Sequence[Head], cells: Cells, notes: dict[str, str]) -> list[str]:

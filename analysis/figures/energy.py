@@ -29,7 +29,8 @@ def draw(study: Study) -> Figure:
     found = found[found["energy"].notna()]
     if found.empty:
         raise ValueError("needs a cell of decode_time that ended well on a GPU whose driver counts energy")
-    groups = [g.iloc[::-1] for _, g in found.groupby(["model", "setting", "task_label"], sort=True)]
+    found = found.assign(prompt=[args.get("prompt", 0) for args in found["task_args"]])
+    groups = [g.iloc[::-1] for _, g in found.groupby(["model", "setting", "prompt", "task_label"], sort=True)]
     with paper():
         figure, pairs = panels(groups, 2, COLUMN, 0.7 + 0.21 * max(map(len, groups)))
         for axis, group in pairs:

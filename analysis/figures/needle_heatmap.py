@@ -58,11 +58,8 @@ def _needles(cells: pd.DataFrame) -> pd.DataFrame:
 def _rows(cell: Mapping[Any, Any], title: Mapping[str, Any]) -> list[dict[str, Any]]:
     asked, kept = cell.get("task.length"), [s for s in cell["samples"] if {"length", "depth", "score"} <= s.keys()]
     # the length that was asked for makes a column; prompts differ from it by a few tokens
-    exact = asked is None or pd.isna(asked)
-    return [
-        {**title, "length": int(s["length"] if exact else asked), "depth": s["depth"], "score": s["score"]}
-        for s in kept
-    ]
+    column = None if asked is None or pd.isna(asked) else int(asked)
+    return [{**title, "length": column or int(s["length"]), "depth": s["depth"], "score": s["score"]} for s in kept]
 
 
 def _title(cell: Mapping[Any, Any], several: dict[str, bool]) -> dict[str, Any]:

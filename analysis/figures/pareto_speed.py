@@ -52,7 +52,8 @@ def _joined(found: pd.DataFrame) -> pd.DataFrame:
     longest = longest.rename(columns={"change_low": "speed_low", "change_high": "speed_high"})
     scores = found[~found["is_time"].astype(bool) & np.isfinite(found["value"])]
     both = scores.merge(longest[[*BY, "speed", "speed_low", "speed_high", "prompt"]], on=BY)
-    return both[both["speed"].notna()]
+    known: pd.DataFrame = both[both["speed"].notna()]
+    return known
 
 
 def _panel(axis: Axes, group: pd.DataFrame) -> None:
@@ -65,7 +66,7 @@ def _panel(axis: Axes, group: pd.DataFrame) -> None:
     # the steps go through what is reached: never better than a mark
     axis.step(edge["speed"], edge["value"], where="pre", color="#777777", linewidth=0.8, zorder=0, label="front")
     axis.axvline(1.0, color=look("full").colour, linestyle=":", linewidth=0.8, zorder=0)
-    context = f" at {first['prompt']:g} tokens" if first["prompt"] else ""
+    context = f"\nat {first['prompt']:g} tokens" if first["prompt"] else ""
     axis.set(xlabel=f"speed-up over full{context}", ylabel=f"{first['heading']}\n({first['better']} is better)")
     axis.set_title(condition(first))
 

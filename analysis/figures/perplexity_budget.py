@@ -19,6 +19,7 @@ from ..marks import varied
 from ..study import Study
 from ..style import legend, look, panels, paper, whiskers
 
+PANEL = ["model", "setting", "task_label"]
 LINES = ("-", ":", "--", "-.")
 
 
@@ -30,25 +31,19 @@ def draw(study: Study) -> Figure:
     """
     found = study.points
     found = found[(found["heading"].str.startswith("perplexity")) & np.isfinite(found["value"])]
-    groups = [
-        (str(name), sparse, rows[rows["is_dense"].astype(bool)])
-        for _, rows in found.groupby(["model", "setting", "task_label"], sort=True)
-        for name, sparse in _by_argument(rows[~rows["is_dense"].astype(bool)])
-    ]
-    if not groups:
+    dense = found["is_dense"].astype(bool)
+    parts = [_budgets(marks) for _, marks in found[~dense].groupby("method", sort=True)]
+    sparse = pd.concat(parts) if parts else found.iloc[:0]
+    if sparse.empty:
         raise ValueError("needs a cell of the task perplexity that ended well, at two values of a budget or more")
+    groups = [g for _, g in sparse.groupby([*PANEL, "argument"], sort=True)]
     with paper():
-        figure, pairs = panels(groups, 3, 2.5, 2.2)
-        for axis, (name, sparse, dense) in pairs:
-            _panel(axis, name, sparse, dense)
+        figure, pairs = panels(groups, min(3, len(sparse["argument"].unique())), 2.5, 2.2)
+        for axis, group in pairs:
+            same = (found[PANEL] == group[PANEL].iloc[0]).all(axis=1)
+            _panel(axis, group, found[dense & same])
         legend(figure, [axis for axis, _ in pairs])
     return figure
-
-
-def _by_argument(sparse: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    rows = [_budgets(marks) for _, marks in sparse.groupby("method", sort=True)]
-    rows = [marks for marks in rows if not marks.empty]
-    return [(str(name), marks) for name, marks in pd.concat(rows).groupby("argument", sort=True)] if rows else []
 
 
 def _budgets(marks: pd.DataFrame) -> pd.DataFrame:
@@ -63,7 +58,7 @@ def _budgets(marks: pd.DataFrame) -> pd.DataFrame:
     return marks.assign(argument=kinds, budget=[a[name] for a in args], rest=rest)
 
 
-def _panel(axis: Axes, name: str, sparse: pd.DataFrame, dense: pd.DataFrame) -> None:
+def _panel(axis: Axes, sparse: pd.DataFrame, dense: pd.DataFrame) -> None:
     first = sparse.iloc[0]
     for value in dense["value"]:
         axis.axhline(value, color=look("full").colour, linestyle="--", linewidth=0.9, label="full (dense)")
@@ -74,7 +69,7 @@ def _panel(axis: Axes, name: str, sparse: pd.DataFrame, dense: pd.DataFrame) -> 
     axis.set_xscale("log", base=2)
     axis.set_xticks(budgets, [f"{b:.4g}" for b in budgets])
     axis.minorticks_off()
-    axis.set(xlabel=name, ylabel=f"{first['heading']}\n(lower is better)")
+    axis.set(xlabel=first["argument"], ylabel=f"{first['heading']}\n(lower is better)")
     axis.set_title(condition(first))
 
 

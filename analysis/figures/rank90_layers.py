@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -52,7 +53,7 @@ def draw(study: Study) -> Figure:
 def _panel(axis: Axes, group: pd.DataFrame, layers: Mapping[str, int]) -> None:
     for index, row in enumerate(group.sort_values("line").to_dict("records")):
         found = sorted((layer, row[name]) for name, layer in layers.items() if pd.notna(row[name]))
-        shape = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+        shape: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
         axis.plot(*zip(*found, strict=True), linestyle=ROTARY.get(row["rotary"], ":"), label=row["line"], **shape)
     most = float(group[list(layers)].max().max())
     axis.set(ylim=(0, 1.08 * most), xlabel="layer", ylabel="dimensions for 90%\nof the keys' variance")

@@ -1,8 +1,8 @@
 """Tensor parallelism: decode time over ranks, against the fewest ranks that were timed.
 
 Above the dashed line nothing is lost; a value below 1 says that more ranks were slower. Median times of the same
-method, task and dtype at each number of ranks; bars are 95% bootstrap intervals over steps. Records of several sweeps (one per
-number of ranks) make this figure when they are collected into one file.
+method, task and dtype at each number of ranks; bars are 95% bootstrap intervals over steps. Records of
+several sweeps (one per number of ranks) make this figure when they are in one table.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _panel(axis: Axes, group: pd.DataFrame) -> None:
         mine, density = look(str(marks["method"].iloc[0])), marks["density"].iloc[0]
         fill = (*to_rgb(mine.colour), 1.0 if pd.isna(density) else min(1.0, 1.5 * float(density)))
         bars = whiskers(marks)
-        shape = {"color": mine.colour, "marker": mine.marker}
+        shape: dict[str, Any] = {"color": mine.colour, "marker": mine.marker}
         axis.errorbar(marks["ranks"], marks["value"], yerr=bars, markerfacecolor=fill, label=str(label), **shape)
     axis.plot(ranks, [r / fewest for r in ranks], color="#777777", linestyle="--", linewidth=0.9, label="ideal")
     axis.set_xscale("log", base=2)
