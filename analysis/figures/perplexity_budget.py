@@ -48,13 +48,13 @@ def draw(study: Study) -> Figure:
 
 def _budgets(marks: pd.DataFrame) -> pd.DataFrame:
     # the argument with the most values is the axis, the others tell lines apart
-    args = list(marks["method_args"])
-    numeric = {n: {a[n] for a in args} for n in varied(marks) if all(isinstance(a.get(n), (int, float)) for a in args)}
+    args, names = list(marks["method_args"]), varied(marks)
+    numeric = {n: {a[n] for a in args} for n in names if all(isinstance(a.get(n), (int, float)) for a in args)}
     if not numeric:
         return marks.iloc[:0]
     name = max(sorted(numeric), key=lambda n: len(numeric[n]))
     kinds = [f"{name} ({'count' if isinstance(a[name], int) else 'share'})" for a in args]
-    rest = [" ".join(f"{n}={a.get(n)}" for n in varied(marks) if n != name) for a in args]
+    rest = [" ".join(f"{n}={a.get(n)}" for n in names if n != name) for a in args]
     return marks.assign(argument=kinds, budget=[a[name] for a in args], rest=rest)
 
 

@@ -6,8 +6,8 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from lacuna.analysis import report
-from lacuna.analysis.points import points
+from lacuna.analysis import report, study
+from lacuna.analysis.points import from_cells, points
 from lacuna.analysis.provenance import notices
 from lacuna.results import plugins
 from lacuna.results.cell import Cell, Spec
@@ -165,3 +165,11 @@ def test_the_report_says_bound_and_energy(make, tmp_path):
     text = report.write_report(to_frame(found), tmp_path, "t", "c")[1].read_text(encoding="utf-8")
     assert "| bound | of bound | J/token | J of full |" in text
     assert re.search(r"\| 3\.45× \| 4\d% \| 3\.000 \| 0\.75× \|", text)
+
+
+def test_points_are_computed_once(demo, tmp_path, monkeypatch):
+    """Broken: every figure computes all intervals again, and a report takes ten times as long."""
+    calls = []
+    monkeypatch.setattr(study, "from_cells", lambda cells: calls.append(1) or from_cells(cells))
+    report.write_report(demo, tmp_path, "t", "c")
+    assert calls == [1]
