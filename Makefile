@@ -1,6 +1,8 @@
 # make demo   the demo sweep on two ranks, then the table and report/index.html
 # make test   every test that needs no cluster and no minutes; the others say why they were skipped
 # make lint   ruff and mypy
+# make readme the README's figure, tables and lists, from the archives and the plug-ins' files
+# make archive NAME=2026-11-20-demo-laptop   keep the demo's records of this machine in results/archive
 #
 # Each makes .venv first. It needs Python >= 3.11, its venv module, and a package index; no root.
 #   make demo PYTHON=python3.12
@@ -18,6 +20,8 @@ SET ?=
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
+# the archive that the README's figure shows
+SHOWN := results/archive/2026-11-20-demo-h200-x1.csv
 ROOMS := analysis harness jobs kernels models results
 # the constraint on torch must not fight a torch that is already there
 CONSTRAINTS = $(if $(TORCH),constraints.txt,$(VENV)/constraints.txt)
@@ -25,7 +29,7 @@ CONSTRAINTS = $(if $(TORCH),constraints.txt,$(VENV)/constraints.txt)
 MPIRUN = PATH="$$PATH:$(BIN)" mpirun $(shell PATH="$$PATH:$(BIN)" mpirun --version 2>&1 | grep -q 'Open MPI\|OpenRTE' && \
 	echo --oversubscribe --allow-run-as-root --bind-to none)
 
-.PHONY: demo test lint types clean constraints .venv
+.PHONY: demo test lint types readme archive clean constraints .venv
 
 demo: $(STAMP)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(MPIRUN) -np $(RANKS) $(BIN)/lacuna run jobs/sweeps/demo.yaml $(SET)
@@ -43,6 +47,17 @@ types: $(STAMP)
 	mkdir -p $(VENV)/named && ln -sfn $(CURDIR) $(VENV)/named/lacuna
 	cd $(VENV)/named && $(BIN)/mypy --config-file lacuna/setup.cfg --cache-dir lacuna/.mypy_cache \
 	  $(addprefix lacuna/,$(ROOMS) cli.py __init__.py __main__.py)
+
+readme: $(STAMP)
+	$(BIN)/lacuna report $(SHOWN) -o $(VENV)/readme > /dev/null
+	install -m 644 $(VENV)/readme/figures/accuracy_density.svg docs/figures/
+	$(BIN)/python -m lacuna.analysis.splice README.md
+
+# paths are part of no key; without the checkout's folder an archive is the same from any machine
+archive: $(STAMP)
+	@test -n '$(NAME)' || { echo 'say which: make archive NAME=YYYY-MM-DD-what' >&2; exit 1; }
+	$(BIN)/lacuna collect jobs/sweeps/demo.yaml $(SET) -o $(VENV)/archive.csv
+	sed 's|$(CURDIR)/||g' $(VENV)/archive.csv > results/archive/$(NAME).csv
 
 .venv: $(STAMP)
 

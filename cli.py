@@ -118,8 +118,8 @@ def _finish(args: argparse.Namespace, sweep: Sweep, store: Store) -> int:
 def _submit(args: argparse.Namespace) -> int:
     from .jobs.submit import dry_run, submit
 
-    sweep, store, plan = _planned(args)
-    task = (plan, sweep.name, store, args.site)
+    _, store, plan = _planned(args)
+    task = (plan, str(args.sweep), store, args.site)  # the file, so that what it says to type next can be typed
     print(dry_run(*task) if args.dry_run else "\n".join(submit(*task)))
     return 0
 
@@ -179,9 +179,10 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _table(args: argparse.Namespace) -> int:
-    from .analysis.select import terminal, where
+    from .analysis.render import terminal_tables
+    from .analysis.select import where
 
-    print(terminal(where(_frame(args, args.source)[0], args.where), args.by))
+    print(terminal_tables(where(_frame(args, args.source)[0], args.where), args.by))
     return 0
 
 
@@ -203,7 +204,11 @@ def _verify(args: argparse.Namespace) -> int:
     from .jobs.show import say_row
     from .kernels.verify import verify_all
 
-    verdicts = [say_row(verdict) for verdict in verify_all(args.op or plugins.names("ops"), _device(args))]
+    names = [n for n in args.op or plugins.names("ops") if plugins.source("ops", n)]
+    device = _device(args)
+    if device.type == "cpu":  # Triton reads this when it is imported, which the first fused kernel does
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    verdicts = [say_row(verdict) for verdict in verify_all(names, device)]
     return int(not all(verdict["passed"] for verdict in verdicts))
 
 

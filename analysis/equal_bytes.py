@@ -68,7 +68,7 @@ class Mix:
 
 
 def compare(cells: pd.DataFrame) -> pd.DataFrame:
-    """Every pair of methods at every level of bytes that both curves reach: values, difference a - b, interval, p."""
+    """Every pair of methods at the levels of bytes that both curves reach: values, difference a - b, interval, p."""
     rows = [row for key, curves in _curves(cells).items() for row in _pairs(key, curves)]
     table = pd.DataFrame(rows, columns=[*COLUMNS, *CHANGE])
     table["p_holm"] = significance.holm(table["p"].to_numpy(dtype=float))
@@ -113,10 +113,17 @@ def _has_score(task: str) -> bool:
 
 def _pairs(key: tuple[str, ...], curves: Mapping[str, list[Budget]]) -> Iterator[dict[str, Any]]:
     for (a, ours), (b, theirs) in itertools.combinations(sorted(curves.items()), 2):
-        for share in LEVELS:
+        for share in _levels(ours, theirs):
             mixes = interpolate(ours, share), interpolate(theirs, share)
             if mixes[0] and mixes[1] and _same_samples(mixes[0], mixes[1]):
                 yield {**_who(key), "bytes": share, "a": a, "b": b, **_difference(key[2], mixes[0], mixes[1])}
+
+
+def _levels(ours: list[Budget], theirs: list[Budget]) -> list[float]:
+    ends = [(min(b.share for b in curve), max(b.share for b in curve)) for curve in (ours, theirs)]
+    low, high = max(e[0] for e in ends), min(e[1] for e in ends)
+    # where no round share lies in what both reach, the middle of it is compared
+    return [share for share in LEVELS if low <= share <= high] or ([math.sqrt(low * high)] if low < high else [])
 
 
 def _same_samples(ours: Mix, theirs: Mix) -> bool:
@@ -167,4 +174,4 @@ def _texts(row: Mapping[Any, Any]) -> list[str]:
     star = "**" if row["p_holm"] < 1 - stats.LEVEL else "*" if row["low"] > 0 or row["high"] < 0 else ""
     change = f"{signed(row['difference'])}{star} [{signed(row['low'])}, {signed(row['high'])}]"
     scores = [number(row["value_a"]), number(row["value_b"])]
-    return [row["heading"], f"{row['bytes']:.4g}", row["a"], row["b"], *scores, change]
+    return [row["heading"], f"{row['bytes']:.3g}", row["a"], row["b"], *scores, change]

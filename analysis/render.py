@@ -62,6 +62,19 @@ def terminal_table(frame: pd.DataFrame) -> str:
     return aligned(lay_out(points(frame), short_cells))
 
 
+def terminal_tables(frame: pd.DataFrame, by: str) -> str:
+    """The same, or a table for each task, model or setting.
+
+    Raises:
+        ValueError: there are no records, or none of a task with a headline.
+    """
+    if by == "method":
+        return terminal_table(frame)
+    column = "task_label" if by == "task" else by
+    groups = [(str(name), rows) for name, rows in points(frame).groupby(column, sort=True)]
+    return "\n".join(f"{by} {name}\n\n{aligned(lay_out(rows, short_cells))}" for name, rows in groups)
+
+
 def aligned(table: TextTable) -> str:
     """Columns of a terminal; tasks that do not fit beside each other go below."""
     blocks = ["\n".join(_aligned(table, columns)) for columns in _folds(table)]

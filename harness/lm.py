@@ -21,6 +21,7 @@ from ..models.shard import Shard
 from ..results.cell import Cell
 from .world import World
 
+Replies = list[list[int]]
 TOKENS_AT_ONCE = 8192  # a batch holds so many tokens; no result depends on it
 
 
@@ -87,7 +88,7 @@ class Session:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token numbers."""
-        return str(self.lm.tokenizer.decode(tokens, skip_special_tokens=True))
+        return str(self.lm.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def prefill(self, texts: Sequence[Sequence[int]]) -> State:
         """Start texts, padded on the left; the prompt's rows are dense or the method's, as the cell says."""
@@ -165,9 +166,9 @@ class Session:
     ) -> list[list[int]]:
         """Greedy continuations of context + question, `new` tokens each.
 
-        The context is prefilled; the question is prefilled with it where the cell is query-aware, else fed as rows that
-        the method acts on. Its last token always is, so that no answer token comes from a dense row. Texts are batched by
-        the length of their question, so that no result depends on who shares a batch.
+        The context is prefilled; the question is prefilled with it where the cell is query-aware, else fed as rows
+        that the method acts on. Its last token always is, so that no answer token comes from a dense row. Texts are
+        batched by the length of their question, so that no result depends on who shares a batch.
         """
         if self.cell.query_aware:
             contexts = [[*c, *q[:-1]] for c, q in zip(contexts, questions, strict=True)]
@@ -178,7 +179,7 @@ class Session:
             replies.update(zip(batch, got, strict=True))
         return [replies[i] for i in range(len(contexts))]
 
-    def _generate(self, contexts: list[Sequence[int]], questions: list[Sequence[int]], new: int) -> list[list[int]]:
+    def _generate(self, contexts: list[Sequence[int]], questions: list[Sequence[int]], new: int) -> Replies:
         state = self.prefill(contexts)
         self.extend(state, torch.tensor(questions, device=self.device))
         tokens = [state.logits.argmax(-1)]

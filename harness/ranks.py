@@ -1,4 +1,4 @@
-"""Which process this is, among how many: MPI's word, else Slurm's, else torchrun's, else one. The only door to mpi4py."""
+"""Which process this is, among how many: MPI says, else Slurm, else torchrun, else one. The only door to mpi4py."""
 
 from __future__ import annotations
 
@@ -94,13 +94,13 @@ def _agree_by_store(ranks: Ranks, value: Any) -> Any:
     """Without MPI: through a key-value store of torch's beside the rendezvous."""
     import pickle  # noqa: PLC0415 - what this program's own ranks tell each other
 
-    from torch.distributed import TCPStore  # noqa: PLC0415
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # noqa: PLC0415
 
     place = os.environ["MASTER_ADDR"] + ":" + os.environ["MASTER_PORT"] if ranks.address == "env://" else ranks.address
     host, _, port = place.removeprefix("tcp://").rpartition(":")
     store = TCPStore(host, int(port) + 1, ranks.size, is_master=ranks.rank == 0)
     if ranks.rank == 0:
-        store.set("value", pickle.dumps(value))
+        store.set("value", pickle.dumps(value))  # type: ignore[arg-type]
     agreed = pickle.loads(store.get("value"))  # noqa: S301
     store.add("read", 1)
     while ranks.rank == 0 and int(store.get("read")) < ranks.size:

@@ -1,4 +1,4 @@
-"""run(cell) -> Record: the one verb. Groups share a model load, rank 0 writes, and a cell that fails is a Record too."""
+"""run(cell) -> Record: the one verb. Groups share a model load, rank 0 writes, a cell that fails is a Record too."""
 
 from __future__ import annotations
 
@@ -29,8 +29,6 @@ from .ranks import Ranks
 from .task import Outcome
 from .world import World
 
-WORST: tuple[Status, ...] = ("oom", "timeout", "error", "invalid", "ok")
-
 
 class CellTimeoutError(Exception):
     """The cell took longer than it may."""
@@ -38,11 +36,12 @@ class CellTimeoutError(Exception):
 
 @dataclass(frozen=True)
 class Try:
-    """How one rank ended a cell."""
+    """How one rank ended a cell, and when: the first to fail knows why, the others only miss it."""
 
     status: Status
     reason: str = ""
     trace: str = ""
+    ended: float = field(default_factory=time.time)
     outcome: Outcome = field(default_factory=lambda: Outcome({}))
     sums: torch.Tensor | None = None
 
@@ -100,41 +99,34 @@ class _Run:
         return statuses
 
     def _group(self, cells: list[Cell], statuses: dict[str, str]) -> None:
-        lm: LM | None = None
+        lm: LM | Try | None = None
         for cell in cells:
             stuck = [key for _, key in cell.needs if statuses.get(key, "ok") != "ok"]
             if stuck:  # no record: it runs once what it needs is mended
                 self.tell(f"{cell.key} {cell.method} x {cell.task} waits for {stuck[0]}, which is {statuses[stuck[0]]}")
                 continue
+            lm = _guarded(functools.partial(_load, cell, self.world)) if lm is None else lm
             start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
-            attempt, lm, loaded_s = self._try(cell, lm)
+            attempt = lm if isinstance(lm, Try) else self._try(cell, lm)  # a model that cannot be loaded fails them all
             record, agreed = self._join(cell, attempt)
-            seconds = time.perf_counter() - start - loaded_s
-            statuses[cell.key] = self._write(replace(record, started=started, seconds=round(seconds, 3)), attempt)
+            seconds = round(time.perf_counter() - start, 3)
+            statuses[cell.key] = self._write(replace(record, started=started, seconds=seconds), attempt)
             if not agreed:
-                lm = self._recover()
+                self._recover()
+                lm = None
 
-    def _try(self, cell: Cell, lm: LM | None) -> tuple[Try, LM | None, float]:
-        loaded_s = 0.0
-        try:
-            if lm is None:
-                start = time.perf_counter()
-                lm = _load(cell, self.world)
-                loaded_s = time.perf_counter() - start
-            with _deadline(self.timeout_s):
-                return _measure(cell, lm, self.store), lm, loaded_s
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            return _failed("oom", error), lm, loaded_s
-        except CellTimeoutError as error:
-            return _failed("timeout", error), lm, loaded_s
-        except Exception as error:  # noqa: BLE001 - whatever a plug-in does, its group goes on
-            return _failed("error", error), lm, loaded_s
+    def _try(self, cell: Cell, lm: LM) -> Try:
+        with _deadline(self.timeout_s):
+            attempt = _guarded(functools.partial(_measure, cell, lm, self.store))
+        if attempt.status != "ok" and self.world.device == "cuda":
+            torch.cuda.empty_cache()  # what the failed cell held is not the next one's
+        return attempt
 
     def _join(self, cell: Cell, attempt: Try) -> tuple[Record, bool]:
         """Rank 0's record of what all ranks say, and whether they ended alike."""
         ends = self.world.gather(replace(attempt, outcome=Outcome({}), trace=attempt.trace[-4000:]))
-        worst = min(ends, key=lambda end: WORST.index(end.status))
-        agreed = len({end.status for end in ends}) == 1
+        worst = min(ends, key=lambda end: (end.status == "ok", end.ended))
+        agreed = len({(end.status, end.reason) for end in ends}) == 1
         counted = (
             ledger.summary([e.sums for e in ends if e.sums is not None]) if agreed and worst.status == "ok" else {}
         )
@@ -163,9 +155,21 @@ class _Run:
         return record.status
 
     def _recover(self) -> None:
-        """After a failure on some ranks only, collectives no longer match: join anew and load the model again."""
+        """After a failure on some ranks only, collectives no longer match: join anew; the model is loaded again."""
         if self.world.ranks.size > 1:
             self.world.rejoin()
+
+
+def _guarded(work: Callable[[], Any]) -> Any:
+    """What work gives, or how it failed."""
+    try:
+        return work()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        return _failed("oom", error)
+    except CellTimeoutError as error:
+        return _failed("timeout", error)
+    except Exception as error:  # noqa: BLE001 - whatever a plug-in does, its group goes on
+        return _failed("error", error)
 
 
 def _load(cell: Cell, world: World) -> LM:
@@ -214,7 +218,7 @@ def _verdict(cell: Cell, worst: Try, outcome: Outcome, counted: dict[str, Any]) 
 def _failed(status: Status, error: BaseException) -> Try:
     text = str(error).strip().splitlines() or [""]
     reason = text[0] if isinstance(error, (ValueError, CellTimeoutError)) else f"{type(error).__name__}: {text[0]}"
-    return Try(status, reason, "".join(traceback.format_exception(error)))
+    return Try(status, reason, trace="".join(traceback.format_exception(error)))
 
 
 def _line(record: Record, done: int, total: int) -> str:

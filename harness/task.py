@@ -67,7 +67,8 @@ def read_corpus(name: str) -> list[Text]:
     path = shipped if shipped.exists() else Path(name)
     if not path.is_file():
         raise ValueError(f"no corpus {name!r}: give a name in harness/data or the path of a text or .jsonl file")
-    content = gzip.open(path, "rt", encoding="utf-8").read() if path.suffix == ".gz" else path.read_text("utf-8")
+    raw = path.read_bytes()
+    content = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
     if ".jsonl" not in path.suffixes:
         return [Text(path.stem, content)]
     return [_document(path, number, line) for number, line in enumerate(content.splitlines(), 1) if line.strip()]

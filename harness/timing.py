@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,7 +43,7 @@ def _gpu_times(work: Callable[[], object], repeats: int) -> list[float]:
         work()
         mark.record()
     torch.cuda.synchronize()
-    return [a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)]
+    return [a.elapsed_time(b) for a, b in pairwise(marks)]
 
 
 def quantile(values: Sequence[float], q: float) -> float:
@@ -96,7 +98,7 @@ class EnergyMeter:
         return None if now is None or self._start is None else now - self._start
 
 
-def _nvml_handle():  # noqa: ANN202 - types of an optional library
+def _nvml_handle() -> tuple[Any, Any]:
     """NVML's handle of the current GPU, found by its UUID since CUDA_VISIBLE_DEVICES renumbers; None without NVML."""
     try:
         import pynvml  # noqa: PLC0415 - optional: only GPU machines have it

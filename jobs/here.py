@@ -13,6 +13,6 @@ from .plan import Plan
 def run_here(
     plan: Plan, store: Store, ranks: Ranks, tell: Callable[[str], None], cell_timeout_s: float | None
 ) -> dict[str, str]:
-    """Run, in the order of the waves, the cells that want as many ranks as there are; key -> status of those that ran."""
+    """Run, wave after wave, the cells that want as many ranks as there are; key -> status of those that ran."""
     cells = [cell for wave in plan.waves for group in wave for cell in group.cells if cell.ranks == ranks.size]
     return run_cells(cells, store, ranks, tell, cell_timeout_s)

@@ -102,7 +102,7 @@ def union_of_index(index_BNK: Tensor, count_BN: Tensor, groups: int, rows: int) 
 
 
 def masked_two(q: Tensor, other: Tensor, is_other_BS: Tensor, memory: Memory, keep_BTS: Tensor, call: Call) -> Tensor:
-    """Like `masked`, but the rows `is_other` are scored with another query (both [B, H, T, D]); returns [B, H, T, D]."""
+    """Like `masked`, but the rows `is_other` are scored with the query `other` ([B, H, T, D] like q)."""
     k, v = memory.keys.view, memory.values.view
     empty = ~keep_BTS.any(-1)[:, None, :, None]
     parts = []

@@ -83,7 +83,7 @@ class Ledger:
         return self.tallies[place]
 
     def sums(self) -> Tensor:
-        """[layers, 3, 6] on the CPU, so that ranks can be added up: prefill, decode, (bytes held, dense bytes, heads)."""
+        """[layers, 3, 6] on the CPU, to be added up over ranks: prefill, decode, (bytes held, dense bytes, heads)."""
         layers = 1 + max((place[0] for place in self.tallies), default=-1)
         table = torch.zeros(layers, 3, 6, dtype=torch.float64)
         for (layer, phase), tally in self.tallies.items():
@@ -100,9 +100,9 @@ def summary(tables: Sequence[Tensor]) -> dict[str, Any]:
         tables: `Ledger.sums()` of each rank.
 
     Returns:
-        {"prefill", "decode": {tokens, density, rows_*_mean (a row of one key/value head of one layer), bytes_*_per_token
-        (all heads and layers)}, "bytes_held", "bytes_held_dense", "layers": [the decode phase of each layer]}; a phase
-        that never ran has tokens 0 and no density.
+        {"prefill", "decode": {tokens, density, rows_*_mean (of one key/value head of one layer), bytes_*_per_token (all
+        heads and layers)}, "bytes_held", "bytes_held_dense", "layers": [the decode phase of each layer]}; a phase that
+        never ran has tokens 0 and no density.
     """
     total = torch.stack(list(tables)).sum(0)
     total[:, :2, 0] = tables[0][:, :2, 0]  # every rank sees the same rows, only its own heads

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..results.cell import Spec
 
@@ -24,6 +25,8 @@ def load_model(spec: Spec, dtype: str, device: str) -> tuple[PreTrainedModel, Pr
     place, _, revision = spec.source.partition("@") if not Path(spec.source).is_dir() else (spec.source, "", "")
     trusted = bool(spec.args.get("trust_remote_code", False))
     options = {"revision": revision or None, "trust_remote_code": trusted}
+    logging.disable_progress_bar()  # one a rank, between the lines that say what is measured
+    logging.set_verbosity_error()  # books are longer than a model's context: they are cut after they are encoded
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
         model = AutoModelForCausalLM.from_pretrained(
@@ -33,4 +36,5 @@ def load_model(spec: Spec, dtype: str, device: str) -> tuple[PreTrainedModel, Pr
         raise ValueError(
             f"model {spec.name} cannot be loaded from {spec.source}: {str(error).splitlines()[0]}"
         ) from error
-    return model.to(device).eval(), tokenizer
+    model = model.to(torch.device(device))  # type: ignore[arg-type]
+    return model.eval(), tokenizer

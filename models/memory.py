@@ -1,6 +1,7 @@
 """What a layer remembers: preallocated rows of keys, values and whatever else a method keeps.
 
-Shapes: B batch, H query heads, G key/value heads of this rank, T new rows, S rows held, D head dimension, W width of a row.
+Shapes: B batch, H query heads, G key/value heads of this rank, T new rows, S rows held, D head dimension, W width of a
+row.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Method(ABC):
         count_dense(memory, call, ledger)
         return attend.dense(q_BHTD, memory, call)
 
-    def settle(self, memory: Memory, call: Call) -> None:
+    def settle(self, memory: Memory, call: Call) -> None:  # noqa: B027 - most methods evict nothing
         """Evict after the call; default nothing."""
 
     def expects_gaps(self) -> bool:
@@ -81,7 +81,7 @@ class Select(Method):
     ("row": a share counts from the row's own causal length; "call": from all rows held, the rule of Loki's code).
     """
 
-    shape = "select"
+    shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
     k: float
     heads: str
     rule: str

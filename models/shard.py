@@ -55,28 +55,30 @@ def start(rank: int, size: int, address: str, backend: str, timeout_s: float) ->
     )
     from axonn import axonn as ax  # noqa: PLC0415 - MPI must be up before: importing axonn forbids mpi4py to start it
 
-    if backend == "nccl":
-        ax.init(G_data=1, G_inter=1, G_intra_r=size, gpus_per_node=torch.cuda.device_count())
-        return
-    with _without_cuda():
-        ax.init(G_data=1, G_inter=1, G_intra_r=size, gpus_per_node=1)
+    gpus = torch.cuda.device_count() if backend == "nccl" else 1
+    with _groups_of(backend, timedelta(seconds=timeout_s)):
+        ax.init(G_data=1, G_inter=1, G_intra_r=size, gpus_per_node=gpus)
 
 
 @contextmanager
-def _without_cuda() -> Iterator[None]:
-    """AxoNN 0.2.0 assumes NCCL and CUDA in three places of its start; each is put back once it is over."""
+def _groups_of(backend: str, timeout: timedelta) -> Iterator[None]:
+    """While AxoNN 0.2.0 starts: its groups get our backend and patience, and no GPU is asked for where there is none.
+
+    It names NCCL for every group, sets a CUDA device and makes parameters there; each is put back once it is over.
+    """
     import axonn.intra_layer.fully_connected as fc  # noqa: PLC0415
 
     new_group, set_device = dist.new_group, torch.cuda.set_device
 
-    def gloo_group(ranks: Any = None, *args: Any, backend: str | None = None, **kwargs: Any) -> Any:
-        del backend
-        return new_group(ranks, *args, backend="gloo", **kwargs)
+    def our_group(ranks: Any = None, *_: Any, **kwargs: Any) -> Any:
+        kept = {k: v for k, v in kwargs.items() if k not in ("backend", "timeout")}
+        return new_group(ranks, timeout=timeout, backend=backend, **kept)
 
-    dist.new_group = gloo_group
-    torch.cuda.set_device = lambda *_: None
-    if not isinstance(fc.initialize_params, partial):
-        fc.initialize_params = partial(fc.initialize_params, init_device="cpu")
+    dist.new_group = our_group
+    if backend != "nccl":
+        torch.cuda.set_device = lambda *_: None
+        if not isinstance(fc.initialize_params, partial):
+            fc.initialize_params = partial(fc.initialize_params, init_device="cpu")
     try:
         yield
     finally:
@@ -106,7 +108,8 @@ def split(model: PreTrainedModel, rank: int, size: int) -> Shard:
     _check(model, size)
     groups = config.num_key_value_heads
     padded = math.ceil(groups / size) * size
-    for layer in model.base_model.layers:
+    layers: Any = model.base_model.layers
+    for layer in layers:
         _split_attention(layer.self_attn, groups, padded)
         _split_mlp(layer.mlp)
     head = model.get_output_embeddings()
@@ -134,13 +137,13 @@ def _check(model: PreTrainedModel, size: int) -> None:
         )
 
 
-def _split_attention(attention: nn.Module, groups: int, padded: int) -> None:
+def _split_attention(attention: Any, groups: int, padded: int) -> None:
     for name in ("q_proj", "k_proj", "v_proj"):
         setattr(attention, name, _axonn(_pad(getattr(attention, name), 0, groups, padded), rows=False))
     attention.o_proj = _axonn(_pad(attention.o_proj, 1, groups, padded), rows=True)
 
 
-def _split_mlp(mlp: nn.Module) -> None:
+def _split_mlp(mlp: Any) -> None:
     mlp.gate_proj, mlp.up_proj = _axonn(mlp.gate_proj, rows=False), _axonn(mlp.up_proj, rows=False)
     mlp.down_proj = _axonn(mlp.down_proj, rows=True)
 
@@ -189,7 +192,8 @@ class GatheredLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """This rank's slice."""
-        return self.linear.weight
+        weight: Tensor = self.linear.weight  # type: ignore[assignment]
+        return weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Whole logits."""

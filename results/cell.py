@@ -58,7 +58,8 @@ class Cell:
         """20 hexadecimal digits; equal for equal questions, whatever the path, partition or host."""
         identity = {"format": FORMAT, **vars(self)}  # not asdict, which copies: plans hold tens of thousands of cells
         for part in ("model", "method", "task"):
-            identity[part] = {k: v for k, v in vars(identity[part]).items() if k != "source"}
+            known = {k: v for k, v in vars(identity[part]).items() if k != "source"}
+            identity[part] = {**known, "args": _placeless(known["args"])}
         return hashlib.sha256(canonical(identity).encode()).hexdigest()[:20]
 
     @property
@@ -82,6 +83,13 @@ class Cell:
         parts = {k: Spec(**raw[k]) for k in ("model", "method", "task")}
         needs = tuple((a, k) for a, k in raw["needs"])
         return cls(**{**raw, **parts, "needs": needs})
+
+
+def _placeless(value: Any) -> Any:
+    """Absolute paths by their last part only: a file's content is pinned by a digest, and its place is no matter."""
+    if isinstance(value, Mapping):
+        return {k: _placeless(v) for k, v in value.items()}
+    return value.rsplit("/", 1)[-1] if isinstance(value, str) and value.startswith("/") else value
 
 
 def canonical(value: Any) -> str:

@@ -13,15 +13,18 @@ from ..lm import Session, State
 from ..task import Outcome, Task, read_corpus
 from ..timing import EnergyMeter, MemoryMeter, quantile, times_ms
 
+ENERGY_MS = 1000.0
+
 
 @dataclass(frozen=True)
 class DecodeTime(Task):
     """Time to first token and time per output token after a prompt of real prose, prefill and decode apart.
 
-    Greedy decoding; the slowest rank counts. Peak and resident memory are of this rank's process or GPU; energy is summed
-    over the ranks (NVML; GPUs only).
+    Greedy decoding; the slowest rank counts. Peak and resident memory are of this rank's process or GPU. Energy is
+    summed over the ranks, on GPUs and where the steps take a second or more: NVML's counter is too coarse for less.
 
-    Arguments: `batch` texts at once; `prompt` tokens each; `steps` timed, after `warmup` that are not; `prefills` timed.
+    Arguments: `batch` texts at once; `prompt` tokens each; `steps` timed, after `warmup` that are not; `prefills`
+    timed.
     """
 
     batch: Annotated[int, Within(1)] = 1
@@ -65,7 +68,7 @@ class DecodeTime(Task):
         meter = EnergyMeter(session.device)
         times = self._slowest(session, times_ms(step, self.steps, 0, session.device))
         joules = [j for j in session.lm.world.gather(meter.joules()) if j is not None]
-        return times, sum(joules) if joules else None
+        return times, sum(joules) if joules and sum(times) >= ENERGY_MS else None
 
     @staticmethod
     def _slowest(session: Session, times: list[float]) -> list[float]:

@@ -21,11 +21,11 @@ class Pca(Task):
     """PCA of the keys of each layer and key/value head (Loki, arXiv 2406.02542, section 3), streamed.
 
     Only a mean and a D x D matrix of squares are kept for each head, in float64 and merged chunk by chunk around their
-    means, so nothing is dumped and a mean far from zero costs no digits. Artifact: layer.<i>.basis [G, D, D] (columns by
-    falling variance), layer.<i>.variance [G, D] (shares of the variance), layer.<i>.mean [G, D], float32.
+    means, so nothing is dumped and a mean far from zero costs no digits. Artifact: layer.<i>.basis [G, D, D] (columns
+    by falling variance), layer.<i>.variance [G, D] (shares of the variance), layer.<i>.mean [G, D], float32.
 
-    Arguments: `corpus` what to read; `tokens` how many at most; `window` tokens of context; `rotary: post` takes keys as
-    they are cached, `rotary: pre` before the rotary embedding (turned back by their position).
+    Arguments: `corpus` what to read; `tokens` how many at most; `window` tokens of context; `rotary: post` takes keys
+    as they are cached, `rotary: pre` before the rotary embedding (turned back by their position).
     """
 
     corpus: Annotated[str, Data("harness/data")] = "calibration"

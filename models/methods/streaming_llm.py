@@ -19,12 +19,12 @@ from ..method import Method
 class StreamingLlm(Method):
     """The first `sinks` tokens and the last `window` are kept; everything between is dropped.
 
-    Efficient Streaming Language Models with Attention Sinks (arXiv 2309.17453). A row attends sinks + window rows, itself
-    included; so many are held. Prompt rows attend everything when the prefill is dense; then the prompt is cut.
+    Efficient Streaming Language Models with Attention Sinks (arXiv 2309.17453). A row attends sinks + window rows,
+    itself included; so many are held. Prompt rows attend everything when the prefill is dense; then the prompt is cut.
 
-    Arguments: `positions: cache` (paper) counts positions inside the cache, so that the sinks stay close however long the
-    text; `positions: text` keeps the original ones. `decode: slide` (paper) drops a row for each new one; `decode: grow`
-    drops only once, at the end of the prompt, as KVCache-Factory does (with `positions: text`).
+    Arguments: `positions: cache` (paper) counts positions inside the cache, so that the sinks stay close however long
+    the text; `positions: text` keeps the original ones. `decode: slide` (paper) drops a row for each new one; `decode:
+    grow` drops only once, at the end of the prompt, as KVCache-Factory does (with `positions: text`).
     """
 
     sinks: Annotated[int, Within(0)] = 4

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from lacuna.results import plugins
 from lacuna.results.cell import Cell, Spec
 from lacuna.results.frame import to_frame

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import pytest
+
 from lacuna.analysis import report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from lacuna.analysis.diff import compare
 from lacuna.results.cell import Spec
 from lacuna.results.frame import to_frame

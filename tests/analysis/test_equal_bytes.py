@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from lacuna.analysis import stats
 from lacuna.analysis.equal_bytes import Budget, compare, interpolate
 from lacuna.analysis.label import label_cells
@@ -67,3 +68,11 @@ def test_other_samples_and_surfaces_are_not_compared(make):
     assert compare(label_cells(to_frame([*one, *other]))).empty
     grid = [make.perplexity("loki", {"k": k, "d": d}, k) for k in (0.5, 0.25) for d in (0.25, 0.5)]
     assert compare(label_cells(to_frame([*one, *grid]))).empty
+
+
+def test_the_middle_serves_where_no_round_share_does(make):
+    """Broken: curves that overlap between 0.3 and 0.45 of the bytes are never compared."""
+    one = [make.perplexity("topk", {"k": k}, k) for k in (0.26, 0.41)]
+    other = [make.perplexity("streaming_llm", {"window": k}, k) for k in (0.2, 0.36)]
+    (share,) = compare(label_cells(to_frame([*one, *other])))["bytes"]
+    assert share == pytest.approx(math.sqrt(0.30 * 0.40))

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from lacuna.analysis import style
 from lacuna.analysis.study import Study
 from lacuna.results import plugins

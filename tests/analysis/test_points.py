@@ -4,6 +4,7 @@ import math
 import time
 
 import pytest
+
 from lacuna.analysis.label import label_cells, tell_apart
 from lacuna.analysis.points import points
 from lacuna.results import plugins

@@ -6,6 +6,7 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+
 from lacuna.analysis import report, study
 from lacuna.analysis.points import from_cells, points
 from lacuna.analysis.provenance import notices

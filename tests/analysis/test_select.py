@@ -1,7 +1,9 @@
 """The table in the terminal, of chosen cells."""
 
 import pytest
-from lacuna.analysis.select import terminal, where
+
+from lacuna.analysis.render import terminal_tables
+from lacuna.analysis.select import where
 
 
 def test_conditions_hold_together(demo):
@@ -24,10 +26,10 @@ def test_a_wrong_condition_is_one_sentence(demo, condition, said):
 
 def test_a_table_for_each(demo):
     """Broken: --by task gives one table, or a task is missing."""
-    text = terminal(demo, "task")
+    text = terminal_tables(demo, "task")
     assert [line.split()[1] for line in text.split("\n") if line.startswith("task ")] == [
         "decode_time",
         "needle",
         "perplexity",
     ]
-    assert "speed-up" in terminal(demo, "method")
+    assert "speed-up" in terminal_tables(demo, "method")

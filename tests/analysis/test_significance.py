@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+
 from lacuna.analysis import significance, stats
 from lacuna.analysis.points import points
 from lacuna.results.frame import to_frame

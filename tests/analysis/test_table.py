@@ -5,6 +5,7 @@ import io
 import re
 
 import pytest
+
 from lacuna.analysis.numbers import letter, number, signed
 from lacuna.analysis.points import points
 from lacuna.analysis.render import WIDTH, escape_latex, terminal_table, to_csv, to_latex, to_markdown

@@ -6,6 +6,7 @@ import gzip
 from pathlib import Path
 
 import pytest
+
 from lacuna.results import plugins
 
 PLUGINS = {

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from lacuna.jobs.plan import plan
 from lacuna.jobs.sweep import Sweep, SweepError, read
 from lacuna.results.store import Store

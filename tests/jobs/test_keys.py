@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from lacuna.results.cell import Cell, Spec
 
 MODEL = Spec("pocket", digest="0123456789abcdef", source="/somewhere")

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from lacuna.jobs.plan import blocked, plan
 from lacuna.jobs.sweep import read
 from lacuna.results.record import Record

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from lacuna.jobs.sweep import SweepError, read
 from lacuna.results.store import Store
 

@@ -9,11 +9,12 @@ import sys
 
 import torch
 import triton
-from lacuna.kernels.op import Case, load_op
-from lacuna.kernels.select_topk.long_rows.fused import select_long
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+
+from lacuna.kernels.op import Case, load_op
+from lacuna.kernels.select_topk.long_rows.fused import select_long
 
 TARGET = GPUTarget("cuda", 90, 32)
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32"}

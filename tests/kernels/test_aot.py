@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lacuna.kernels.op
 import pytest
+
+import lacuna.kernels.op
 
 KERNELS = Path(lacuna.kernels.op.__file__).parent
 

@@ -5,9 +5,10 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
-import lacuna.kernels.op
 import pytest
 import torch
+
+import lacuna.kernels.op
 from lacuna.kernels import bench as bench_module
 from lacuna.kernels.baselines import dense_baselines
 from lacuna.kernels.bench import Row, bench, bench_baselines, bench_pipeline, rows, write_csv

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from lacuna.kernels.op import DTYPES, Case, load_op
 from lacuna.kernels.tiling import Plan
 from lacuna.kernels.verify import poisoned_memory, verify

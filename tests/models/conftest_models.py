@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from lacuna.models.bind import bind
-from lacuna.results import plugins
 from safetensors.torch import save_file
 from transformers import (
     GPTNeoXConfig,
@@ -17,6 +15,9 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from lacuna.models.bind import bind
+from lacuna.results import plugins
 
 LAYERS, HEADS, DIM, VOCAB = 2, 4, 16, 97
 COMMON = {

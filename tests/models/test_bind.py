@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest_models import FAMILIES, make_method, make_model, run_rows, tokens
+
 from lacuna.models.bind import bind
 from lacuna.models.ledger import summary
 from lacuna.models.methods.full import Full

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from conftest_models import DIM, EVERYTHING, gap_cases, make_method, make_model, run_rows, tokens
+
 from lacuna.models.bind import bind
 from lacuna.models.ledger import summary
 from lacuna.results import plugins
@@ -60,11 +61,13 @@ def test_unequal_lengths(name, args, basis, model):
     """A text whose result depends on who shares its batch would make scores depend on the batch size."""
     method, lengths = make_method(name, args), (40, 33, 29)
     texts = [tokens(1, n, seed=n) for n in lengths]
-    ids = torch.cat([torch.cat([torch.zeros(1, 40 - n, dtype=torch.long), t], 1) for n, t in zip(lengths, texts)])
+    ids = torch.cat(
+        [torch.cat([torch.zeros(1, 40 - n, dtype=torch.long), t], 1) for n, t in zip(lengths, texts, strict=True)]
+    )
     mask = (torch.arange(40) >= 40 - torch.tensor(lengths)[:, None]).long()
     batch, ledger = run_rows(model, method, ids, basis(), 28, False, mask=mask)
     read = 0.0
-    for i, (n, text) in enumerate(zip(lengths, texts)):
+    for i, (n, text) in enumerate(zip(lengths, texts, strict=True)):
         alone, own = run_rows(model, method, text, basis(), n - 12, False)
         torch.testing.assert_close(batch[i : i + 1], alone, atol=2e-5, rtol=1e-4)
         read += float(own.sums()[:, 1, 2].sum())

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest_models import make_method, make_model, run_rows, tokens
+
 from lacuna.models.ledger import summary
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

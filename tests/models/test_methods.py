@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from conftest_models import DIM, make_method, make_model, run_rows, tokens
+from safetensors.torch import load_file
+
 from lacuna.models.bind import bind
 from lacuna.models.ledger import Ledger, summary
 from lacuna.models.memory import Call, Memory, Site
-from safetensors.torch import load_file
 
 
 def site(**changes):

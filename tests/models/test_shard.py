@@ -1,29 +1,20 @@
 """Tensor parallelism by AxoNN: the same tokens, the same rows, the same logits as one rank."""
 
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest_models import make_model
+
 from lacuna.models import shard
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from mpirun import mpirun  # noqa: E402
+
 pytestmark = pytest.mark.mpi
-
-
-def launch(ranks, *args):
-    """Start a worker under mpirun; Open MPI needs leave to run as root and on few cores, MPICH knows no such flags."""
-    mpirun = shutil.which("mpirun") or str(Path(sys.executable).parent / "mpirun")
-    said = subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=True).stdout
-    flags = ["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in said or "OpenRTE" in said else []
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"}
-    command = [mpirun, *flags, "-np", str(ranks), sys.executable, str(HERE / "tp_worker.py"), *map(str, args)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(4, 2), (6, 3), (8, 4)])
@@ -33,8 +24,8 @@ def test_two_ranks_equal_one(heads, groups, basis, tmp_path):
     Three groups do not divide by two ranks: a zero head pads them, and must neither change nor count.
     """
     path = basis(heads=groups)["basis"]
-    launch(1, heads, groups, path, tmp_path / "one.pt")
-    launch(2, heads, groups, path, tmp_path / "two.pt")
+    mpirun(1, HERE / "tp_worker.py", heads, groups, path, tmp_path / "one.pt")
+    mpirun(2, HERE / "tp_worker.py", heads, groups, path, tmp_path / "two.pt")
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=False) for n in ("one", "two"))
     for name, (logits, words, told) in one.items():
         torch.testing.assert_close(two[name][0], logits, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from conftest_models import make_method, make_model, tokens
+
 from lacuna.harness.ranks import find_ranks
 from lacuna.harness.world import World
 from lacuna.models import shard

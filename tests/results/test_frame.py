@@ -3,11 +3,12 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pandas.testing import assert_frame_equal
+
 from lacuna.results import frame as frames
 from lacuna.results import plugins
 from lacuna.results.cell import Cell, Spec
 from lacuna.results.record import Record
-from pandas.testing import assert_frame_equal
 
 LEDGER = {
     "decode": {"density": 0.3, "bytes_read_per_token": 10.0, "bytes_dense_per_token": 40.0, "tokens": 7},

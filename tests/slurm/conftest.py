@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from lacuna.results.cell import Cell, Spec
 from lacuna.results.store import Store
 

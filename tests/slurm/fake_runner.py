@@ -32,6 +32,7 @@ def break_off(cells, store, cell_timeout_s):
 def meet(cells, store, cell_timeout_s):
     """Join the ranks as the harness does, and add them up."""
     import torch
+
     from lacuna.harness.ranks import find_ranks
 
     ranks, total = find_ranks(), torch.ones(1)

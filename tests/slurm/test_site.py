@@ -1,6 +1,7 @@
 """A site's file: every mistake is named, with the mend; what is shipped is right."""
 
 import pytest
+
 from lacuna.jobs.site import max_array, read_site
 from lacuna.results.plugins import names
 

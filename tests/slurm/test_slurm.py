@@ -12,6 +12,7 @@ import time
 from collections import Counter
 
 import pytest
+
 from lacuna.jobs.submit import submit
 from lacuna.results.plugins import ROOT
 from lacuna.results.store import Store

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from lacuna.jobs.batch import batches
 from lacuna.jobs.site import read_site
 from lacuna.jobs.submit import RUNNER, GroupJob, dry_run, submit
