@@ -166,12 +166,23 @@ def _collect(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from .analysis.render import terminal_table
     from .analysis.report import write_report
+    from .analysis.select import where
 
-    frame, title = _frame(args, args.source)
-    command = shlex.join(["lacuna", "report", str(args.source), "-o", str(args.output)])
+    whole, title = _frame(args, args.source)
+    frame = where(whole, args.where)
+    chosen = [part for condition in args.where for part in ("--where", condition)]
+    command = shlex.join(["lacuna", "report", str(args.source), "-o", str(args.output), *chosen])
     paths = write_report(frame, args.output, title, command)
     print(terminal_table(frame))
     print("\n".join(map(str, paths)))
+    return 0
+
+
+def _table(args: argparse.Namespace) -> int:
+    from .analysis.render import terminal_tables
+    from .analysis.select import where
+
+    print(terminal_tables(where(_frame(args, args.source)[0], args.where), args.by))
     return 0
 
 
@@ -231,6 +242,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "status": _status,
     "submit": _submit,
+    "table": _table,
     "verify": _verify,
     "why": _why,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,10 +29,11 @@ class Diff:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One cell in both tables; `kind` is worse, better or same."""
+    """One cell in both tables; `kind` is worse, better or same; `performance` is its line for ReFrame."""
 
     kind: str
     text: str
+    performance: str = ""
 
 
 def compare(a: pd.DataFrame, b: pd.DataFrame, band: float = 0.05, least: float = 0.001) -> Diff:
@@ -55,7 +57,8 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, band: float = 0.05, least: float =
     worse = sum(v.kind == "worse" for v in verdicts)
     count = f"{len(common)} cells in both: {worse} worse, {len(common) - same - worse} better, {same} the same"
     rule = f"(scores: 95% paired interval and more than {least:.1%}; times: more than {band:.0%})"
-    return Diff("\n".join([*lines, f"{count} {rule}"]) + "\n", worse > 0)
+    measured = [v.performance for v in verdicts if v.performance]
+    return Diff("\n".join([*lines, f"{count} {rule}", *measured]) + "\n", worse > 0)
 
 
 def _cells(frame: pd.DataFrame, which: str) -> dict[tuple[str, ...], pd.Series[Any]]:
@@ -94,9 +97,11 @@ def _time(head: Headline, samples: tuple[Any, Any], name: str, band: float) -> V
     if math.isnan(change.value):
         return Verdict("same", f"{name}: no samples")
     kind = "worse" if change.value > 1 + band else "better" if change.value < 1 / (1 + band) else "same"
-    medians = [number(stats.interval(v, head.statistic).value) for v in (before, after)]
+    medians = [number(head.statistic.value(v)) for v in (before, after)]
     interval = f"{change.value - 1:+.1%} [{change.low - 1:+.1%}, {change.high - 1:+.1%}]"
-    return Verdict(kind, f"{name}: {head.words} {medians[0]} -> {medians[1]}, {interval}")
+    limits = f"l:None, u:{band:g}"
+    line = _performance(name, head, "ms", (head.statistic.value(after), head.statistic.value(before)), limits)
+    return Verdict(kind, f"{name}: {head.words} {medians[0]} -> {medians[1]}, {interval}", line)
 
 
 def _score(head: Headline, samples: tuple[Any, Any], name: str, least: float) -> Verdict:
@@ -109,7 +114,15 @@ def _score(head: Headline, samples: tuple[Any, Any], name: str, least: float) ->
     clear = change.excludes(0.0) and abs(change.value) > least * abs(values[0].value)
     kind = "same" if not clear else "better" if change.value * sign > 0 else "worse"
     band = f"{signed(change.value)} [{signed(change.low)}, {signed(change.high)}]"
-    return Verdict(kind, f"{name}: {head.words} {number(values[0].value)} -> {number(values[1].value)}, {band}")
+    limits = f"l:-{least:g}, u:None" if head.better == "higher" else f"l:None, u:{least:g}"
+    line = _performance(name, head, "1", (values[1].value, values[0].value), limits)
+    return Verdict(kind, f"{name}: {head.words} {number(values[0].value)} -> {number(values[1].value)}, {band}", line)
+
+
+def _performance(name: str, head: Headline, unit: str, values: tuple[float, float], limits: str) -> str:
+    # as ReFrame writes performance variables: B's value, A's as the reference, bounds as shares of it
+    plain = re.sub(r"[^A-Za-z0-9_.=]+", "_", name).strip("_")
+    return f"P: {plain}.{head.metric}: {values[0]:.6g} {unit} (r:{values[1]:.6g}, {limits})"
 
 
 def _difference(head: Headline, samples: tuple[Any, Any]) -> stats.Interval:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-
-import pandas as pd
+from collections.abc import Sequence
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -27,11 +26,12 @@ def times(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.2f}×"
 
 
-def span(values: pd.Series[float]) -> str:
+def span(values: Sequence[float]) -> str:
     """One number where all agree to two digits, else from-to; over tasks a share may differ."""
-    if values.notna().sum() == 0:
+    known = [v for v in values if not math.isnan(v)]
+    if not known:
         return "–"
-    low, high = f"{values.min():.2f}", f"{values.max():.2f}"
+    low, high = f"{min(known):.2f}", f"{max(known):.2f}"
     return low if low == high else f"{low}–{high}"
 
 

@@ -51,6 +51,7 @@ class Page:
     sentences: Sequence[str]
     notices: Sequence[str]
     table: TextTable
+    equal_bytes: TextTable
     drawings: Sequence[Drawing]
     frame: pd.DataFrame
     origins: Sequence[tuple[str, str]]
@@ -60,6 +61,7 @@ class Page:
         sections = {
             "Summary": _list(self.sentences) + _notices(self.notices),
             "Table": _table(self.table),
+            "At equal bytes": _equal(self.equal_bytes),
             "Figures": "".join(map(_drawing, self.drawings)),
             "Methods": "".join(map(_method, sorted(self.frame["method"].unique()))),
             "Cells that failed": _failed(self.frame),
@@ -99,6 +101,11 @@ def _table(table: TextTable) -> str:
     body = f"<table class=measures><thead><tr>{titles}</tr></thead>\n<tbody>{rows}</tbody></table>"
     notes = "".join(f"<p class=small>{_safe(note)}</p>" for note in (table.about, *table.notes))
     return f"<div class=scroll tabindex=0>{body}</div>{notes}"
+
+
+def _equal(table: TextTable) -> str:
+    none = "<p>No two methods have curves that reach the same bytes, on the same samples.</p>"
+    return _table(table) if table.rows else none
 
 
 def _row(row: Sequence[str], names: int) -> str:

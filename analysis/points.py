@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from . import stats
+from . import significance, stats
 from .headlines import DENSE, Headline, headline, units
 from .label import label_cells
 
 HARD = ("model_label", "dtype", "device", "ranks", "task_label")  # a baseline agrees in these, always
 SOFT = ("prefill", "query_aware")  # and in these if there is one that does: they change nothing for a dense method
 GROUP = ("model_label", "setting", "method_label", "task_label")
+ENERGY = "energy_j_per_token"
+Rows = Sequence[Mapping[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,12 @@ class Point:
 
     Attributes:
         change: difference to dense on the same samples, or speed-up over dense (`is_time`); NaN without a baseline.
+        p: of no change, by `test`: McNemar's exact one for pairs of right and wrong, else Student's t (on the logarithm
+            of a speed-up) with the bootstrap's standard error; `p_holm` is corrected over all points.
+        detectable: smallest true change (of a speed-up: factor) that so many samples would show in four runs of five.
         density: share of the visible rows that was attended at decode, from the ledger.
         bytes_ratio: bytes read per token over those that dense attention reads, from the ledger.
+        energy: joules per token, and `energy_ratio` over dense; NaN where nothing measured it.
         cells: how many cells it was asked of; `failed` of them did not end well, `reason` says why.
     """
 
@@ -48,8 +55,13 @@ class Point:
     change: float
     change_low: float
     change_high: float
+    p: float
+    test: str
+    detectable: float
     density: float
     bytes_ratio: float
+    energy: float
+    energy_ratio: float
     cells: int
     failed: int
     status: str
@@ -64,46 +76,71 @@ def points(frame: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: there are no records.
     """
-    cells = label_cells(frame)
-    groups = [rows for _, rows in cells.groupby(list(GROUP), sort=True)]
-    dense = _baselines(rows for rows in groups if rows["method"].iloc[0] == DENSE)
-    table = pd.DataFrame([asdict(_point(rows, _baseline(rows, dense))) for rows in groups], columns=_names())
+    return from_cells(label_cells(frame))
+
+
+def from_cells(cells: pd.DataFrame) -> pd.DataFrame:
+    """`points`, of cells that `label_cells` has labelled already."""
+    groups = grouped(cells)
+    dense = _baselines(rows for rows in groups if rows[0]["method"] == DENSE)
+    table = pd.DataFrame([vars(_point(rows, _baseline(rows, dense))) for rows in groups], columns=_names())
+    table["p_holm"] = significance.holm(table["p"].to_numpy(dtype=float))
     table["order"] = (table["method"] != DENSE).astype(int)
     table["falling"] = -table.groupby(["model", "setting", "method_label"])["density"].transform("mean").fillna(-1)
     keys = ["model", "setting", "order", "method", "falling", "method_label", "task_label"]
     return table.sort_values(keys, kind="stable").drop(columns=["order", "falling"]).reset_index(drop=True)
 
 
+def values(rows: Rows) -> dict[str, stats.Array]:
+    """The samples of each question that ended well, by `task_id`, as its headline's statistic takes them."""
+    ok = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: str(row["task_id"]))
+    return {row["task_id"]: _head(row).values(row["samples"]) for row in ok}
+
+
 def _names() -> list[str]:
     return list(Point.__dataclass_fields__)
 
 
-def _baselines(groups: Iterable[pd.DataFrame]) -> dict[tuple[Any, ...], pd.DataFrame]:
-    found: dict[tuple[Any, ...], pd.DataFrame] = {}
+def grouped(cells: pd.DataFrame) -> list[Rows]:
+    """The cells that are pooled into one point each, point by point."""
+    # plain mappings: tens of thousands of small tables take minutes
+    found = defaultdict[tuple[str, ...], list[Mapping[Any, Any]]](list)
+    for row in cells.to_dict("records"):
+        found[tuple(row[name] for name in GROUP)].append(row)
+    return [rows for _, rows in sorted(found.items())]
+
+
+def _baselines(groups: Iterable[Rows]) -> dict[tuple[Any, ...], Rows]:
+    found: dict[tuple[Any, ...], Rows] = {}
     for rows in groups:
-        first = rows.iloc[0]
-        found[tuple(first[[*HARD, *SOFT]])] = rows
-        found.setdefault(tuple(first[list(HARD)]), rows)
+        found[_condition(rows, (*HARD, *SOFT))] = rows
+        found.setdefault(_condition(rows, HARD), rows)
     return found
 
 
-def _baseline(rows: pd.DataFrame, dense: Mapping[tuple[Any, ...], pd.DataFrame]) -> pd.DataFrame | None:
-    first = rows.iloc[0]
-    return dense.get(tuple(first[[*HARD, *SOFT]]), dense.get(tuple(first[list(HARD)])))
+def _baseline(rows: Rows, dense: Mapping[tuple[Any, ...], Rows]) -> Rows:
+    return dense.get(_condition(rows, (*HARD, *SOFT)), dense.get(_condition(rows, HARD), ()))
 
 
-def _point(rows: pd.DataFrame, dense: pd.DataFrame | None) -> Point:
-    first = rows.iloc[0]
-    head = headline(first["task"])
+def _condition(rows: Rows, names: Iterable[str]) -> tuple[Any, ...]:
+    return tuple(rows[0][name] for name in names)
+
+
+def _head(row: Mapping[Any, Any]) -> Headline:
+    head = headline(row["task"])
     assert head is not None, "label_cells keeps tasks with a headline only"
-    ok = rows[rows["status"] == "ok"]
-    estimate, change = _estimate(ok, head), _change(ok, dense, head)
+    return head
+
+
+def _point(rows: Rows, dense: Rows) -> Point:
+    head, ok = _head(rows[0]), [row for row in rows if row["status"] == "ok"]
+    estimate = _estimate(ok, head)
     numbers: dict[str, Any] = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
-    changes: dict[str, Any] = {"change": change.value, "change_low": change.low, "change_high": change.high}
-    return Point(**_who(first, head), **numbers, **changes, **_read(ok), **_failures(rows))
+    change = _change(ok, () if rows[0]["method"] == DENSE else dense, head)
+    return Point(**_who(rows[0], head), **numbers, **change, **read_share(ok), **_energy(ok, dense), **_failures(rows))
 
 
-def _who(first: pd.Series[Any], head: Headline) -> dict[str, Any]:
+def _who(first: Mapping[Any, Any], head: Headline) -> dict[str, Any]:
     spec = json.loads(first["cell_json"])
     return {
         "model": first["model_label"],
@@ -117,56 +154,66 @@ def _who(first: pd.Series[Any], head: Headline) -> dict[str, Any]:
     }
 
 
-def _values(ok: pd.DataFrame, head: Headline) -> dict[str, stats.Array]:
-    pairs = zip(ok["task_id"], ok["samples"], strict=True)
-    return {task: head.values(samples) for task, samples in sorted(pairs, key=lambda p: str(p[0]))}
-
-
-def _estimate(ok: pd.DataFrame, head: Headline) -> stats.Interval:
-    arrays = [a for a in _values(ok, head).values() if len(a)]
+def _estimate(ok: Rows, head: Headline) -> stats.Interval:
+    arrays = [a for a in values(ok).values() if len(a)]
     if arrays:
         return stats.interval(np.concatenate(arrays), head.statistic)
     # a task whose samples are of another kind still has its number, without an interval
-    known = ok[head.metric].dropna() if head.metric in ok else pd.Series(dtype="float64")
-    return stats.Interval(float(known.mean()), math.nan, math.nan, 0) if len(known) else stats.NOTHING
+    return stats.Interval(_mean_of(ok, head.metric), math.nan, math.nan, 0)
 
 
-def _change(ok: pd.DataFrame, dense: pd.DataFrame | None, head: Headline) -> stats.Interval:
-    if dense is None or ok.empty or ok["method"].iloc[0] == DENSE:
-        return stats.NOTHING
-    ours, theirs = _values(ok, head), _values(dense[dense["status"] == "ok"], head)
+def _change(ok: Rows, dense: Rows, head: Headline) -> dict[str, Any]:
+    ours, theirs = values(ok), values(dense)
     common = [t for t in ours if len(ours[t]) and len(theirs.get(t, ()))]
     if not common:
-        return stats.NOTHING
+        return _changed(stats.NOTHING, math.nan, "")
     mine, other = (np.concatenate([a[t] for t in common]) for a in (ours, theirs))
     if head.is_time:
-        return stats.ratio(other, mine, head.statistic)
-    paired = _units(ok, common) == _units(dense, common)
-    return stats.difference(mine, other, head.statistic) if paired else stats.NOTHING
+        speed_up = stats.ratio(other, mine, head.statistic)
+        found = _changed(speed_up, significance.student_ratio(speed_up), "t")
+        return {**found, "detectable": math.exp(found["detectable"])}
+    if sample_units(ok, common) != sample_units(dense, common):
+        return _changed(stats.NOTHING, math.nan, "")
+    change = stats.difference(mine, other, head.statistic)
+    if head.statistic is stats.mean and stats.is_binary(mine) and stats.is_binary(other):
+        return _changed(change, significance.mcnemar(mine, other), "McNemar")
+    return _changed(change, significance.student(change), "t")
 
 
-def _units(rows: pd.DataFrame, tasks: list[str]) -> list[tuple[Any, ...]]:
-    chosen = rows[(rows["status"] == "ok") & rows["task_id"].isin(tasks)].sort_values("task_id")
-    return [unit for samples in chosen["samples"] for unit in units(samples)]
+def _changed(change: stats.Interval, p: float, test: str) -> dict[str, Any]:
+    band = {"change": change.value, "change_low": change.low, "change_high": change.high}
+    return {**band, "p": p, "test": test, "detectable": significance.detectable(change)}
 
 
-def _read(ok: pd.DataFrame) -> dict[str, Any]:
-    tokens = np.array([(ledger.get("decode") or {}).get("tokens") or 1 for ledger in ok["ledger"]], dtype=float)
-    known = ok["density"].notna().to_numpy(dtype=bool)
-    if not known.any():
+def sample_units(rows: Rows, tasks: list[str]) -> list[tuple[Any, ...]]:
+    """What each sample is of, in the order of `values`."""
+    chosen = sorted((r for r in rows if r["status"] == "ok" and r["task_id"] in tasks), key=lambda r: str(r["task_id"]))
+    return [unit for row in chosen for unit in units(row["samples"])]
+
+
+def read_share(ok: Rows) -> dict[str, Any]:
+    """Density and bytes of cells that ended well, over those of dense attention, weighted by tokens."""
+    known = [row for row in ok if not math.isnan(row["density"])]
+    if not known:
         return {"density": math.nan, "bytes_ratio": math.nan}
-    weight = tokens[known] / tokens[known].sum()
-    read, whole = (
-        ok[c].to_numpy(dtype=float)[known] @ weight for c in ("bytes_read_per_token", "bytes_dense_per_token")
-    )
-    density = float(ok["density"].to_numpy(dtype=float)[known] @ weight)
-    return {"density": density, "bytes_ratio": float(read / whole) if whole else math.nan}
+    tokens = np.array([(row["ledger"].get("decode") or {}).get("tokens") or 1 for row in known], dtype=float)
+    columns = ("density", "bytes_read_per_token", "bytes_dense_per_token")
+    density, read, whole = (np.average([row[c] for row in known], weights=tokens) for c in columns)
+    return {"density": float(density), "bytes_ratio": float(read / whole) if whole else math.nan}
 
 
-def _failures(rows: pd.DataFrame) -> dict[str, Any]:
-    bad = rows[rows["status"] != "ok"]
-    texts = [f"{s}: {r or 'no reason was recorded'}" for s, r in zip(bad["status"], bad["reason"], strict=True)]
-    reason = "; ".join(dict.fromkeys(texts))
+def _energy(ok: Rows, dense: Rows) -> dict[str, Any]:
+    ours, theirs = _mean_of(ok, ENERGY), _mean_of([row for row in dense if row["status"] == "ok"], ENERGY)
+    return {"energy": ours, "energy_ratio": ours / theirs if theirs else math.nan}
+
+
+def _mean_of(rows: Rows, metric: str) -> float:
+    known = [row[metric] for row in rows if metric in row and not math.isnan(row[metric])]
+    return float(np.mean(known)) if known else math.nan
+
+
+def _failures(rows: Rows) -> dict[str, Any]:
+    bad = [row for row in rows if row["status"] != "ok"]
+    reason = "; ".join(dict.fromkeys(f"{row['status']}: {row['reason'] or 'no reason was recorded'}" for row in bad))
     said = f"{len(bad)} of {len(rows)} cells {reason}" if 0 < len(bad) < len(rows) else reason
-    status = "ok" if bad.empty else str(bad["status"].iloc[0])
-    return {"cells": len(rows), "failed": len(bad), "status": status, "reason": said}
+    return {"cells": len(rows), "failed": len(bad), "status": str(bad[0]["status"]) if bad else "ok", "reason": said}

@@ -33,7 +33,19 @@ def notices(frame: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     values = _values(frame)
     said = [_mixed(values.get(name, Counter()), words) for name, words in MIXED.items()]
     said += [_mixed(v, f"versions of {k.split('.', 1)[1]}") for k, v in sorted(values.items()) if k[:9] == "packages."]
-    return [s for s in [*said, _dirty(values), _twice(frame), _unknown(frame), _alone(found)] if s]
+    return [
+        s
+        for s in [
+            *said,
+            *_versions(frame),
+            _dirty(values),
+            _twice(frame),
+            _empty(found),
+            _unknown(frame),
+            _alone(found),
+        ]
+        if s
+    ]
 
 
 def _values(frame: pd.DataFrame) -> dict[str, Counter[str]]:
@@ -76,7 +88,30 @@ def _dirty(values: Mapping[str, Counter[str]]) -> str:
 
 def _twice(frame: pd.DataFrame) -> str:
     count = int(frame.duplicated("key").sum())
-    return f"{plural(count, 'record')} too many: of those with the same key the last was used." if count else ""
+    other = frame.drop_duplicates(["key", "status", "samples_json"])
+    differ = int(other.loc[other.duplicated("key"), "key"].nunique())
+    said = f", and {plural(differ, 'key')} has other results" if differ else ""
+    return f"{plural(count, 'record')} too many: of those with the same key the last was used{said}." if count else ""
+
+
+def _versions(frame: pd.DataFrame) -> list[str]:
+    # results of another version answer another question, though the row has the same name
+    seen: dict[tuple[str, str], Counter[str]] = {}
+    for text in frame["cell_json"]:
+        spec = json.loads(text)
+        for part in ("method", "task"):
+            seen.setdefault((part, spec[part]["name"]), Counter())[str(spec[part]["version"])] += 1
+    return [
+        said
+        for (part, name), values in sorted(seen.items())
+        if (said := _mixed(values, f"versions of the {part} {name}"))
+    ]
+
+
+def _empty(found: pd.DataFrame) -> str:
+    empty = found[(found["status"] == "ok") & found["value"].isna()]
+    text = ", ".join(f"{m} ({h})" for m, h in zip(empty["method_label"][:MOST], empty["heading"][:MOST], strict=True))
+    return f"{plural(len(empty), 'result')} ended well and has no number: {text}." if len(empty) else ""
 
 
 def _unknown(frame: pd.DataFrame) -> str:

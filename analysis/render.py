@@ -54,12 +54,29 @@ def escape_latex(text: str) -> str:
 
 
 def terminal_table(frame: pd.DataFrame) -> str:
-    """The table for a terminal of 118 columns; tasks that do not fit beside each other go below.
+    """The table for a terminal of 118 columns.
 
     Raises:
         ValueError: there are no records, or none of a task with a headline.
     """
-    table = lay_out(points(frame), short_cells)
+    return aligned(lay_out(points(frame), short_cells))
+
+
+def terminal_tables(frame: pd.DataFrame, by: str) -> str:
+    """The same, or a table for each task, model or setting.
+
+    Raises:
+        ValueError: there are no records, or none of a task with a headline.
+    """
+    if by == "method":
+        return terminal_table(frame)
+    column = "task_label" if by == "task" else by
+    groups = [(str(name), rows) for name, rows in points(frame).groupby(column, sort=True)]
+    return "\n".join(f"{by} {name}\n\n{aligned(lay_out(rows, short_cells))}" for name, rows in groups)
+
+
+def aligned(table: TextTable) -> str:
+    """Columns of a terminal; tasks that do not fit beside each other go below."""
     blocks = ["\n".join(_aligned(table, columns)) for columns in _folds(table)]
     notes = [line for note in (table.about, *table.notes) for line in textwrap.wrap(note, WIDTH)]
     return "\n\n".join([*blocks, "\n".join(notes)]) + "\n"

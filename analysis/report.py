@@ -12,10 +12,12 @@ from matplotlib.figure import Figure
 
 from ..results.plugins import describe, load, names
 from ..results.store import write_atomically
+from . import equal_bytes
 from .page import Drawing, Page
-from .points import points
+from .paper import paper_files
 from .provenance import notices, origins
 from .render import to_csv, to_latex, to_markdown
+from .study import Study
 from .style import paper
 from .table import lay_out, long_cells, wide
 from .words import sentences
@@ -29,7 +31,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 
 
 def write_report(frame: pd.DataFrame, folder: Path, title: str, command: str) -> list[Path]:
-    """Write `index.html`, `table.{md,csv,tex}` and `figures/*.{pdf,png,svg}`; returns the paths, the page first.
+    """Write `index.html`, tables, `figures/*.{pdf,png,svg}` and `paper/`; returns the paths, the page first.
 
     Args:
         frame: records, from `results.frame.to_frame` or `read`.
@@ -40,16 +42,22 @@ def write_report(frame: pd.DataFrame, folder: Path, title: str, command: str) ->
     Raises:
         ValueError: there are no records.
     """
-    found = points(frame)
+    study = Study(frame)
+    found = study.points
     table = lay_out(found, long_cells)
+    pairs = equal_bytes.compare(study.cells)
+    equal = equal_bytes.lay_out(pairs)
     files = {"table.md": to_markdown(table), "table.csv": to_csv(wide(found)), "table.tex": to_latex(table)}
+    files["equal_bytes.csv"] = to_csv(pairs)
     contents = {name: text.encode() for name, text in files.items()}
     drawings = []
-    for drawing, images in _drawings(frame):
+    for drawing, images in _drawings(study):
         drawings.append(drawing)
         contents |= images
+    tables = {"table": table, **({"equal_bytes": equal} if equal.rows else {})}
+    contents |= paper_files(drawings, contents, tables)
     said, warned = sentences(frame, found), notices(frame, found)
-    page = Page(title, command, said, warned, table, drawings, frame, origins(frame))
+    page = Page(title, command, said, warned, table, equal, drawings, frame, origins(frame))
     return [_write(folder / n, data) for n, data in {"index.html": page.html().encode(), **contents}.items()]
 
 
@@ -58,11 +66,11 @@ def _write(path: Path, data: bytes) -> Path:
     return path
 
 
-def _drawings(frame: pd.DataFrame) -> Iterator[tuple[Drawing, dict[str, bytes]]]:
+def _drawings(study: Study) -> Iterator[tuple[Drawing, dict[str, bytes]]]:
     for name in names("figures"):
         doc = describe("figures", name).doc
         try:
-            figure = load("figures", name).draw(frame)
+            figure = load("figures", name).draw(study)
         except ValueError as error:  # a figure says so when the records lack what it shows
             yield Drawing(name, doc, b"", str(error)), {}
             continue

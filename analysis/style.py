@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import matplotlib.style
 import numpy as np
@@ -15,8 +16,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+Group = TypeVar("Group")
 COLUMN = 3.4  # inches: one column of a two-column paper
 PAGE = 7.0
+MOST_PANELS = 6
 DENSE_COLOUR = "#000000"
 
 
@@ -60,15 +63,24 @@ def paper() -> Iterator[None]:
         yield
 
 
-def panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, each `width` x `height` inches, at most `columns` beside each other."""
-    across = min(columns, count)
-    down = -(-count // across)
+def panels(
+    groups: Sequence[Group], columns: int, width: float, height: float, most: int = MOST_PANELS
+) -> tuple[Figure, list[tuple[Axes, Group]]]:
+    """A figure with a panel of `width` x `height` inches for each group, at most `columns` beside each other.
+
+    The first `most` are drawn, and the figure says so: nobody reads two hundred, or waits for them.
+    """
+    drawn = groups[:most]
+    across = min(columns, len(drawn))
+    down = -(-len(drawn) // across)
     figure = Figure(figsize=(width * across, height * down))
     grid = np.asarray(figure.subplots(down, across, squeeze=False)).ravel()
-    for unused in grid[count:]:
+    for unused in grid[len(drawn) :]:
         unused.remove()
-    return figure, list(grid[:count])
+    if len(drawn) < len(groups):
+        note = f"{len(drawn)} of {len(groups)} panels; --where chooses others"
+        figure.suptitle(note, fontsize=7, color="#b3261e")
+    return figure, list(zip(grid, drawn, strict=False))
 
 
 def legend(figure: Figure, axes: Iterable[Axes]) -> None:

@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from .numbers import letter, number, signed, span, times
+from .numbers import letter, number, plural, signed, span, times
 from .points import points
+from .stats import LEVEL
 
+READ = ("density", "bytes_ratio")
 ARROWS = {"lower": "↓", "higher": "↑"}
-Cells = Callable[["pd.Series[Any]"], tuple[str, str]]
-Head = tuple[str, str, bool]
+Point = Mapping[Any, Any]
+Cells = Callable[[Point], tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What makes columns: a task's headline; a time has its bound beside it, and energy where it was measured."""
+
+    heading: str
+    better: str
+    is_time: bool
+    has_energy: bool
+
+    @property
+    def titles(self) -> list[str]:
+        """The columns' headings, always pairs."""
+        first = [f"{self.heading} {ARROWS[self.better]}", "speed-up" if self.is_time else "Δ"]
+        bound = ["bound", "of bound"] if self.is_time else []
+        return [*first, *bound, *(["J/token", "J of full"] if self.has_energy else [])]
 
 
 @dataclass(frozen=True)
@@ -49,17 +70,22 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 def wide(found: pd.DataFrame) -> pd.DataFrame:
     """`summary`, of points that are there already."""
     keys = ["model", "setting", "method_label"]
-    return pd.DataFrame([_numbers(group) for _, group in found.groupby(keys, sort=False)])
+    return pd.DataFrame([_numbers(group) for group in _rows(found, keys).values()])
+
+
+def _rows(found: pd.DataFrame, by: Sequence[str]) -> dict[tuple[str, ...], list[Point]]:
+    rows = defaultdict[tuple[str, ...], list[Point]](list)
+    for point in found.to_dict("records"):
+        rows[tuple(str(point[name]) for name in by)].append(point)
+    return rows
 
 
 def lay_out(found: pd.DataFrame, cells: Cells) -> TextTable:
     """Points as text; `cells` (`long_cells`, `short_cells`) writes the estimate and the change of one point."""
     by = [name for name in ("model", "setting") if len(found[name].unique()) > 1] + ["method_label"]
     heads, notes = _heads(found), dict[str, str]()
-    rows = [[*map(str, key), *_measures(group, heads, cells, notes)] for key, group in found.groupby(by, sort=False)]
-    titles = [
-        t for head, better, is_time in heads for t in (f"{head} {ARROWS[better]}", "speed-up" if is_time else "Δ")
-    ]
+    rows = [[*key, *_measures(group, heads, cells, notes)] for key, group in _rows(found, by).items()]
+    titles = [title for head in heads for title in head.titles]
     listed = [f"[{mark}] {reason}" for reason, mark in notes.items()]
     headings = [*by[:-1], "method", *titles, "density", "bytes"]
     return TextTable(headings, rows, len(by), about(found), listed)
@@ -70,15 +96,24 @@ def about(found: pd.DataFrame) -> str:
     counts = found[found["n"] > 0].groupby("heading", sort=True)["n"].agg(["min", "max"])
     sizes = [f"{h} {a if a == b else f'{a} to {b}'}" for h, a, b in counts.itertuples()]
     return (
-        "In brackets: 95% bootstrap intervals (Wilson's where all scores or all pairs are equal). Δ: difference to "
-        "full on the samples that both have. Speed-up: time of full over time of the method; below 1 is slower. *: the "
-        "interval of Δ excludes 0, of a speed-up 1, one comparison at a time. Density: share of the visible rows "
-        "attended at decode; bytes: bytes read per token over those of full; both measured. "
-        f"Samples: {', '.join(sizes) or 'none'}."
+        "In brackets: 95% bootstrap intervals (Wilson's of shares of right and wrong). Δ: difference to full on the "
+        "samples that both have. Speed-up: time of full over time of the method; below 1 is slower. *: the interval of "
+        "Δ excludes 0, of a speed-up 1, one comparison at a time; **: p < 0.05 after Holm's correction over all "
+        f"{plural(int(found['p'].notna().sum()), 'comparison')} here (McNemar's exact test for right and wrong, else "
+        "Student's t). Bound: full's bytes read over the method's, the speed-up if a step were nothing but reading "
+        "the cache. Density: share of the visible rows attended at decode; bytes: bytes read per token over those of "
+        f"full; both measured. Samples: {', '.join(sizes) or 'none'}. {_detectable(found)}"
     )
 
 
-def long_cells(point: pd.Series[Any]) -> tuple[str, str]:
+def _detectable(found: pd.DataFrame) -> str:
+    # the median of a column: one number a reader can hold a loss against
+    middle = found[np.isfinite(found["detectable"])].groupby(["is_time", "heading"], sort=True)["detectable"].median()
+    texts = [f"{head} {times(value) if is_time else number(value)}" for (is_time, head), value in middle.items()]
+    return f"Smallest change that so many samples would show in four runs of five: {', '.join(texts)}." if texts else ""
+
+
+def long_cells(point: Point) -> tuple[str, str]:
     """Estimate and change, each with its interval."""
     write = times if point["is_time"] else signed
     value = number(point["value"]) + _band(point["low"], point["high"], number)
@@ -87,7 +122,7 @@ def long_cells(point: pd.Series[Any]) -> tuple[str, str]:
     return value, write(point["change"]) + _star(point) + _band(point["change_low"], point["change_high"], write)
 
 
-def short_cells(point: pd.Series[Any]) -> tuple[str, str]:
+def short_cells(point: Point) -> tuple[str, str]:
     """The same for a terminal: bounds with three digits, the change without its interval."""
     band = "" if math.isnan(point["low"]) else f" [{number(point['low'], 3)},{number(point['high'], 3)}]"
     return number(point["value"]) + band, long_cells(point)[1].split(" [")[0]
@@ -97,24 +132,48 @@ def _band(low: float, high: float, write: Callable[[float], str]) -> str:
     return "" if math.isnan(low) else f" [{write(low)}, {write(high)}]"
 
 
-def _star(point: pd.Series[Any]) -> str:
+def _star(point: Point) -> str:
     same = 1.0 if point["is_time"] else 0.0
-    return "*" if point["change_low"] > same or point["change_high"] < same else ""
+    outside = point["change_low"] > same or point["change_high"] < same
+    return "**" if point["p_holm"] < 1 - LEVEL else "*" if outside else ""
 
 
 def _heads(found: pd.DataFrame) -> list[Head]:
     # scores first, then times: the order in which the table is read
-    unique = found[["heading", "better", "is_time"]].drop_duplicates().sort_values(["is_time", "heading"])
-    return [(str(h), str(b), bool(t)) for h, b, t in unique.itertuples(index=False)]
+    names = ["is_time", "heading", "better"]
+    energy = found.assign(energy=found["energy"].notna()).groupby(names, sort=True)["energy"].any().reset_index()
+    return [Head(str(h), str(b), bool(t), bool(e)) for t, h, b, e in energy.itertuples(index=False)]
 
 
-def _measures(group: pd.DataFrame, heads: Sequence[Head], cells: Cells, notes: dict[str, str]) -> list[str]:
-    known: Mapping[str, pd.Series[Any]] = {point["heading"]: point for _, point in group.iterrows()}
-    pairs = [_pair(known.get(head), cells, notes) for head, _, _ in heads]
-    return [*(text for pair in pairs for text in pair), span(group["density"]), span(group["bytes_ratio"])]
+def _measures(group: Sequence[Point], heads: Sequence[Head], cells: Cells, notes: dict[str, str]) -> list[str]:
+    known: Mapping[str, Point] = {point["heading"]: point for point in group}
+    pairs = [pair for head in heads for pair in _pairs(known.get(head.heading), head, cells, notes)]
+    return [*(text for pair in pairs for text in pair), *(span([p[c] for p in group]) for c in READ)]
 
 
-def _pair(point: pd.Series[Any] | None, cells: Cells, notes: dict[str, str]) -> tuple[str, str]:
+def _pairs(point: Point | None, head: Head, cells: Cells, notes: dict[str, str]) -> list[tuple[str, str]]:
+    pairs = [_pair(point, cells, notes)]
+    if head.is_time:
+        pairs.append(_bound(point))
+    if head.has_energy:
+        pairs.append(_energy(point))
+    return pairs
+
+
+def _bound(point: Point | None) -> tuple[str, str]:
+    if point is None or point["is_dense"] or not point["bytes_ratio"] > 0:
+        return "–", "–"
+    bound = 1 / point["bytes_ratio"]
+    return times(bound), "–" if math.isnan(point["change"]) else f"{point['change'] / bound:.0%}"
+
+
+def _energy(point: Point | None) -> tuple[str, str]:
+    if point is None or math.isnan(point["energy"]):
+        return "–", "–"
+    return number(point["energy"]), "dense" if point["is_dense"] else times(point["energy_ratio"])
+
+
+def _pair(point: Point | None, cells: Cells, notes: dict[str, str]) -> tuple[str, str]:
     if point is None:
         return "not asked", "–"
     if not point["failed"]:
@@ -126,13 +185,14 @@ def _pair(point: pd.Series[Any] | None, cells: Cells, notes: dict[str, str]) -> 
     return f"{value} [{mark}]", change
 
 
-def _numbers(group: pd.DataFrame) -> dict[str, Any]:
-    first = group.iloc[0]
+def _numbers(group: Sequence[Point]) -> dict[str, Any]:
+    first = group[0]
     row: dict[str, Any] = {name: first[name] for name in ("model", "setting", "method", "method_label")}
-    for _, point in group.iterrows():
+    for point in group:
         head = point["heading"]
         change = f"{head}.{'speedup' if point['is_time'] else 'diff'}"
         row[head] = point["value"]
         row |= {f"{head}.{name}": point[name] for name in ("low", "high", "n", "status", "reason")}
         row |= {change + end.replace("_", "."): point[f"change{end}"] for end in ("", "_low", "_high")}
-    return row | {name: group[name].mean() for name in ("density", "bytes_ratio")}
+        row |= {f"{head}.{name}": point[name] for name in ("p", "p_holm", "test", "detectable", "energy")}
+    return row | {name: pd.Series([point[name] for point in group], dtype=float).mean() for name in READ}

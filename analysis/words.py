@@ -10,6 +10,8 @@ import pandas as pd
 from .label import condition
 from .numbers import number, plural, signed, times
 
+MOST = 16  # what a person reads in a minute
+
 
 def sentences(frame: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     """How many cells ended well; then, per model and task, what is lost; then what time it takes."""
@@ -25,6 +27,8 @@ def sentences(frame: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     for _, group in found.sort_values("is_time", kind="stable").groupby(["model", "setting", "heading"], sort=False):
         where = f"{condition(group.iloc[0])}, " if several else ""
         lines += [f"{where}{text}" for text in _about(group)]
+        if len(lines) > MOST:
+            return [*lines[:MOST], "More conditions are in the table below."]
     return lines
 
 

@@ -89,6 +89,15 @@ def _add_result_commands(commands: Commands) -> None:
     report = _command(commands, "report", "table, figures and an HTML page", _settings())
     report.add_argument("source", type=Path, metavar="SWEEP|FILE", help="a sweep, or what `collect` wrote")
     report.add_argument("-o", dest="output", type=Path, default=Path("report"), metavar="DIR")
+    table = _command(commands, "table", "the table in the terminal, of the cells you choose", _settings())
+    table.add_argument("source", type=Path, metavar="SWEEP|FILE", help="a sweep, or what `collect` wrote")
+    table.add_argument(
+        "--by", choices=("method", "model", "setting", "task"), default="method", help="a table for each"
+    )
+    for shown in (report, table):
+        shown.add_argument(
+            "--where", action="append", default=[], metavar="K=V", help="e.g. task=needle, method.k=0.25"
+        )
     diff = _command(commands, "diff", "compare two sweeps or files; exit code 1 if B is worse", _settings())
     diff.add_argument("before", type=Path, metavar="A", help="a sweep, or what `collect` wrote")
     diff.add_argument("after", type=Path, metavar="B")

@@ -239,6 +239,19 @@ def test_diff_fails_when_it_got_worse(runner, monkeypatch, capsys, worse):
     assert outcome(capsys, "diff", "a.csv", "b.parquet") == (int(worse), "told\n", "")
 
 
+def test_a_condition_that_nothing_meets_is_one_sentence(runner, monkeypatch, capsys):
+    """A table of no cells would look like a result."""
+
+    def where(frame, conditions):
+        raise ValueError(f"{conditions}: no record has that")
+
+    stand_in(monkeypatch, "results.frame", to_frame=list, read=lambda path: path)
+    stand_in(monkeypatch, "analysis.select", where=where)
+    stand_in(monkeypatch, "analysis.render", terminal_tables=None)
+    code, out, err = outcome(capsys, "table", "a.csv", "--where", "task=lost")
+    assert (code, out, err) == (2, "", "['task=lost']: no record has that\n")
+
+
 def test_report_of_nothing(runner, monkeypatch, capsys):
     """An empty report would look like a result."""
     stand_in(monkeypatch, "analysis.report", write_report=None)

@@ -42,7 +42,7 @@ def console(*argv, cwd):
 
 @pytest.mark.parametrize(
     "argv",
-    ["list methods --json", "plan tiny.yaml --json", "status tiny.yaml", "why tiny.yaml", "collect tiny.yaml -o a.csv", "report tiny.yaml -o rep"],
+    ["list methods --json", "plan tiny.yaml --json", "status tiny.yaml", "why tiny.yaml", "collect tiny.yaml -o a.csv", "report tiny.yaml -o rep", "table tiny.yaml --where task=perplexity"],
 )  # fmt: skip
 def test_torch_is_left_alone(here, argv):
     """Looking at a sweep would take the seconds, and the gigabytes, of torch."""

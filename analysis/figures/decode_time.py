@@ -17,19 +17,19 @@ from matplotlib.figure import Figure
 
 from ..label import condition
 from ..numbers import number, times
-from ..points import points
+from ..study import Study
 from ..style import COLUMN, legend, look, panels, paper, whiskers
 
 CONTEXT = "prompt"  # the argument of a timing task that says how many tokens are in the cache
 
 
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(study: Study) -> Figure:
     """A dot per method at one context, or lines over several; one panel per model, setting and other argument.
 
     Raises:
         ValueError: no cell that ended well has a latency.
     """
-    found = points(frame)
+    found = study.points
     found = found[found["is_time"].astype(bool) & found["value"].notna()]
     if found.empty:
         raise ValueError("needs a cell of a timing task (decode_time) that ended well")
@@ -47,8 +47,8 @@ def _rest(found: pd.DataFrame) -> list[str]:
 
 def _dots(groups: list[pd.DataFrame]) -> Figure:
     most = max(map(len, groups))
-    figure, axes = panels(len(groups), 2, COLUMN, 0.7 + 0.21 * most)
-    for axis, group in zip(axes, groups, strict=True):
+    figure, pairs = panels(groups, 2, COLUMN, 0.7 + 0.21 * most)
+    for axis, group in pairs:
         _dot_panel(axis, group.iloc[::-1].reset_index(drop=True))
     return figure
 
@@ -72,8 +72,8 @@ def _said(point: pd.Series[Any]) -> str:
 
 
 def _lines(groups: list[pd.DataFrame]) -> Figure:
-    figure, axes = panels(len(groups), 2, COLUMN, 2.4)
-    for axis, group in zip(axes, groups, strict=True):
+    figure, pairs = panels(groups, 2, COLUMN, 2.4)
+    for axis, group in pairs:
         contexts = sorted(group["context"].unique())
         for (_, label), marks in group.groupby(["method", "method_label"], sort=True):
             _line(axis, str(label), marks.sort_values("context"), contexts)
@@ -82,7 +82,7 @@ def _lines(groups: list[pd.DataFrame]) -> Figure:
         axis.minorticks_off()
         axis.set(ylim=(0, None), xlabel="context (tokens in the prompt)", ylabel="decode ms per step")
         axis.set_title(_heading(group), fontsize=7)
-    legend(figure, axes)
+    legend(figure, [axis for axis, _ in pairs])
     return figure
 
 

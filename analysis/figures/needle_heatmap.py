@@ -17,30 +17,31 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from ..headlines import DENSE
-from ..label import label_cells
+from ..study import Study
 from ..style import panels, paper
 
 MOST = 8  # rows or columns that still leave room for numbers
+MOST_METHODS = 12
 NAMES = ["model", "setting", "order", "method", "falling", "method_label"]
 
 
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(study: Study) -> Figure:
     """One panel per model, setting, method and budget.
 
     Raises:
         ValueError: no cell that ended well has samples with length, depth and score.
     """
-    needles = _needles(label_cells(frame))
+    needles = _needles(study.cells)
     if needles.empty:
         raise ValueError("needs a cell of the task needle that ended well")
     groups = [rows for _, rows in needles.groupby(NAMES, sort=True)]
     edges = (sorted(needles["length"].unique()), sorted(needles["depth"].unique()))
     with paper():
-        figure, axes = panels(len(groups), 4, 1.75, 1.75)
-        images = [_panel(axis, rows, edges) for axis, rows in zip(axes, groups, strict=True)]
+        figure, pairs = panels(groups, 4, 1.75, 1.75, MOST_METHODS)
+        images = [_panel(axis, rows, edges) for axis, rows in pairs]
         figure.supxlabel("prompt's length (tokens)", fontsize=8)
         figure.supylabel("depth of the needle", fontsize=8)
-        figure.colorbar(images[0], ax=axes, label="accuracy", shrink=0.8, aspect=30)
+        figure.colorbar(images[0], ax=[axis for axis, _ in pairs], label="accuracy", shrink=0.8, aspect=30)
     return figure
 
 
@@ -48,18 +49,20 @@ def _needles(cells: pd.DataFrame) -> pd.DataFrame:
     density = cells.groupby(["model_label", "setting", "method_label"])["density"].transform("mean").fillna(1.0)
     good = cells.assign(falling=density)[cells["status"] == "ok"]
     several = {name: len(good[name].unique()) > 1 for name in ("model_label", "setting")}
-    rows = [
-        {**_title(cell, several), "length": _length(cell, s), "depth": s["depth"], "score": s["score"]}
-        for _, cell in good.iterrows()
-        for s in cell["samples"]
-        if {"length", "depth", "score"} <= s.keys()
-    ]
+    rows = [row for cell in good.to_dict("records") for row in _rows(cell, _title(cell, several))]
     found = pd.DataFrame(rows, columns=[*NAMES, "length", "depth", "score"])
     scattered = len(found["depth"].unique()) > MOST
     return found.assign(depth=found["depth"].round(1)) if scattered else found
 
 
-def _title(cell: pd.Series[Any], several: dict[str, bool]) -> dict[str, Any]:
+def _rows(cell: Mapping[Any, Any], title: Mapping[str, Any]) -> list[dict[str, Any]]:
+    asked, kept = cell.get("task.length"), [s for s in cell["samples"] if {"length", "depth", "score"} <= s.keys()]
+    # the length that was asked for makes a column; prompts differ from it by a few tokens
+    column = None if asked is None or pd.isna(asked) else int(asked)
+    return [{**title, "length": column or int(s["length"]), "depth": s["depth"], "score": s["score"]} for s in kept]
+
+
+def _title(cell: Mapping[Any, Any], several: dict[str, bool]) -> dict[str, Any]:
     return {
         "model": cell["model_label"] if several["model_label"] else "",
         "setting": cell["setting"] if several["setting"] else "",
@@ -68,12 +71,6 @@ def _title(cell: pd.Series[Any], several: dict[str, bool]) -> dict[str, Any]:
         "falling": -cell["falling"],
         "method_label": cell["method_label"],
     }
-
-
-def _length(cell: pd.Series[Any], sample: Mapping[str, Any]) -> int:
-    # the length that was asked for makes a column; prompts differ from it by a few tokens
-    asked = cell.get("task.length")
-    return int(sample["length"] if asked is None or pd.isna(asked) else asked)
 
 
 def _panel(axis: Axes, rows: pd.DataFrame, edges: tuple[list[float], list[float]]) -> AxesImage:

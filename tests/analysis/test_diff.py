@@ -1,5 +1,7 @@
 """Two archives compared."""
 
+import re
+
 import pytest
 
 from lacuna.analysis.diff import compare
@@ -96,3 +98,21 @@ def test_nothing_in_common_is_one_sentence(make, demo):
         compare(demo, to_frame(make.sweep(ranks=7)))
     with pytest.raises(ValueError, match="the second table has no records"):
         compare(demo, to_frame([]))
+
+
+def test_lines_are_those_that_reframe_reads(make):
+    """Broken: a ReFrame test that runs `lacuna diff` finds no performance, or B's number as the reference."""
+    a = make.decode_time("topk", {"k": 0.5}, 0.5)
+    text = compare(to_frame([a]), to_frame([slower(a, 2.0)])).text
+    (line,) = re.findall(r"^P: (\S+): (\S+) (\S+) \(r:(\S+), l:(\S+), u:(\S+)\)$", text, flags=re.MULTILINE)
+    assert line[0].endswith(".decode_ms_median")
+    assert float(line[1]) == pytest.approx(2 * float(line[3]), rel=1e-4)
+    assert float(line[3]) == pytest.approx(a.metrics["decode_ms_median"], rel=1e-4)
+    assert line[2] == "ms"
+    assert line[4:] == ("None", "0.05")
+
+
+def test_every_cell_has_a_line_of_its_own(demo):
+    """Broken: two cells share a name, and ReFrame keeps one of them."""
+    names = re.findall(r"^P: (\S+):", compare(demo, demo).text, flags=re.MULTILINE)
+    assert len(set(names)) == 50

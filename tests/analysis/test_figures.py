@@ -7,14 +7,29 @@ import numpy as np
 import pytest
 
 from lacuna.analysis import style
+from lacuna.analysis.study import Study
 from lacuna.results import plugins
 from lacuna.results.frame import to_frame
+from lacuna.results.record import Record
 
 FIGURES = plugins.names("figures")
 
 
+@pytest.fixture(scope="module")
+def rich(make):
+    """Records that every figure can be drawn of: two numbers of ranks, energy, rank90."""
+    found = [*make.sweep(), *make.sweep(ranks=1)]
+    return to_frame([with_metrics(r) for r in found])
+
+
+def with_metrics(record):
+    task = record.cell.task.name
+    more = {"decode_time": {"energy_j_per_token": 2.5}, "pca": {"rank90_layer0": 9.0, "rank90_layer1": 12.0}}
+    return Record(**{**vars(record), "metrics": {**record.metrics, **more.get(task, {})}})
+
+
 def draw(name, frame):
-    return plugins.load("figures", name).draw(frame)
+    return plugins.load("figures", name).draw(Study(frame))
 
 
 def texts(figure):
@@ -37,19 +52,19 @@ def test_a_figure_without_data_says_what_it_needs(name, make):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_leaves_matplotlib_as_it_was(name, demo):
+def test_a_figure_leaves_matplotlib_as_it_was(name, rich):
     """Broken: a notebook's own figures change their look after one of ours."""
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
-    draw(name, demo)
+    draw(name, rich)
     assert dict(mpl.rcParams) == before
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_nothing_lies_outside_of_the_page(name, broken):
+def test_nothing_lies_outside_of_the_page(name, rich):
     """Broken: labels of a figure are cut off."""
-    figure = draw(name, broken)
+    figure = draw(name, rich)
     with style.paper():
         figure.draw_without_rendering()
         box, page = figure.get_tightbbox(), figure.get_size_inches()
@@ -110,3 +125,85 @@ def test_methods_look_different_and_always_the_same():
     new = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert new == str(style.look("quite_new"))
     assert style.look("quite_new") not in style.LOOKS.values()
+
+
+def test_bytes_are_the_ledgers_own(make):
+    """Broken: what the selection itself reads is left out, and a method looks cheaper than it is."""
+    axis = draw("accuracy_bytes", to_frame(make.sweep())).axes[0]
+    marks = {c.get_label(): list(c[0].get_xdata()) for c in axis.containers}
+    assert marks["topk"] == pytest.approx([0.165, 0.29, 0.54])
+
+
+def test_the_front_holds_what_nothing_beats():
+    """Broken: a mark that another one beats in both is on the front, or one that is best in one is not."""
+    on_front = plugins.load("figures", "pareto_speed").on_front
+    speed, quality = np.array([1.0, 2.0, 1.5, 2.0, 0.5]), np.array([0.9, 0.5, 0.4, 0.5, 0.9])
+    assert list(on_front(speed, quality)) == [True, True, False, True, False]
+
+
+def test_pareto_marks_have_measured_speed_and_score(make):
+    """Broken: a method's score stands beside another one's speed."""
+    axis = draw("pareto_speed", to_frame(make.sweep())).axes[0]
+    marks = [c[0] for c in axis.containers]
+    assert len(marks) == 10
+    fast = [m.get_xdata()[0] for c in axis.containers if c.get_label() == "streaming_llm" for m in c[:1]]
+    assert fast == pytest.approx([1 / 0.6] * 3, rel=0.1)
+
+
+def test_budgets_of_two_kinds_are_not_on_one_axis(make):
+    """Broken: a window of 64 tokens stands beside a share of 0.25."""
+    cells = [make.perplexity("topk", {"k": k}, 0.5) for k in (0.5, 0.25)]
+    cells += [make.perplexity("streaming_llm", {"window": w}, 0.5) for w in (64, 256)]
+    figure = draw("perplexity_budget", to_frame(cells))
+    assert [a.get_xlabel() for a in figure.axes] == ["k (share)", "window (count)"]
+
+
+def test_rank90_is_by_layer(make):
+    """Broken: layer 10 stands between 1 and 2, or the corpora share a line."""
+    metrics = {f"rank90_layer{i}": 30.0 + i for i in range(12)}
+    cells = [make.cell("full", {}, "pca", {"corpus": c, "rotary": "pre"}) for c in ("prose", "code")]
+    axis = draw("rank90_layers", to_frame([make.record(c, metrics, []) for c in cells])).axes[0]
+    assert [line.get_label() for line in axis.lines] == ["corpus=code", "corpus=prose"]
+    assert list(axis.lines[0].get_ydata()) == list(metrics.values())
+
+
+def test_break_even_is_where_the_line_crosses_for_good():
+    """Broken: a method is called faster from a context on where it is slower again later."""
+    break_even = plugins.load("figures", "speedup_context").break_even
+    assert break_even([256, 1024], [0.5, 1.5]) == pytest.approx(512)
+    assert break_even([256, 512, 1024], [0.5, 1.5, 0.9]) is None
+    assert break_even([256, 512], [1.5, 2.0]) is None
+
+
+@pytest.mark.parametrize("prompts", [(512,), (256, 1024)])
+def test_the_bound_is_that_of_the_bytes(make, prompts):
+    """Broken: a speed-up has no bound beside it, or one that comes from what was asked for."""
+    axis = draw("speedup_context", to_frame(make.sweep(prompts=prompts))).axes[0]
+    across = {round(float(v), 4) for line in axis.lines for v in (*line.get_xdata(), *line.get_ydata())}
+    assert {round(1 / 0.54, 4), round(1 / 0.29, 4)} <= across
+
+
+def test_scaling_is_over_the_fewest_ranks(make):
+    """Broken: the time on two ranks is held against another method's, or against itself."""
+    cells = [make.decode_time("full", {}, 1.0, ranks=r) for r in (1, 2)]
+    half = Record(**{**vars(cells[1]), "samples": [{**s, "ms": s["ms"] / 2} for s in cells[1].samples]})
+    axis = draw("rank_scaling", to_frame([cells[0], half])).axes[0]
+    assert list(axis.containers[0][0].get_ydata()) == pytest.approx([1.0, 2.0])
+
+
+def test_energy_is_held_against_full(make):
+    """Broken: joules of another batch or setting are the measure."""
+    cells = [make.decode_time("full", {}, 1.0), make.decode_time("topk", {"k": 0.5}, 0.5)]
+    found = [
+        Record(**{**vars(c), "metrics": {**c.metrics, "energy_j_per_token": e}})
+        for c, e in zip(cells, (2.0, 3.0), strict=True)
+    ]
+    assert "1.50×" in texts(draw("energy", to_frame(found)))
+
+
+def test_panels_beyond_what_is_read_are_counted(make):
+    """Broken: two hundred panels take minutes, or the others vanish without a word."""
+    cells = [make.needle("topk", {"k": 0.01 * k}, 0.5, 256) for k in range(1, 21)]
+    figure = draw("needle_heatmap", to_frame(cells))
+    assert len([a for a in figure.axes if a.images]) == 12
+    assert "12 of 20 panels" in texts(figure)

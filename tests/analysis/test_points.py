@@ -1,13 +1,14 @@
 """What is pooled, what is compared, and under which name."""
 
 import math
+import time
 
 import pytest
 
 from lacuna.analysis.label import label_cells, tell_apart
 from lacuna.analysis.points import points
 from lacuna.results import plugins
-from lacuna.results.cell import Spec
+from lacuna.results.cell import Cell, Spec
 from lacuna.results.frame import to_frame
 from lacuna.results.record import Record
 
@@ -126,3 +127,16 @@ def test_a_default_is_named_where_others_depart_from_it(tmp_path, monkeypatch, m
     monkeypatch.setitem(plugins.FOLDERS, "methods", str(tmp_path))
     records = [make.record(make.cell("lab", {"window": w}), {"perplexity": 2.0}, []) for w in (1020, 60)]
     assert set(label_cells(to_frame(records))["method_label"]) == {"lab window=1020", "lab window=60"}
+
+
+def test_a_thousand_groups_take_a_second_or_two(make):
+    """Broken: a report of 10,000 records takes minutes, because each point is computed in a table of its own."""
+    records = [
+        Record(**{**vars(r), "cell": Cell(**{**vars(r.cell), "model": Spec(f"m{i}", digest="d")})})
+        for r in make.sweep()
+        for i in range(33)
+    ]
+    frame = to_frame(records)
+    start = time.process_time()
+    assert len(points(frame)) == 33 * 30
+    assert time.process_time() - start < 5

@@ -22,11 +22,12 @@ def test_mean_interval_is_the_normal_one_for_many_samples():
 
 
 @pytest.mark.parametrize(("hits", "n"), [(30, 100), (150, 200)])
-def test_proportion_agrees_with_wilson(hits, n):
-    """Broken: the bootstrap of scores 0 and 1 is off from the interval of a proportion."""
-    got = stats.interval(column([1] * hits + [0] * (n - hits)), stats.mean)
-    wilson = stats.wilson(hits, n)
-    assert (got.low, got.high) == pytest.approx((wilson.low, wilson.high), abs=1.5 / n)
+def test_proportion_has_wilsons_interval_and_the_bootstrap_agrees(hits, n):
+    """Broken: a share of right answers has another interval than the table says, or the bootstrap is off."""
+    scores = column([1] * hits + [0] * (n - hits))
+    got = stats.interval(scores, stats.mean)
+    assert got == stats.wilson(hits, n)
+    assert np.quantile(stats.mean.draws(scores), [0.025, 0.975]) == pytest.approx((got.low, got.high), abs=1.5 / n)
 
 
 def test_wilson_has_its_known_values():
@@ -117,7 +118,18 @@ def test_many_samples_do_not_need_many_copies(monkeypatch):
     values = column(np.random.default_rng(29).random(50))
     whole = stats.interval(values, stats.mean)
     monkeypatch.setattr(stats, "BLOCK", 50 * 7)
-    assert stats.interval(values, stats.mean) == whole
+    assert vars(stats.interval(values, stats.mean)) == pytest.approx(vars(whole), rel=1e-12)
+
+
+def test_resamples_are_those_of_a_plain_loop():
+    """Broken: counts times samples, or ranks of sorted samples, are not the resamples' statistic."""
+    values = np.random.default_rng(31).random((30, 2)) + 1
+    rows = [np.random.default_rng(0).integers(0, 30, (stats.RESAMPLES, 30))][0]
+    assert stats.mean.draws(values) == pytest.approx([values[i, 0].mean() for i in rows])
+    plain = [math.exp(values[i, 0].sum() / values[i, 1].sum()) for i in rows]
+    assert stats.perplexity.draws(values) == pytest.approx(plain)
+    ordered = values[np.argsort(values[:, 0])]
+    assert stats.median.draws(values) == pytest.approx([np.median(ordered[i, 0]) for i in rows])
 
 
 def test_a_model_that_broke_has_an_interval():

@@ -1,0 +1,31 @@
+"""Records with what is computed of them, once for a whole report: every figure takes a Study."""
+
+from __future__ import annotations
+
+import functools
+
+import pandas as pd
+
+from .label import label_cells
+from .points import from_cells
+
+
+class Study:
+    """A table of records, its labelled cells, and its points.
+
+    Raises:
+        ValueError: when cells or points are asked for and there are no records.
+    """
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.frame = frame
+
+    @functools.cached_property
+    def cells(self) -> pd.DataFrame:
+        """See `label.label_cells`."""
+        return label_cells(self.frame)
+
+    @functools.cached_property
+    def points(self) -> pd.DataFrame:
+        """See `points.points`."""
+        return from_cells(self.cells)
