@@ -10,6 +10,7 @@ import triton.language as tl
 
 from ..dense_decode.fused import LOG2_E, check_contiguous_rows, combine, empty_shares, online_softmax, store_share
 from ..interpreter import upcasts
+from ..overlap import overlap, start_after_others
 from ..tiling import Plan, gather_plan, multiprocessors, power_of_2
 
 
@@ -18,7 +19,7 @@ def attend_chosen_kernel(q_ptr, k_ptr, v_ptr, index_ptr, count_ptr, out_ptr, lse
                          k_batch, k_head, k_row, v_batch, v_head, v_row,
                          SETS: tl.constexpr, SHARING: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
                          SPLITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr,
-                         BLOCK_DIM: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                         BLOCK_DIM: tl.constexpr, UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Attend to one split of the rows of one set; the grid is (B * N, X).
 
     Args:
@@ -46,7 +47,9 @@ def attend_chosen_kernel(q_ptr, k_ptr, v_ptr, index_ptr, count_ptr, out_ptr, lse
         BLOCK_GROUP: Power of two, at least 16 and Q.
         BLOCK_DIM: Power of two, at least D.
         UPCAST: Cast to float32 after each load.
+        OVERLAP: Whether the launch overlaps the kernel before.
     """
+    start_after_others(OVERLAP)
     pair, split = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // SETS).to(tl.int64), ((pair % SETS) // SHARING).to(tl.int64)
     count = tl.minimum(tl.load(count_ptr + pair), width)
@@ -115,6 +118,6 @@ def gather_decode(
         SETS=sets, SHARING=sets // k_BGSD.shape[1], GROUP=heads // sets, DIM=head_dim,
         SPLITS=plan.splits, BLOCK_ROWS=plan.block_rows, BLOCK_GROUP=max(16, power_of_2(heads // sets)),
         BLOCK_DIM=power_of_2(head_dim), UPCAST=upcasts(q_BHD.dtype),
-        num_warps=plan.num_warps, num_stages=plan.num_stages,
+        num_warps=plan.num_warps, num_stages=plan.num_stages, **overlap(q_BHD.device),
     )  # fmt: skip
     return combine(share_BHXD, lse_BHX, q_BHD.dtype)
