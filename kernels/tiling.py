@@ -11,6 +11,8 @@ import torch
 TILE_BYTES = 16384
 # Filling the pipeline and writing the partial result cost about as much as this many tiles.
 START_TILES = 1
+# Rows up to which tiles of scores stay small.
+SHORT_ROWS = 8192
 
 
 class Plan(NamedTuple):
@@ -153,9 +155,12 @@ def score_plan(pairs: int, rows: int, dims: int, item_bytes: int, multiprocessor
     Returns:
         The plan.
     """
-    block_rows = min(256, max(16, TILE_BYTES // (power_of_2(max(16, dims)) * item_bytes)))
-    splits = choose_splits(pairs, -(-rows // block_rows), 4 * multiprocessor_count)
-    return Plan(block_rows, splits, num_warps=4, num_stages=4)
+    # Long rows are worth large tiles; short ones leave too few of them to keep three in flight.
+    large = rows > SHORT_ROWS
+    most_rows, tile_bytes = (512, 2 * TILE_BYTES) if large else (256, TILE_BYTES)
+    block_rows = min(most_rows, max(16, tile_bytes // (power_of_2(max(16, dims)) * item_bytes)))
+    splits = choose_splits(pairs, -(-rows // block_rows), (3 if large else 4) * multiprocessor_count)
+    return Plan(block_rows, splits, num_warps=8 if large else 4, num_stages=3)
 
 
 def select_plan(pairs: int, rows: int) -> SelectPlan:

@@ -1,11 +1,14 @@
 """Verifies, then times, many ways to cut the kernels in one process; the tables in docs/kernels.md come from it.
 
-    python3 tests/gpu/sweep.py OUT.csv [gather_decode lowrank_score dense_decode]
+    python3 tests/gpu/sweep.py OUT.csv [gather_decode lowrank_score dense_decode select_topk] [pipelines]
+
+"pipelines" times the chains with and without overlapping launches.
 
 Compilation is spread over processes first (the disk cache is shared), so that the GPU is timed by one alone.
 """
 
 import csv
+import importlib
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -15,25 +18,37 @@ from statistics import median
 import torch
 from lacuna.kernels.clock import captured, copy_gb_s, sample_ms
 from lacuna.kernels.op import load_op
-from lacuna.kernels.tiling import Plan
+from lacuna.kernels.pipeline import CHOOSERS, make_pipeline
+from lacuna.kernels.tiling import Plan, SelectPlan
 from lacuna.kernels.verify import run_poisoned, with_plan
 
 REPEATS = 30
 SPLITS = {
-    "gather_decode": ((1, 2, 3), (6, 8, 12), (2, 3, 6), (50, 66, 99)),
-    "dense_decode": ((1,), (4, 8), (1, 2), (33, 49, 66)),
-    "lowrank_score": ((1, 2), (4, 8, 16), (1, 2, 4), (33, 66, 128)),
+    "gather_decode": ((1, 2), (3, 6), (3, 6), (50, 66), (3,)),
+    "dense_decode": ((1,), (2, 4), (1, 2), (33, 49), (1,)),
+    "lowrank_score": ((1, 2), (3, 4), (2, 3, 4), (33, 49), (2, 4)),
 }
 CUTS = {
-    "gather_decode": ((64, 4, 3), (64, 4, 4), (64, 4, 5), (64, 4, 6), (32, 4, 6), (32, 4, 9), (32, 2, 6), (128, 8, 3),
-                      (128, 8, 4), (64, 8, 5), (128, 4, 3)),
-    "dense_decode": ((64, 4, 4), (64, 4, 3), (128, 8, 3), (128, 8, 4), (32, 4, 6)),
-    "lowrank_score": ((256, 4, 4), (128, 4, 4), (128, 4, 6), (512, 8, 3), (256, 8, 3), (512, 8, 4), (256, 4, 3)),
+    "gather_decode": ((64, 4, 4), (64, 4, 5), (32, 2, 6), (32, 2, 8), (32, 1, 6), (16, 1, 8), (64, 2, 4), (64, 2, 6),
+                      (128, 4, 3), (128, 4, 4)),
+    "dense_decode": ((64, 4, 4), (64, 4, 3), (128, 8, 3), (32, 4, 6)),
+    "lowrank_score": ((256, 4, 3), (128, 4, 4), (512, 8, 3), (1024, 8, 2), (512, 4, 2), (512, 4, 3)),
 }  # fmt: skip
+SELECT = {
+    4096: ((1024, 4, 64), (1024, 4, 96), (2048, 4, 96), (1024, 8, 48), (1024, 8, 64), (2048, 8, 64), (4096, 8, 64),
+           (2048, 8, 48), (1024, 16, 40), (4096, 16, 40), (2048, 16, 32)),
+    16384: ((4096, 16, 64), (2048, 16, 64), (4096, 16, 96), (8192, 16, 80), (4096, 32, 64), (8192, 32, 64),
+            (16384, 32, 64), (4096, 32, 32), (2048, 32, 32), (4096, 32, 48), (4096, 8, 128), (2048, 8, 96)),
+    32768: ((4096, 16, 96), (4096, 16, 128), (8192, 16, 128), (8192, 32, 64), (4096, 32, 64), (16384, 32, 64)),
+}  # fmt: skip
+FUSED = ("dense_decode", "gather_decode", "lowrank_score", "select_topk", "select_topk.long_rows", "threshold_compact")
 
 
 def plans(name, place):
-    return [Plan(rows, splits, warps, stages) for (rows, warps, stages), splits in product(CUTS[name], SPLITS[name][place])]
+    if name == "select_topk":
+        return [SelectPlan(*cut) for cut in SELECT.get(timed_cases(name)[place].rows, ())]
+    cuts = product(CUTS[name], SPLITS[name][place])
+    return [Plan(rows, splits, warps, stages) for (rows, warps, stages), splits in cuts]
 
 
 def timed_cases(name):
@@ -53,9 +68,9 @@ def compile_some(job):
 
 
 def jobs(names):
-    for name, place in product(names, range(4)):
+    for name, place in product(names, range(5)):
         todo = plans(name, place)
-        yield from ((name, place, todo[part::4]) for part in range(4))
+        yield from ((name, place, todo[part::4]) for part in range(5))
 
 
 def measured(name, place, device):
@@ -74,19 +89,39 @@ def measured(name, place, device):
         yield name, case.name, str(plan), median(samples), "ok" if error <= bound else f"error {error}"
 
 
+def pipelines(device):
+    for place, name, overlapped in product(range(5), CHOOSERS, (True, False)):
+        pipeline = make_pipeline(timed_cases("dense_decode")[place], device, 0, name)
+        modules = [importlib.import_module(f"lacuna.kernels.{op}.fused") for op in FUSED]
+        saved = [module.overlap for module in modules]
+        if not overlapped:
+            for module in modules:
+                module.overlap = lambda device: {"OVERLAP": False}
+        verdicts = [] if overlapped else [v.reason for v in pipeline.verdicts() if not v.passed]
+        samples = sample_ms(captured(pipeline.run), device, REPEATS)
+        for module, function in zip(modules, saved, strict=True):
+            module.overlap = function
+        yield name, pipeline.case.name, f"overlap={overlapped}", median(samples), "; ".join(verdicts) or "ok"
+        print(name, pipeline.case.name, overlapped, f"{median(samples):.4f}", verdicts, flush=True)
+
+
 def main(path, names):
+    chains = "pipelines" in names
+    names = [name for name in names if name != "pipelines"]
     with ProcessPoolExecutor(14, torch.multiprocessing.get_context("spawn")) as pool:
         list(pool.map(compile_some, jobs(names)))
     device = torch.device("cuda")
     print("copy GB/s", copy_gb_s(device))
     with open(path, "w", newline="") as file:
-        for name, place in product(names, range(4)):
+        for name, place in product(names, range(5)):
             found = list(measured(name, place, device))
             csv.writer(file).writerows(found)
             file.flush()
             default, good = found[0], sorted((row for row in found if row[4] == "ok"), key=lambda row: row[3])
             bad = {row[4] for row in found if row[4] != "ok"}
-            print(name, default[1], f"default {default[3]:.4f}", *(f"{row[2][5:-1]}: {row[3]:.4f}" for row in good[:7]), bad, sep="\n   ", flush=True)
+            print(name, default[1], f"default {default[3]:.4f}", *(f"{row[2]}: {row[3]:.4f}" for row in good[:7]), bad, sep="\n   ", flush=True)
+        if chains:
+            csv.writer(file).writerows(pipelines(device))
 
 
 if __name__ == "__main__":
