@@ -15,24 +15,27 @@ HOPPER = (9, 0)
 
 @triton.jit
 def start_after_others(OVERLAP: tl.constexpr):
-    """Let the next kernel be launched, then wait for those before; the first statement of a kernel.
+    """Wait for the kernels before; the first statement of a kernel.
 
     Args:
-        OVERLAP: Whether the kernel is launched with `launch_pdl`.
+        OVERLAP: Whether the kernel is launched with `launch_pdl`: 0 not; 1 yes; 2 yes, and the next one may be launched
+            as soon as the last blocks of this one have started.
     """
-    if OVERLAP:
+    if OVERLAP > 1:
         tl.extra.cuda.gdc_launch_dependents()
+    if OVERLAP > 0:
         tl.extra.cuda.gdc_wait()
 
 
-def overlap(device: torch.device) -> dict[str, bool]:
+def overlap(device: torch.device, mode: int = 1) -> dict[str, int]:
     """Give the launch options of a kernel that starts with `start_after_others`.
 
     Args:
         device: Where it runs; a CPU outside the interpreter only compiles, for Hopper.
+        mode: As `start_after_others` takes it.
 
     Returns:
         The constant of the kernel and the option of the launch.
     """
     able = not interpreted() and (device.type != "cuda" or torch.cuda.get_device_capability(device) >= HOPPER)
-    return {"OVERLAP": able, "launch_pdl": able} if able else {"OVERLAP": False}
+    return {"OVERLAP": mode, "launch_pdl": True} if able and mode else {"OVERLAP": 0}

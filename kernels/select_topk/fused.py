@@ -14,103 +14,11 @@ import triton.language as tl
 
 from ..overlap import overlap, start_after_others
 from ..tiling import SelectPlan, power_of_2, select_plan
-from .long_rows.fused import ordered_key, select_long
+from .long_rows.fused import select_long
+from .search import between, first_guesses, middle_of, next_guesses, ordered_key, score_of
 
 # 32768 scores are 64 registers of each of 512 threads.
 MOST_ROWS = 32768
-
-
-@triton.jit
-def score_of(key):
-    """Undo `ordered_key`.
-
-    Args:
-        key: A key, int32.
-
-    Returns:
-        Its score.
-    """
-    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def normal_quantile(upper):
-    """Find above which value a normal variable lies with a given probability, to 0.005.
-
-    Args:
-        upper: The probability, between 0 and 1.
-
-    Returns:
-        The value, in standard deviations (Abramowitz and Stegun 26.2.23).
-    """
-    tail = tl.minimum(upper, 1.0 - upper)
-    t = tl.sqrt(tl.log2(tail) * -1.3862944)
-    value = t - (2.515517 + t * (0.802853 + t * 0.010328)) / (1.0 + t * (1.432788 + t * (0.189269 + t * 0.001308)))
-    return tl.where(upper > 0.5, 0.0 - value, value)
-
-
-@triton.jit
-def first_guesses(mean, deviation, many, k):
-    """Guess scores below and above the k-th, as if scores were normal.
-
-    Args:
-        mean: Of the scores.
-        deviation: Of the scores.
-        many: How many they are.
-        k: Scores wanted.
-
-    Returns:
-        The two guesses.
-    """
-    part = (k - 0.5) / many
-    middle = normal_quantile(part)
-    density = tl.exp2(middle * middle * -0.7213475) * 0.3989423
-    margin = 1.5 * tl.sqrt(part * (1.0 - part) / many) / density
-    return mean + deviation * (middle - margin), mean + deviation * (middle + margin)
-
-
-@triton.jit
-def between(score, lo, hi, middle):
-    """Make a guess a key strictly between two others.
-
-    Args:
-        score: The guess.
-        lo: Key below.
-        hi: Key above.
-        middle: What is taken instead if the guess lies elsewhere, or is NaN.
-
-    Returns:
-        The key.
-    """
-    key = ordered_key(score)
-    return tl.where((key > lo) & (key < hi), key, middle)
-
-
-@triton.jit
-def next_guesses(lo, hi, lo_count, hi_count, k, slow):
-    """Guess two keys between lo and hi, on both sides of where k keys should be left.
-
-    Args:
-        lo: Key with at least k keys at or above it.
-        hi: Key with fewer than k.
-        lo_count: Keys at or above lo.
-        hi_count: Keys at or above hi.
-        k: Keys wanted.
-        slow: Whether the last step did little: one guess then halves the range.
-
-    Returns:
-        The two keys, in order.
-    """
-    # The mean of two integers whose sum may overflow.
-    middle = (lo & hi) + ((lo ^ hi) >> 1)
-    field = (lo_count - hi_count).to(tl.float32)
-    part = (lo_count - k + 0.5) / field
-    margin = tl.where(slow, 0.0, 0.7 * tl.sqrt(part * (1.0 - part) / field) + 0.5 / field)
-    lo_score, hi_score = score_of(lo), score_of(hi)
-    first = between(lo_score + (hi_score - lo_score) * (part - margin), lo, hi, middle)
-    second = between(lo_score + (hi_score - lo_score) * (part + margin), lo, hi, middle)
-    second = tl.where(slow, middle, second)
-    return tl.minimum(first, second), tl.maximum(first, second)
 
 
 @triton.jit
@@ -148,7 +56,7 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
     lo = ordered_key(tl.min(tl.where(usable, score, float("inf")), 0))
     hi = ordered_key(tl.max(tl.where(usable, score, float("-inf")), 0)) + 1
     lo_count, hi_count = able, able * 0
-    middle = (lo & hi) + ((lo ^ hi) >> 1)
+    middle = middle_of(lo, hi)
     first_score, second_score = first_guesses(mean, deviation, many, k)
     first, second = between(first_score, lo, hi, middle), between(second_score, lo, hi, middle)
     while (k > 0) & (lo_count != k) & (lo + 1 < hi):
@@ -212,7 +120,7 @@ def select_topk(
     batch, sets, rows = s_BNS.shape
     if rows > MOST_ROWS:
         return select_long(s_BNS, k_B, width)
-    plan = plan or select_plan(batch * sets, rows)
+    plan = plan or select_plan(rows)
     index_BNK = torch.empty(batch, sets, width, dtype=torch.int32, device=s_BNS.device)
     count_BN = torch.empty(batch, sets, dtype=torch.int32, device=s_BNS.device)
     select_kernel[(batch * sets,)](

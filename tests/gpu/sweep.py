@@ -18,6 +18,7 @@ from statistics import median
 import torch
 from lacuna.kernels.clock import captured, copy_gb_s, sample_ms
 from lacuna.kernels.op import load_op
+from lacuna.kernels.overlap import overlap
 from lacuna.kernels.pipeline import CHOOSERS, make_pipeline
 from lacuna.kernels.tiling import Plan, SelectPlan
 from lacuna.kernels.verify import run_poisoned, with_plan
@@ -89,20 +90,35 @@ def measured(name, place, device):
         yield name, case.name, str(plan), median(samples), "ok" if error <= bound else f"error {error}"
 
 
+def switched(mode, modules):
+    """Launch all kernels in one way: 0 apart, 1 overlapping, 2 as early as possible, 3 as the code chooses."""
+    for module, own in modules.items():
+        module.overlap = own if mode == 3 else lambda device, *_, mode=mode: overlap(device, mode)
+
+
 def pipelines(device):
-    for place, name, overlapped in product(range(5), CHOOSERS, (True, False)):
+    modules = [importlib.import_module(f"lacuna.kernels.{op}.fused") for op in FUSED]
+    own = {module: module.overlap for module in modules}
+    for place, name in product(range(5), CHOOSERS):
         pipeline = make_pipeline(timed_cases("dense_decode")[place], device, 0, name)
-        modules = [importlib.import_module(f"lacuna.kernels.{op}.fused") for op in FUSED]
-        saved = [module.overlap for module in modules]
-        if not overlapped:
-            for module in modules:
-                module.overlap = lambda device: {"OVERLAP": False}
-        verdicts = [] if overlapped else [v.reason for v in pipeline.verdicts() if not v.passed]
-        samples = sample_ms(captured(pipeline.run), device, REPEATS)
-        for module, function in zip(modules, saved, strict=True):
-            module.overlap = function
-        yield name, pipeline.case.name, f"overlap={overlapped}", median(samples), "; ".join(verdicts) or "ok"
-        print(name, pipeline.case.name, overlapped, f"{median(samples):.4f}", verdicts, flush=True)
+        verdicts = [v.reason for v in pipeline.verdicts() if not v.passed]
+        for mode in (3, 0, 1, 2):
+            switched(mode, own)
+            time = median(sample_ms(captured(pipeline.run), device, REPEATS))
+            yield name, pipeline.case.name, f"overlap={mode}", time, "; ".join(verdicts) or "ok"
+            print(name, pipeline.case.name, mode, f"{time:.4f}", verdicts, flush=True)
+        switched(3, own)
+
+
+def long_selection(device):
+    op, select_long = load_op("select_topk"), importlib.import_module("lacuna.kernels.select_topk.long_rows.fused").select_long
+    for place, chunk in product(range(5), (2048, 4096, 8192)):
+        case = timed_cases("select_topk")[place]
+        inputs = op.make(case, device, 0)
+        error = op.compare(inputs, select_long(*inputs.values(), chunk), op.reference(inputs))
+        time = median(sample_ms(captured(lambda: select_long(*inputs.values(), chunk)), device, REPEATS))
+        print("select_long", case.name, chunk, f"{time:.4f}", error.error, error.reason[:50], flush=True)
+        yield "select_long", case.name, f"chunk={chunk}", time, "ok" if error.error == 0.0 else error.reason[:50]
 
 
 def main(path, names):
@@ -121,7 +137,7 @@ def main(path, names):
             bad = {row[4] for row in found if row[4] != "ok"}
             print(name, default[1], f"default {default[3]:.4f}", *(f"{row[2]}: {row[3]:.4f}" for row in good[:7]), bad, sep="\n   ", flush=True)
         if chains:
-            csv.writer(file).writerows(pipelines(device))
+            csv.writer(file).writerows([*long_selection(device), *pipelines(device)])
 
 
 if __name__ == "__main__":
