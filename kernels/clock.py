@@ -10,8 +10,8 @@ import torch
 FLUSH_BYTES = 256 * 2**20
 COPY_BYTES = 2 * 2**30
 WARM_UP = 5
-# After heavy work, such as a float64 reference, a GPU takes tens of milliseconds to come back to its clocks.
-SETTLE_MS = 60.0
+# After heavy work, such as a float64 reference, a GPU takes a while to come back to its clocks.
+SETTLE_MS = 200.0
 
 
 def captured(call: Callable[[], object]) -> Callable[[], None]:

@@ -2,8 +2,8 @@
 
 Each launch counts, in every chunk, the scores at or above sixteen keys between two bounds; the next launch adds the
 counts up and moves the bounds. Nothing waits inside a kernel and nothing returns to the host: one launch for the moments
-of the scores, three that narrow, one that writes. Should the bounds not have met by then, as with long tails or many
-equal scores, the blocks of the last launch end the search themselves, each for itself: slower, and as exact.
+of the scores, six that narrow, one that tallies, one that writes. Should the bounds not have met by then, as with long tails or many
+equal scores, the blocks that tally end the search themselves, each for itself: slower, and as exact.
 
 Shape legend: B batch, N sets of rows, S rows in the cache, K width of the result, C blocks (chunks) of a row,
 P keys tried at once.
@@ -20,9 +20,9 @@ from ...tiling import power_of_2
 from ..search import between, first_guesses, middle_of, next_guesses, ordered_key, score_of
 
 TRIED = tl.constexpr(16)
-ROUNDS = 3
+ROUNDS = 6
 # Every block adds up the counts of all blocks of its row: longer rows take larger chunks.
-CHUNK_ROWS, LARGE_CHUNK_ROWS = 4096, 16384
+CHUNK_ROWS, LARGE_CHUNK_ROWS = 8192, 16384
 LARGE_ROWS = 2**18
 
 
@@ -138,9 +138,9 @@ def last_bounds(state_ptr, tried_ptr, count_ptr, pair, pairs, LEVEL: tl.constexp
     """Add up what the launch before counted, and move the bounds.
 
     Args:
-        state_ptr: (3, B * N, 5) bounds, counts at both and rows wanted.
-        tried_ptr: (3, B * N, 16) keys.
-        count_ptr: (3, B * N, C, 16) counts of each chunk.
+        state_ptr: (6, B * N, 5) bounds, counts at both and rows wanted.
+        tried_ptr: (6, B * N, 16) keys.
+        count_ptr: (6, B * N, C, 16) counts of each chunk.
         pair: Which set.
         pairs: B * N.
         LEVEL: Number of the launch that counted.
@@ -171,9 +171,9 @@ def narrow_kernel(s_ptr, k_ptr, moment_ptr, state_ptr, tried_ptr, count_ptr, row
         s_ptr: (B, N, S) float32 scores, contiguous.
         k_ptr: (B,) rows wanted.
         moment_ptr: (5, B * N, C) moments.
-        state_ptr: (3, B * N, 5) bounds, counts at both and rows wanted.
-        tried_ptr: (3, B * N, 16) keys.
-        count_ptr: (3, B * N, C, 16) counts of each chunk.
+        state_ptr: (6, B * N, 5) bounds, counts at both and rows wanted.
+        tried_ptr: (6, B * N, 16) keys.
+        count_ptr: (6, B * N, C, 16) counts of each chunk.
         rows: S.
         width: K.
         pairs: B * N.
@@ -218,9 +218,9 @@ def tally_kernel(s_ptr, state_ptr, tried_ptr, count_ptr, tally_ptr, rows, pairs,
 
     Args:
         s_ptr: (B, N, S) float32 scores, contiguous.
-        state_ptr: (3, B * N, 5) bounds, counts at both and rows wanted.
-        tried_ptr: (3, B * N, 16) keys.
-        count_ptr: (3, B * N, C, 16) counts of each chunk.
+        state_ptr: (6, B * N, 5) bounds, counts at both and rows wanted.
+        tried_ptr: (6, B * N, 16) keys.
+        count_ptr: (6, B * N, C, 16) counts of each chunk.
         tally_ptr: (B * N, C, 4) result: scores above, at the threshold, and the two bounds.
         rows: S.
         pairs: B * N.
@@ -273,7 +273,7 @@ def write_kernel(s_ptr, state_ptr, tally_ptr, index_ptr, count_ptr, rows, width,
 
     Args:
         s_ptr: (B, N, S) float32 scores, contiguous.
-        state_ptr: (3, B * N, 5) of which the last is the rows wanted.
+        state_ptr: (6, B * N, 5) of which the last is the rows wanted.
         tally_ptr: (B * N, C, 4) scores above, at the threshold, and the two bounds.
         index_ptr: (B, N, K) int32 result.
         count_ptr: (B, N) int32 result.
