@@ -15,7 +15,7 @@ import torch
 from .baselines import Baseline, dense_baselines, versions
 from .clock import captured, copy_gb_s, percentiles, sample_ms
 from .op import Case, Inputs, Op, load_op
-from .pipeline import CHOOSERS, make_pipeline, pipeline_bytes, pipeline_flops
+from .pipeline import STAGES, make_pipeline, pipeline_bytes, pipeline_flops
 from .tiling import Plan
 from .verify import judge, with_plan
 
@@ -259,15 +259,15 @@ def rows(op_names: Iterable[str], device: torch.device) -> Iterator[dict[str, An
         ValueError: If a name is unknown, or the pipeline is asked for on a CPU.
     """
     names = list(op_names)
-    ops = {name: load_op(name) for name in names if name not in CHOOSERS}
-    if set(CHOOSERS) & set(names):
+    ops = {name: load_op(name) for name in names if name not in STAGES}
+    if set(STAGES) & set(names):
         _check_cuda(device)
     ceiling_gb_s = copy_gb_s(device)
     purpose = "time" if device.type == "cuda" else "test"
     for name, op in ops.items():
         if (name, device.type) != ("dense_decode", "cuda"):
             yield from (bench(op, case, device, "", ceiling_gb_s) for case in op.cases if case.purpose == purpose)
-    if device.type == "cuda" and ({"dense_decode"} | set(CHOOSERS)) & set(names):
+    if device.type == "cuda" and ({"dense_decode"} | set(STAGES)) & set(names):
         yield from _dense_and_pipeline(names, device, ceiling_gb_s)
 
 
@@ -276,7 +276,7 @@ def _dense_and_pipeline(names: list[str], device: torch.device, ceiling_gb_s: fl
     for case in (case for case in op.cases if case.purpose == "time"):
         dense = [bench(op, case, device, "", ceiling_gb_s), *bench_baselines(case, device, ceiling_gb_s)]
         yield from dense
-        for name in (name for name in CHOOSERS if name in names):
+        for name in (name for name in STAGES if name in names):
             yield bench_pipeline(case, device, ceiling_gb_s, dense, name)
 
 

@@ -1,20 +1,26 @@
-"""Loki's decode step as a chain of three operations: score in few dims, choose, attend to what was chosen.
+"""Loki's decode step as a chain of operations: score in few dims, choose, attend to what was chosen.
 
-What is chosen are the best K rows, or, with thresholds that were found beforehand, all rows that reach them.
+What is chosen are the best K rows; or, with thresholds that were found beforehand, all rows that reach them, as soon
+as they are scored.
 
 Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, R low-rank dims, K kept rows.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from .op import Case, Inputs, Op, load_op
-from .threshold_compact import kth_best, slack
+from .threshold_compact import kth_best
+from .threshold_score import segments_of
 from .verify import Verdict, judge
 
-CHOOSERS = {"loki_pipeline": "select_topk", "loki_theta_pipeline": "threshold_compact"}
+STAGES = {
+    "loki_pipeline": ("lowrank_score", "select_topk", "gather_decode"),
+    "loki_theta_pipeline": ("threshold_score", "gather_decode"),
+}
 
 
 @dataclass(frozen=True)
@@ -23,30 +29,13 @@ class Pipeline:
 
     Attributes:
         dense: The arguments of dense decode attention over the whole cache.
-        low_BGSR: (B, G, S, R) the first columns of the keys, stored apart: contiguous rows read twice as fast.
-        chooser: Name of the operation that chooses.
-        choice: Its arguments after the scores.
+        stages: The arguments of each operation before the attention, except those that the one before returns.
         case: The shape.
     """
 
     dense: Inputs
-    low_BGSR: torch.Tensor
-    chooser: str
-    choice: Inputs
+    stages: dict[str, Inputs]
     case: Case
-
-    @property
-    def ops(self) -> tuple[Op, Op, Op]:
-        """The three stages."""
-        return load_op("lowrank_score"), load_op(self.chooser), load_op("gather_decode")
-
-    def score_inputs(self) -> Inputs:
-        """Give the arguments of the first stage."""
-        return score_inputs(self.dense, self.low_BGSR, self.case)
-
-    def choose_inputs(self, s_BNS: torch.Tensor) -> Inputs:
-        """Give the arguments of the second stage."""
-        return {"s_BNS": s_BNS} | self.choice
 
     def gather_inputs(self, index_BNK: torch.Tensor, count_BN: torch.Tensor) -> Inputs:
         """Give the arguments of the third stage."""
@@ -54,15 +43,15 @@ class Pipeline:
         return kept | {"index_BNK": index_BNK, "count_BN": count_BN, "scale": self.dense["scale"]}
 
     def run(self) -> torch.Tensor:
-        """Run the three stages.
+        """Run the stages.
 
         Returns:
             (B, H, D) attention over the chosen rows.
         """
-        score, choose, gather = self.ops
-        s_BNS = score(*self.score_inputs().values())
-        index_BNK, count_BN = choose(*self.choose_inputs(s_BNS).values())
-        out_BHD: torch.Tensor = gather(*self.gather_inputs(index_BNK, count_BN).values())
+        given: tuple[torch.Tensor, ...] = ()
+        for name, inputs in self.stages.items():
+            given = as_tuple(load_op(name)(*given, *inputs.values()))
+        out_BHD: torch.Tensor = load_op("gather_decode")(*self.gather_inputs(*given).values())
         return out_BHD
 
     def verdicts(self) -> Iterator[Verdict]:
@@ -71,11 +60,25 @@ class Pipeline:
         Yields:
             One verdict for each stage.
         """
-        score, choose, gather = self.ops
-        yield judge(score, self.case, self.score_inputs())
-        choose_inputs = self.choose_inputs(score.fused(**self.score_inputs()))
-        yield judge(choose, self.case, choose_inputs)
-        yield judge(gather, self.case, self.gather_inputs(*choose.fused(**choose_inputs)))
+        given: tuple[torch.Tensor, ...] = ()
+        for name, inputs in self.stages.items():
+            op = load_op(name)
+            whole = dict(zip(("s_BNS",), given, strict=False)) | inputs
+            yield judge(op, self.case, whole)
+            given = as_tuple(op.fused(**whole))
+        yield judge(load_op("gather_decode"), self.case, self.gather_inputs(*given))
+
+
+def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:
+    """Give what an operation returned as a tuple.
+
+    Args:
+        result: A tensor, or several.
+
+    Returns:
+        The tensors.
+    """
+    return (result,) if torch.is_tensor(result) else tuple(result)
 
 
 def score_inputs(dense: Inputs, low_BGSR: torch.Tensor, case: Case) -> Inputs:
@@ -107,15 +110,16 @@ def make_pipeline(case: Case, device: torch.device, seed: int, name: str = "loki
     """
     dense = load_op("dense_decode").make(case, device, seed)
     low_BGSR = dense["k_BGSD"][..., : case.low_dims].contiguous()
+    scored = score_inputs(dense, low_BGSR, case)
     if name == "loki_pipeline":
-        choice = {"k_B": torch.full((case.batch,), case.kept, dtype=torch.int32, device=device), "width": case.kept}
-    else:
-        s_BNS = load_op("lowrank_score")(*score_inputs(dense, low_BGSR, case).values())
-        choice = {"threshold_BN": kth_best(s_BNS, case.kept), "width": slack(case.kept)}
-    return Pipeline(dense, low_BGSR, CHOOSERS[name], choice, case)
+        k_B = torch.full((case.batch,), case.kept, dtype=torch.int32, device=device)
+        return Pipeline(dense, {"lowrank_score": scored, "select_topk": {"k_B": k_B, "width": case.kept}}, case)
+    threshold_BG = kth_best(load_op("lowrank_score")(*scored.values()), case.kept)
+    thresholds = {"threshold_BG": threshold_BG, "segments": segments_of(case, device)}
+    return Pipeline(dense, {"threshold_score": scored | thresholds}, case)
 
 
-def pipeline_ops(name: str) -> tuple[Op, Op, Op]:
+def pipeline_ops(name: str) -> tuple[Op, ...]:
     """Name the stages of a pipeline.
 
     Args:
@@ -124,7 +128,7 @@ def pipeline_ops(name: str) -> tuple[Op, Op, Op]:
     Returns:
         The operations.
     """
-    return load_op("lowrank_score"), load_op(CHOOSERS[name]), load_op("gather_decode")
+    return tuple(load_op(stage) for stage in STAGES[name])
 
 
 def pipeline_bytes(case: Case, name: str = "loki_pipeline") -> int:

@@ -19,7 +19,7 @@ import torch
 from lacuna.kernels.clock import captured, copy_gb_s, sample_ms
 from lacuna.kernels.op import load_op
 from lacuna.kernels.overlap import overlap
-from lacuna.kernels.pipeline import CHOOSERS, make_pipeline
+from lacuna.kernels.pipeline import STAGES, make_pipeline
 from lacuna.kernels.tiling import Plan, SelectPlan
 from lacuna.kernels.verify import run_poisoned, with_plan
 
@@ -42,7 +42,7 @@ SELECT = {
             (16384, 32, 64), (4096, 32, 32), (2048, 32, 32), (4096, 32, 48), (4096, 8, 128), (2048, 8, 96)),
     32768: ((4096, 16, 96), (4096, 16, 128), (8192, 16, 128), (8192, 32, 64), (4096, 32, 64), (16384, 32, 64)),
 }  # fmt: skip
-FUSED = ("dense_decode", "gather_decode", "lowrank_score", "select_topk", "select_topk.long_rows", "threshold_compact")
+FUSED = ("dense_decode", "gather_decode", "lowrank_score", "select_topk", "select_topk.long_rows", "threshold_compact", "threshold_score")
 
 
 def plans(name, place):
@@ -99,7 +99,7 @@ def switched(mode, modules):
 def pipelines(device):
     modules = [importlib.import_module(f"lacuna.kernels.{op}.fused") for op in FUSED]
     own = {module: module.overlap for module in modules}
-    for place, name in product(range(5), CHOOSERS):
+    for place, name in product(range(5), STAGES):
         pipeline = make_pipeline(timed_cases("dense_decode")[place], device, 0, name)
         verdicts = [v.reason for v in pipeline.verdicts() if not v.passed]
         for mode in (3, 0):
@@ -117,11 +117,10 @@ def chunked(device):
             continue
         function = importlib.import_module(f"lacuna.kernels.{name}.fused")
         function = getattr(function, "select_long" if name == "select_topk" else name)
+        inputs = load_op(name).make(case, device, 0)
         if name == "select_topk":  # what scores look like: the best of a group, not one normal draw
-            inputs = make_pipeline(case, device, 0)
-            inputs = inputs.choose_inputs(load_op("lowrank_score")(*inputs.score_inputs().values()))
-        else:
-            inputs = load_op(name).make(case, device, 0)
+            stages = make_pipeline(case, device, 0).stages
+            inputs = {"s_BNS": load_op("lowrank_score")(*stages["lowrank_score"].values())} | stages[name]
         error = load_op(name).compare(inputs, function(*inputs.values(), chunk), load_op(name).reference(inputs))
         time = median(sample_ms(captured(lambda: function(*inputs.values(), chunk)), device, REPEATS))
         print(name, case.name, chunk, f"{time:.4f}", error.error, error.reason[:50], flush=True)
@@ -144,7 +143,7 @@ def main(path, names):
             bad = {row[4] for row in found if row[4] != "ok"}
             print(name, default[1], f"default {default[3]:.4f}", *(f"{row[2]}: {row[3]:.4f}" for row in good[:7]), bad, sep="\n   ", flush=True)
         if chains:
-            csv.writer(file).writerows([*chunked(device), *pipelines(device)])
+            csv.writer(file).writerows([*pipelines(device), *chunked(device)])
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ SPEC = importlib.util.spec_from_file_location("definitions", Path(__file__).with
 definitions = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(definitions)
 
-OPS = ("dense_decode", "lowrank_score", "select_topk", "gather_decode", "threshold_compact")
+OPS = ("dense_decode", "lowrank_score", "select_topk", "gather_decode", "threshold_compact", "threshold_score")
 NAN = float("nan")
 TOLERANCE = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
 SHAPES = (
@@ -142,6 +143,38 @@ def test_every_row_at_the_threshold_is_chosen(rows, width, kind, twin, device):
     assert index_BNK.dtype == count_BN.dtype == torch.int32
     assert torch.equal(count_BN.long().cpu(), expected_BN)
     assert torch.equal(index_BNK.long().cpu(), expected_BNK)
+
+
+@both
+@pytest.mark.parametrize("segments", [1, 3])
+@pytest.mark.parametrize("case", SHAPES, ids=lambda case: case.name)
+def test_rows_are_kept_as_they_are_scored(case, segments, twin, device):
+    """Broken: a row is lost at the border of a tile or segment, or attention over segments is not that over the rows."""
+    inputs = inputs_of("threshold_score", case, device) | {"segments": segments}
+    index_BGK, count_BGX = run("threshold_score", twin, inputs)
+    scored = {name: inputs[name] for name in ("q_BHR", "k_BGSR", "lo_B", "hi_B", "reduce")}
+    s_BGS = definitions.lowrank_score(**scored)
+    passing_BGS = (s_BGS >= inputs["threshold_BG"].double().cpu()[..., None] - 1e-4) & (s_BGS > -math.inf)
+    width = index_BGK.shape[-1] // segments
+    for b, g in product(range(case.batch), range(case.kv_heads)):
+        counts = count_BGX[b, g].tolist()
+        kept = [index_BGK[b, g, x * width : x * width + count] for x, count in enumerate(counts)]
+        assert torch.equal(torch.cat(kept).cpu().long(), passing_BGS[b, g].nonzero().flatten())
+    dense = inputs_of("dense_decode", case, device)
+    caches = {name: dense[name] for name in ("q_BHD", "k_BGSD", "v_BGSD")}
+    packed = {"index_BNK": packed_rows(index_BGK, count_BGX), "count_BN": count_BGX.sum(-1)}
+    segmented = {"index_BNK": index_BGK, "count_BN": count_BGX}
+    expected = run("gather_decode", "eager", caches | packed | {"scale": 0.1})
+    torch.testing.assert_close(run("gather_decode", twin, caches | segmented | {"scale": 0.1}), expected, rtol=1e-5, atol=1e-5)
+
+
+def packed_rows(index_BGK, count_BGX):
+    out = torch.full_like(index_BGK, -1)
+    width = index_BGK.shape[-1] // count_BGX.shape[-1]
+    for b, g in product(range(index_BGK.shape[0]), range(index_BGK.shape[1])):
+        kept = torch.cat([index_BGK[b, g, x * width : x * width + int(n)] for x, n in enumerate(count_BGX[b, g])])
+        out[b, g, : len(kept)] = kept
+    return out
 
 
 @both
