@@ -24,7 +24,7 @@ def gather_decode(
         k_BGSD: (B, G, S, D) keys, any strides.
         v_BGSD: (B, G, S, D) values, any strides.
         index_BNK: (B, N, K) int32 rows; N = G (one set for each KV head) or N = H (for each query head).
-        count_BN: (B, N) int32, how many of the K are valid; or (B, N, segments), how many of each equal part of the K.
+        count_BN: (B, N) int32, how many of the K are valid; or (B, N, segments), of each equal part of the K.
         scale: Factor of the scores.
 
     Returns:

@@ -18,8 +18,9 @@ from ..tiling import Plan, gather_plan, multiprocessors, power_of_2
 def attend_chosen_kernel(q_ptr, k_ptr, v_ptr, index_ptr, count_ptr, out_ptr, lse_ptr, scale_log2, width,
                          k_batch, k_head, k_row, v_batch, v_head, v_row,
                          SETS: tl.constexpr, SHARING: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
-                         SPLITS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr,
-                         BLOCK_DIM: tl.constexpr, UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+                         SPLITS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+                         BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr, UPCAST: tl.constexpr,
+                         OVERLAP: tl.constexpr):  # fmt: skip
     """Attend to one split of the rows of one set; the grid is (B * N, X).
 
     Args:
@@ -43,7 +44,7 @@ def attend_chosen_kernel(q_ptr, k_ptr, v_ptr, index_ptr, count_ptr, out_ptr, lse
         GROUP: Q.
         DIM: D.
         SPLITS: X.
-        SEGMENTS: Equal parts of the index, of which each begins with its valid rows; a divisor of X.
+        SEGMENTS: Equal parts of the index, each of which begins with its valid rows; divides X.
         BLOCK_ROWS: Rows of a tile.
         BLOCK_GROUP: Power of two, at least 16 and Q.
         BLOCK_DIM: Power of two, at least D.
@@ -99,7 +100,7 @@ def gather_decode(
         k_BGSD: (B, G, S, D) keys; any strides, the last dim contiguous.
         v_BGSD: (B, G, S, D) values; any strides, the last dim contiguous.
         index_BNK: (B, N, K) int32 rows, ascending for speed; N = G or N = H.
-        count_BN: (B, N) int32, how many of the K are valid; or (B, N, segments), how many of each equal part of the K.
+        count_BN: (B, N) int32, how many of the K are valid; or (B, N, segments), of each equal part of the K.
         scale: Factor of the scores.
         plan: How to cut the work; chosen from the shape if absent.
 
@@ -121,7 +122,8 @@ def gather_decode(
         q_BHD, k_BGSD, v_BGSD, index_BNK, count_BN, share_BHXD, lse_BHX, scale * LOG2_E, width,
         *k_BGSD.stride()[:3], *v_BGSD.stride()[:3],
         SETS=sets, SHARING=sets // k_BGSD.shape[1], GROUP=heads // sets, DIM=head_dim,
-        SPLITS=plan.splits, SEGMENTS=segments, BLOCK_ROWS=plan.block_rows, BLOCK_GROUP=max(16, power_of_2(heads // sets)),
+        SPLITS=plan.splits, SEGMENTS=segments, BLOCK_ROWS=plan.block_rows,
+        BLOCK_GROUP=max(16, power_of_2(heads // sets)),
         BLOCK_DIM=power_of_2(head_dim), UPCAST=upcasts(q_BHD.dtype),
         num_warps=plan.num_warps, num_stages=plan.num_stages, **overlap(q_BHD.device),
     )  # fmt: skip

@@ -6,9 +6,7 @@ Shape legend: B batch, N sets of rows, S rows in the cache, K width of the resul
 import torch
 
 
-def threshold_compact(
-    s_BNS: torch.Tensor, threshold_BN: torch.Tensor, width: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def threshold_compact(s_BNS: torch.Tensor, threshold_BN: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose every row whose score is at or above the threshold of its set.
 
     A score of -inf or NaN is never chosen, whatever the threshold. Where more than K rows pass, the last K of them

@@ -1,3 +1,4 @@
+# ruff: noqa: B023, BLE001, PTH123
 """Verifies, then times, many ways to cut the kernels in one process; the tables in docs/kernels.md come from it.
 
     python3 tests/gpu/sweep.py OUT.csv [gather_decode lowrank_score dense_decode select_topk] [pipelines]
@@ -42,7 +43,15 @@ SELECT = {
             (16384, 32, 64), (4096, 32, 32), (2048, 32, 32), (4096, 32, 48), (4096, 8, 128), (2048, 8, 96)),
     32768: ((4096, 16, 96), (4096, 16, 128), (8192, 16, 128), (8192, 32, 64), (4096, 32, 64), (16384, 32, 64)),
 }  # fmt: skip
-FUSED = ("dense_decode", "gather_decode", "lowrank_score", "select_topk", "select_topk.long_rows", "threshold_compact", "threshold_score")
+FUSED = (
+    "dense_decode",
+    "gather_decode",
+    "lowrank_score",
+    "select_topk",
+    "select_topk.long_rows",
+    "threshold_compact",
+    "threshold_score",
+)
 
 
 def plans(name, place):
@@ -141,7 +150,15 @@ def main(path, names):
             file.flush()
             default, good = found[0], sorted((row for row in found if row[4] == "ok"), key=lambda row: row[3])
             bad = {row[4] for row in found if row[4] != "ok"}
-            print(name, default[1], f"default {default[3]:.4f}", *(f"{row[2]}: {row[3]:.4f}" for row in good[:7]), bad, sep="\n   ", flush=True)
+            print(
+                name,
+                default[1],
+                f"default {default[3]:.4f}",
+                *(f"{row[2]}: {row[3]:.4f}" for row in good[:7]),
+                bad,
+                sep="\n   ",
+                flush=True,
+            )
         if chains:
             csv.writer(file).writerows([*pipelines(device), *chunked(device)])
 

@@ -58,7 +58,14 @@ def main(dtypes):
             Case("mha", 1, 2, 2, 1000, head_dim=96, low_dims=24, kept=250, dtype=dtype, reduce="none", visible="full"),
         )
         for case in shapes:
-            for name in ("dense_decode", "lowrank_score", "select_topk", "gather_decode", "threshold_compact", "threshold_score"):
+            for name in (
+                "dense_decode",
+                "lowrank_score",
+                "select_topk",
+                "gather_decode",
+                "threshold_compact",
+                "threshold_score",
+            ):
                 op = load_op(name)
                 op.fused(**op.make(case, device, 0))
     threshold_compact(*load_op("threshold_compact").make(shapes[0], device, 0).values(), chunk_rows=1024)
