@@ -145,7 +145,8 @@ def tally_kernel(s_ptr, k_ptr, count_ptr, state_ptr, tally_ptr, rows, width, pai
 
 @triton.jit
 def write_kernel(s_ptr, state_ptr, tally_ptr, index_ptr, count_ptr, rows, width, pairs, CHUNK: tl.constexpr,
-                 CHUNKS: tl.constexpr, BLOCK_CHUNKS: tl.constexpr, BLOCK_TAIL: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+                 CHUNKS: tl.constexpr, BLOCK_CHUNKS: tl.constexpr, BLOCK_TAIL: tl.constexpr,
+                 OVERLAP: tl.constexpr):  # fmt: skip
     """Write the chosen rows of each chunk, and its part of the unused tail; the grid is (B * N, C).
 
     Args:
