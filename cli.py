@@ -216,7 +216,10 @@ def _bench(args: argparse.Namespace) -> int:
     from .jobs.show import say_row
     from .kernels.bench import rows, write_csv
 
-    timed = [say_row(row) for row in rows(args.op or [*plugins.names("ops"), "loki_pipeline"], _device(args))]
+    timed = [
+        say_row(row)
+        for row in rows(args.op or [*plugins.names("ops"), "loki_pipeline", "loki_theta_pipeline"], _device(args))
+    ]
     if args.output:
         write_csv(timed, args.output)
     return int(any(row["status"] != "ok" and not row.get("baseline") for row in timed))  # baselines may be missing here

@@ -15,12 +15,11 @@ import torch
 from .baselines import Baseline, dense_baselines, versions
 from .clock import captured, copy_gb_s, percentiles, sample_ms
 from .op import Case, Inputs, Op, load_op
-from .pipeline import make_pipeline, pipeline_bytes, pipeline_flops
+from .pipeline import STAGES, make_pipeline, pipeline_bytes, pipeline_flops
 from .tiling import Plan
 from .verify import judge, with_plan
 
 REPEATS = 100
-PIPELINE = "loki_pipeline"
 # A baseline is another's code: it is checked for gross mistakes, and its error is in the row.
 BASELINE_ERROR = 0.05
 # Against float64 the eager twin errs by the rounding of its output and of a float32 sum.
@@ -201,15 +200,20 @@ def _baseline_row(row: Row, baseline: Baseline, inputs: Inputs, reference: torch
 
 
 def bench_pipeline(
-    case: Case, device: torch.device, ceiling_gb_s: float, dense: Iterable[dict[str, Any]]
+    case: Case,
+    device: torch.device,
+    ceiling_gb_s: float,
+    dense: Iterable[dict[str, Any]],
+    name: str = "loki_pipeline",
 ) -> dict[str, Any]:
-    """Verify each stage of the Loki pipeline, then time the whole.
+    """Verify each stage of a pipeline, then time the whole.
 
     Args:
         case: The shape.
         device: A CUDA device.
         ceiling_gb_s: Copy bandwidth of the device.
         dense: Rows of dense kernels on the same case; the fastest is what the pipeline is held against.
+        name: "loki_pipeline", or "loki_theta_pipeline" for thresholds found beforehand instead of a selection.
 
     Returns:
         A `Row` as a dictionary.
@@ -218,11 +222,11 @@ def bench_pipeline(
         ValueError: If the device is a CPU.
     """
     _check_cuda(device)
-    pipeline = make_pipeline(case, device, 0)
+    pipeline = make_pipeline(case, device, 0, name)
     verdicts = list(pipeline.verdicts())
     reason = "; ".join(f"{verdict.op}: {verdict.reason}" for verdict in verdicts if not verdict.passed)
-    row = _blank(PIPELINE, case, device, ceiling_gb_s)
-    row = replace(row, twin="fused", bytes=pipeline_bytes(case), flops=pipeline_flops(case), reason=reason)
+    row = _blank(name, case, device, ceiling_gb_s)
+    row = replace(row, twin="fused", bytes=pipeline_bytes(case, name), flops=pipeline_flops(case, name), reason=reason)
     row = replace(row, status="failed" if reason else "ok", error=verdicts[-1].fused_error)
     row = _timed(replace(row, eager_error=verdicts[-1].eager_error), pipeline.run, device)
     return asdict(_held_against(row, dense))
@@ -238,14 +242,14 @@ def _held_against(row: Row, dense: Iterable[dict[str, Any]]) -> Row:
 
 def _check_cuda(device: torch.device) -> None:
     if device.type != "cuda":
-        raise ValueError(f"expected a CUDA device to time {PIPELINE!r} on, got {device}")
+        raise ValueError(f"expected a CUDA device to time a pipeline on, got {device}")
 
 
 def rows(op_names: Iterable[str], device: torch.device) -> Iterator[dict[str, Any]]:
     """Bench operations on all their cases: those for timing on a GPU, those for tests on a CPU.
 
     Args:
-        op_names: Names of operations, and "loki_pipeline" for the chain of three.
+        op_names: Names of operations, and of the pipelines "loki_pipeline" and "loki_theta_pipeline".
         device: Where.
 
     Yields:
@@ -255,15 +259,15 @@ def rows(op_names: Iterable[str], device: torch.device) -> Iterator[dict[str, An
         ValueError: If a name is unknown, or the pipeline is asked for on a CPU.
     """
     names = list(op_names)
-    ops = {name: load_op(name) for name in names if name != PIPELINE}
-    if PIPELINE in names:
+    ops = {name: load_op(name) for name in names if name not in STAGES}
+    if set(STAGES) & set(names):
         _check_cuda(device)
     ceiling_gb_s = copy_gb_s(device)
     purpose = "time" if device.type == "cuda" else "test"
     for name, op in ops.items():
         if (name, device.type) != ("dense_decode", "cuda"):
             yield from (bench(op, case, device, "", ceiling_gb_s) for case in op.cases if case.purpose == purpose)
-    if device.type == "cuda" and {"dense_decode", PIPELINE} & set(names):
+    if device.type == "cuda" and ({"dense_decode"} | set(STAGES)) & set(names):
         yield from _dense_and_pipeline(names, device, ceiling_gb_s)
 
 
@@ -272,8 +276,8 @@ def _dense_and_pipeline(names: list[str], device: torch.device, ceiling_gb_s: fl
     for case in (case for case in op.cases if case.purpose == "time"):
         dense = [bench(op, case, device, "", ceiling_gb_s), *bench_baselines(case, device, ceiling_gb_s)]
         yield from dense
-        if PIPELINE in names:
-            yield bench_pipeline(case, device, ceiling_gb_s, dense)
+        for name in (name for name in STAGES if name in names):
+            yield bench_pipeline(case, device, ceiling_gb_s, dense, name)
 
 
 def write_csv(lines: Iterable[dict[str, Any]], path: Path) -> None:

@@ -10,6 +10,8 @@ import torch
 FLUSH_BYTES = 256 * 2**20
 COPY_BYTES = 2 * 2**30
 WARM_UP = 5
+# After heavy work, such as a float64 reference, a GPU takes a while to come back to its clocks.
+SETTLE_MS = 200.0
 
 
 def captured(call: Callable[[], object]) -> Callable[[], None]:
@@ -51,15 +53,26 @@ def sample_ms(call: Callable[[], object], device: torch.device, repeats: int) ->
 
 
 def _on_cuda(call: Callable[[], object], device: torch.device, repeats: int) -> tuple[float, ...]:
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+    flush = torch.ones(FLUSH_BYTES // 4, dtype=torch.int32, device=device)
     starts, ends = _events(repeats), _events(repeats)
+    _settle(call, flush, device)
     for start, end in zip(starts, ends, strict=True):
-        flush.fill_(1)
+        # Read, not written: what a write leaves in the cache would be written back inside the time of the call.
+        flush.amax()
         start.record()
         call()
         end.record()
     torch.cuda.synchronize(device)
     return tuple(start.elapsed_time(end) for start, end in zip(starts, ends, strict=True))
+
+
+def _settle(call: Callable[[], object], flush: torch.Tensor, device: torch.device) -> None:
+    torch.cuda.synchronize(device)
+    until = time.perf_counter() + SETTLE_MS / 1e3
+    while time.perf_counter() < until:
+        flush.amax()
+        call()
+        torch.cuda.synchronize(device)
 
 
 def _events(count: int) -> list[torch.cuda.Event]:

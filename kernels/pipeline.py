@@ -1,17 +1,26 @@
-"""Loki's decode step as a chain of three operations: score in few dims, choose, attend to what was chosen.
+"""Loki's decode step as a chain of operations: score in few dims, choose, attend to what was chosen.
+
+What is chosen are the best K rows; or, with thresholds that were found beforehand, all rows that reach them, as soon
+as they are scored.
 
 Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, R low-rank dims, K kept rows.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from .op import Case, Inputs, load_op
+from .op import Case, Inputs, Op, load_op
+from .threshold_compact import kth_best
+from .threshold_score import segments_of
 from .verify import Verdict, judge
 
-STAGES = ("lowrank_score", "select_topk", "gather_decode")
+STAGES = {
+    "loki_pipeline": ("lowrank_score", "select_topk", "gather_decode"),
+    "loki_theta_pipeline": ("threshold_score", "gather_decode"),
+}
 
 
 @dataclass(frozen=True)
@@ -20,29 +29,13 @@ class Pipeline:
 
     Attributes:
         dense: The arguments of dense decode attention over the whole cache.
-        low_BGSR: (B, G, S, R) the first columns of the keys, stored apart: contiguous rows read twice as fast.
-        k_B: (B,) int32, rows to keep.
+        stages: The arguments of each operation before the attention, except those that the one before returns.
         case: The shape.
     """
 
     dense: Inputs
-    low_BGSR: torch.Tensor
-    k_B: torch.Tensor
+    stages: dict[str, Inputs]
     case: Case
-
-    def score_inputs(self) -> Inputs:
-        """Give the arguments of the first stage."""
-        return {
-            "q_BHR": self.dense["q_BHD"][..., : self.case.low_dims],
-            "k_BGSR": self.low_BGSR,
-            "lo_B": self.dense["lo_B"],
-            "hi_B": self.dense["hi_B"],
-            "reduce": self.case.reduce,
-        }
-
-    def select_inputs(self, s_BNS: torch.Tensor) -> Inputs:
-        """Give the arguments of the second stage."""
-        return {"s_BNS": s_BNS, "k_B": self.k_B, "width": self.case.kept}
 
     def gather_inputs(self, index_BNK: torch.Tensor, count_BN: torch.Tensor) -> Inputs:
         """Give the arguments of the third stage."""
@@ -50,15 +43,15 @@ class Pipeline:
         return kept | {"index_BNK": index_BNK, "count_BN": count_BN, "scale": self.dense["scale"]}
 
     def run(self) -> torch.Tensor:
-        """Run the three stages.
+        """Run the stages.
 
         Returns:
             (B, H, D) attention over the chosen rows.
         """
-        score, select, gather = (load_op(name) for name in STAGES)
-        s_BNS = score(*self.score_inputs().values())
-        index_BNK, count_BN = select(*self.select_inputs(s_BNS).values())
-        out_BHD: torch.Tensor = gather(*self.gather_inputs(index_BNK, count_BN).values())
+        given: tuple[torch.Tensor, ...] = ()
+        for name, inputs in self.stages.items():
+            given = as_tuple(load_op(name)(*given, *inputs.values()))
+        out_BHD: torch.Tensor = load_op("gather_decode")(*self.gather_inputs(*given).values())
         return out_BHD
 
     def verdicts(self) -> Iterator[Verdict]:
@@ -67,48 +60,98 @@ class Pipeline:
         Yields:
             One verdict for each stage.
         """
-        score, select, gather = (load_op(name) for name in STAGES)
-        yield judge(score, self.case, self.score_inputs())
-        select_inputs = self.select_inputs(score.fused(**self.score_inputs()))
-        yield judge(select, self.case, select_inputs)
-        yield judge(gather, self.case, self.gather_inputs(*select.fused(**select_inputs)))
+        given: tuple[torch.Tensor, ...] = ()
+        for name, inputs in self.stages.items():
+            op = load_op(name)
+            whole = dict(zip(("s_BNS",), given, strict=False)) | inputs
+            yield judge(op, self.case, whole)
+            given = as_tuple(op.fused(**whole))
+        yield judge(load_op("gather_decode"), self.case, self.gather_inputs(*given))
 
 
-def make_pipeline(case: Case, device: torch.device, seed: int) -> Pipeline:
+def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:
+    """Give what an operation returned as a tuple.
+
+    Args:
+        result: A tensor, or several.
+
+    Returns:
+        The tensors.
+    """
+    return (result,) if torch.is_tensor(result) else tuple(result)
+
+
+def score_inputs(dense: Inputs, low_BGSR: torch.Tensor, case: Case) -> Inputs:
+    """Give the arguments of the scores.
+
+    Args:
+        dense: The arguments of dense decode attention.
+        low_BGSR: (B, G, S, R) the first columns of the keys.
+        case: The shape.
+
+    Returns:
+        The arguments of `lowrank_score`.
+    """
+    bounds = {name: dense[name] for name in ("lo_B", "hi_B")}
+    return {"q_BHR": dense["q_BHD"][..., : case.low_dims], "k_BGSR": low_BGSR} | bounds | {"reduce": case.reduce}
+
+
+def make_pipeline(case: Case, device: torch.device, seed: int, name: str = "loki_pipeline") -> Pipeline:
     """Draw a cache in Loki's layout.
 
     Args:
         case: The shape.
         device: Where the tensors live.
         seed: Of the draw.
+        name: "loki_pipeline" or "loki_theta_pipeline"; the thresholds of the second are those that K rows pass.
 
     Returns:
         The pipeline.
     """
     dense = load_op("dense_decode").make(case, device, seed)
     low_BGSR = dense["k_BGSD"][..., : case.low_dims].contiguous()
-    return Pipeline(dense, low_BGSR, torch.full((case.batch,), case.kept, dtype=torch.int32, device=device), case)
+    scored = score_inputs(dense, low_BGSR, case)
+    if name == "loki_pipeline":
+        k_B = torch.full((case.batch,), case.kept, dtype=torch.int32, device=device)
+        return Pipeline(dense, {"lowrank_score": scored, "select_topk": {"k_B": k_B, "width": case.kept}}, case)
+    threshold_BG = kth_best(load_op("lowrank_score")(*scored.values()), case.kept)
+    thresholds = {"threshold_BG": threshold_BG, "segments": segments_of(case, device)}
+    return Pipeline(dense, {"threshold_score": scored | thresholds}, case)
 
 
-def pipeline_bytes(case: Case) -> int:
+def pipeline_ops(name: str) -> tuple[Op, ...]:
+    """Name the stages of a pipeline.
+
+    Args:
+        name: "loki_pipeline" or "loki_theta_pipeline".
+
+    Returns:
+        The operations.
+    """
+    return tuple(load_op(stage) for stage in STAGES[name])
+
+
+def pipeline_bytes(case: Case, name: str = "loki_pipeline") -> int:
     """Add up the fewest bytes of the stages.
 
     Args:
         case: The shape.
+        name: Of the pipeline.
 
     Returns:
         Bytes.
     """
-    return sum(load_op(name).bytes(case) for name in STAGES)
+    return sum(op.bytes(case) for op in pipeline_ops(name))
 
 
-def pipeline_flops(case: Case) -> int:
+def pipeline_flops(case: Case, name: str = "loki_pipeline") -> int:
     """Add up the operations of the stages.
 
     Args:
         case: The shape.
+        name: Of the pipeline.
 
     Returns:
         Floating-point operations.
     """
-    return sum(load_op(name).flops(case) for name in STAGES)
+    return sum(op.flops(case) for op in pipeline_ops(name))

@@ -14,7 +14,14 @@ TESTED = (
     Case("one_row", 1, 4, 2, 1, head_dim=64, low_dims=64, kept=1, dtype="float32", reduce="none"),
 )
 
-# The low-rank part is a quarter of the dims, the kept part a quarter of the rows.
+# Batch, query heads, KV heads, rows, and the part of the dims that scores read and of the rows that are kept.
+TIMED_SHAPES = (
+    (16, 40, 40, 4096, 4),
+    (16, 32, 8, 16384, 4),
+    (16, 32, 32, 16384, 4),
+    (1, 32, 8, 131072, 4),
+    (16, 32, 32, 32768, 8),
+)
 TIMED = tuple(
     Case(
         f"b{batch}_h{q_heads}_g{kv_heads}_s{rows}",
@@ -22,16 +29,12 @@ TIMED = tuple(
         q_heads,
         kv_heads,
         rows,
-        kept=rows // 4,
+        low_dims=128 // part,
+        kept=rows // part,
         visible="full",
         purpose="time",
     )
-    for batch, q_heads, kv_heads, rows in (
-        (16, 40, 40, 4096),
-        (16, 32, 8, 16384),
-        (16, 32, 32, 16384),
-        (1, 32, 8, 131072),
-    )
+    for batch, q_heads, kv_heads, rows, part in TIMED_SHAPES
 )
 
 CASES = TESTED + TIMED

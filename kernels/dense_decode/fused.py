@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from ..interpreter import storage_dtype, upcasts
+from ..overlap import overlap, start_after_others
 from ..tiling import Plan, attention_plan, multiprocessors, power_of_2
 
 LOG2_E = 1.4426950408889634
@@ -81,7 +82,7 @@ def attend_kernel(q_ptr, k_ptr, v_ptr, lo_ptr, hi_ptr, out_ptr, lse_ptr, scale_l
                   k_batch, k_head, k_row, v_batch, v_head, v_row,
                   KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
                   SPLITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr,
-                  BLOCK_DIM: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                  BLOCK_DIM: tl.constexpr, UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Attend to one split of the visible rows of one (sequence, KV head); the grid is (B * G, X).
 
     Args:
@@ -107,7 +108,9 @@ def attend_kernel(q_ptr, k_ptr, v_ptr, lo_ptr, hi_ptr, out_ptr, lse_ptr, scale_l
         BLOCK_GROUP: Power of two, at least 16 and J.
         BLOCK_DIM: Power of two, at least D.
         UPCAST: Cast to float32 after each load.
+        OVERLAP: Whether the launch overlaps the kernel before.
     """
+    start_after_others(OVERLAP)
     pair, split = tl.program_id(0), tl.program_id(1)
     batch, head = pair // KV_HEADS, pair % KV_HEADS
     lo, hi = tl.load(lo_ptr + batch), tl.load(hi_ptr + batch)
@@ -143,7 +146,7 @@ def attend_kernel(q_ptr, k_ptr, v_ptr, lo_ptr, hi_ptr, out_ptr, lse_ptr, scale_l
 
 @triton.jit
 def combine_kernel(share_ptr, lse_ptr, out_ptr, DIM: tl.constexpr, SPLITS: tl.constexpr,
-                   BLOCK_SPLITS: tl.constexpr, BLOCK_DIM: tl.constexpr):  # fmt: skip
+                   BLOCK_SPLITS: tl.constexpr, BLOCK_DIM: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Weight the shares of one query head by their sums; the grid is (B * H, D / BLOCK_DIM).
 
     Args:
@@ -154,7 +157,9 @@ def combine_kernel(share_ptr, lse_ptr, out_ptr, DIM: tl.constexpr, SPLITS: tl.co
         SPLITS: X.
         BLOCK_SPLITS: Power of two, at least X.
         BLOCK_DIM: Columns of one block.
+        OVERLAP: Whether the launch overlaps the kernel before.
     """
+    start_after_others(OVERLAP)
     head = tl.program_id(0)
     split = tl.arange(0, BLOCK_SPLITS)
     column = tl.program_id(1) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
@@ -185,7 +190,8 @@ def combine(share_BHXD: torch.Tensor, lse_BHX: torch.Tensor, dtype: torch.dtype)
     out_BHD = share_BHXD.new_empty(batch, heads, head_dim, dtype=storage_dtype(dtype))
     block_dim = 32
     combine_kernel[(batch * heads, triton.cdiv(head_dim, block_dim))](
-        share_BHXD, lse_BHX, out_BHD, head_dim, splits, power_of_2(splits), block_dim, num_warps=4
+        share_BHXD, lse_BHX, out_BHD, head_dim, splits, power_of_2(splits), block_dim, num_warps=4,
+        **overlap(out_BHD.device),
     )  # fmt: skip
     return out_BHD.to(dtype)
 
@@ -245,7 +251,7 @@ def dense_decode(
         *k_BGSD.stride()[:3], *v_BGSD.stride()[:3],
         KV_HEADS=kv_heads, GROUP=heads // kv_heads, DIM=head_dim, SPLITS=plan.splits, BLOCK_ROWS=plan.block_rows,
         BLOCK_GROUP=max(16, power_of_2(heads // kv_heads)), BLOCK_DIM=power_of_2(head_dim),
-        UPCAST=upcasts(q_BHD.dtype), num_warps=plan.num_warps, num_stages=plan.num_stages,
+        UPCAST=upcasts(q_BHD.dtype), num_warps=plan.num_warps, num_stages=plan.num_stages, **overlap(q_BHD.device),
     )  # fmt: skip
     return combine(share_BHXD, lse_BHX, q_BHD.dtype)
 

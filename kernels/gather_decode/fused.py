@@ -10,6 +10,7 @@ import triton.language as tl
 
 from ..dense_decode.fused import LOG2_E, check_contiguous_rows, combine, empty_shares, online_softmax, store_share
 from ..interpreter import upcasts
+from ..overlap import overlap, start_after_others
 from ..tiling import Plan, gather_plan, multiprocessors, power_of_2
 
 
@@ -17,8 +18,9 @@ from ..tiling import Plan, gather_plan, multiprocessors, power_of_2
 def attend_chosen_kernel(q_ptr, k_ptr, v_ptr, index_ptr, count_ptr, out_ptr, lse_ptr, scale_log2, width,
                          k_batch, k_head, k_row, v_batch, v_head, v_row,
                          SETS: tl.constexpr, SHARING: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
-                         SPLITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr,
-                         BLOCK_DIM: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                         SPLITS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+                         BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr, UPCAST: tl.constexpr,
+                         OVERLAP: tl.constexpr):  # fmt: skip
     """Attend to one split of the rows of one set; the grid is (B * N, X).
 
     Args:
@@ -26,7 +28,7 @@ def attend_chosen_kernel(q_ptr, k_ptr, v_ptr, index_ptr, count_ptr, out_ptr, lse
         k_ptr: Keys.
         v_ptr: Values.
         index_ptr: (B, N, K) rows, contiguous.
-        count_ptr: (B, N) valid rows, contiguous.
+        count_ptr: (B, N, segments) valid rows of each segment, contiguous.
         out_ptr: (B * H, X, D) shares; the result itself if X is 1.
         lse_ptr: (B * H, X) log2 of each share's sum of weights; not used if X is 1.
         scale_log2: Factor of the scores, times log2(e).
@@ -42,17 +44,22 @@ def attend_chosen_kernel(q_ptr, k_ptr, v_ptr, index_ptr, count_ptr, out_ptr, lse
         GROUP: Q.
         DIM: D.
         SPLITS: X.
+        SEGMENTS: Equal parts of the index, each of which begins with its valid rows; divides X.
         BLOCK_ROWS: Rows of a tile.
         BLOCK_GROUP: Power of two, at least 16 and Q.
         BLOCK_DIM: Power of two, at least D.
         UPCAST: Cast to float32 after each load.
+        OVERLAP: Whether the launch overlaps the kernel before.
     """
+    start_after_others(OVERLAP)
     pair, split = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // SETS).to(tl.int64), ((pair % SETS) // SHARING).to(tl.int64)
-    count = tl.minimum(tl.load(count_ptr + pair), width)
-    share = tl.cdiv(tl.cdiv(count, BLOCK_ROWS), SPLITS) * BLOCK_ROWS
-    start = split * share
-    end = tl.minimum(start + share, count)
+    segment = split // (SPLITS // SEGMENTS)
+    count = tl.minimum(tl.load(count_ptr + pair * SEGMENTS + segment), width // SEGMENTS)
+    share = tl.cdiv(tl.cdiv(count, BLOCK_ROWS), SPLITS // SEGMENTS) * BLOCK_ROWS
+    begin = segment * (width // SEGMENTS)
+    start = begin + split % (SPLITS // SEGMENTS) * share
+    end = tl.minimum(start + share, begin + count)
     member, column, row = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_ROWS)
     in_dim = (column < DIM)[None, :]
     q_mask = (member < GROUP)[:, None] & in_dim
@@ -93,7 +100,7 @@ def gather_decode(
         k_BGSD: (B, G, S, D) keys; any strides, the last dim contiguous.
         v_BGSD: (B, G, S, D) values; any strides, the last dim contiguous.
         index_BNK: (B, N, K) int32 rows, ascending for speed; N = G or N = H.
-        count_BN: (B, N) int32, how many of the K are valid.
+        count_BN: (B, N) int32, how many of the K are valid; or (B, N, segments), of each equal part of the K.
         scale: Factor of the scores.
         plan: How to cut the work; chosen from the shape if absent.
 
@@ -108,13 +115,16 @@ def gather_decode(
     heads, head_dim = q_BHD.shape[1:]
     batch, sets, width = index_BNK.shape
     plan = plan or gather_plan(batch * sets, width, head_dim, k_BGSD.element_size(), multiprocessors(q_BHD.device))
+    segments = count_BN.shape[2] if count_BN.dim() == 3 else 1
+    plan = plan._replace(splits=-(-plan.splits // segments) * segments)
     share_BHXD, lse_BHX = empty_shares(q_BHD, plan.splits)
     attend_chosen_kernel[(batch * sets, plan.splits)](
         q_BHD, k_BGSD, v_BGSD, index_BNK, count_BN, share_BHXD, lse_BHX, scale * LOG2_E, width,
         *k_BGSD.stride()[:3], *v_BGSD.stride()[:3],
         SETS=sets, SHARING=sets // k_BGSD.shape[1], GROUP=heads // sets, DIM=head_dim,
-        SPLITS=plan.splits, BLOCK_ROWS=plan.block_rows, BLOCK_GROUP=max(16, power_of_2(heads // sets)),
+        SPLITS=plan.splits, SEGMENTS=segments, BLOCK_ROWS=plan.block_rows,
+        BLOCK_GROUP=max(16, power_of_2(heads // sets)),
         BLOCK_DIM=power_of_2(head_dim), UPCAST=upcasts(q_BHD.dtype),
-        num_warps=plan.num_warps, num_stages=plan.num_stages,
+        num_warps=plan.num_warps, num_stages=plan.num_stages, **overlap(q_BHD.device),
     )  # fmt: skip
     return combine(share_BHXD, lse_BHX, q_BHD.dtype)

@@ -9,6 +9,7 @@ import triton.language as tl
 
 from ..interpreter import upcasts
 from ..op import Reduce
+from ..overlap import overlap, start_after_others
 from ..tiling import Plan, multiprocessors, power_of_2, score_plan
 
 
@@ -16,7 +17,7 @@ from ..tiling import Plan, multiprocessors, power_of_2, score_plan
 def score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, out_ptr, rows, q_batch, q_head, k_batch, k_head, k_row,
                  KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, REDUCE: tl.constexpr,
                  TILES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr,
-                 BLOCK_DIM: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                 BLOCK_DIM: tl.constexpr, UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Score a run of tiles of one (sequence, KV head); the grid is (B * G, splits).
 
     Args:
@@ -40,7 +41,9 @@ def score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, out_ptr, rows, q_batch, q_head, k
         BLOCK_GROUP: Power of two, at least 16 and J.
         BLOCK_DIM: Power of two, at least 16 and R.
         UPCAST: Cast to float32 after each load.
+        OVERLAP: Whether the launch overlaps the kernel before.
     """
+    start_after_others(OVERLAP)
     pair, split = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // KV_HEADS).to(tl.int64), (pair % KV_HEADS).to(tl.int64)
     lo, hi = tl.load(lo_ptr + batch), tl.load(hi_ptr + batch)
@@ -114,6 +117,6 @@ def lowrank_score(
         KV_HEADS=kv_heads, GROUP=heads // kv_heads, DIM=dims, REDUCE=reduce,
         TILES=triton.cdiv(triton.cdiv(rows, plan.block_rows), plan.splits), BLOCK_ROWS=plan.block_rows,
         BLOCK_GROUP=max(16, power_of_2(heads // kv_heads)), BLOCK_DIM=max(16, power_of_2(dims)),
-        UPCAST=upcasts(q_BHR.dtype), num_warps=plan.num_warps, num_stages=plan.num_stages,
+        UPCAST=upcasts(q_BHR.dtype), num_warps=plan.num_warps, num_stages=plan.num_stages, **overlap(q_BHR.device),
     )  # fmt: skip
     return s_BNS

@@ -1,8 +1,9 @@
 """Exact selection without a sort, for rows that fit into the registers of one block.
 
-A search finds a threshold that keeps the k best scores; a prefix sum then writes their places in order. The
-search guesses by interpolation between the counts on both sides, and every third time halves the range of keys,
-so that it ends for any scores.
+A search finds a threshold that keeps the k best scores; a prefix sum then writes their places in order. Each step
+of the search counts at two guesses, a little below and a little above where the k-th score should lie: the first from
+the mean and deviation of the scores, the others by interpolation. A step that does not shrink the field to a quarter is
+followed by one that halves the range of keys, so that the search ends for any scores.
 
 Shape legend: B batch, N sets of rows, S rows in the cache, K width of the result.
 """
@@ -11,54 +12,18 @@ import torch
 import triton
 import triton.language as tl
 
-from ..tiling import power_of_2
-from .long_rows.fused import LOWEST, ordered_key, select_long
+from ..overlap import overlap, start_after_others
+from ..tiling import SelectPlan, power_of_2, select_plan
+from .long_rows.fused import select_long
+from .search import between, first_guesses, middle_of, next_guesses, ordered_key, score_of
 
-HIGHEST = tl.constexpr(2**31 - 1)
-# 32768 keys are 64 registers of each of 512 threads.
+# 32768 scores are 64 registers of each of 512 threads.
 MOST_ROWS = 32768
 
 
 @triton.jit
-def score_of(key):
-    """Undo `ordered_key`.
-
-    Args:
-        key: A key.
-
-    Returns:
-        Its score.
-    """
-    key32 = key.to(tl.int32)
-    return (key32 ^ ((key32 >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def guess(lo, hi, lo_count, hi_count, k, step):
-    """Guess a key strictly between lo and hi at which about k keys are left.
-
-    Args:
-        lo: Key with at least k keys at or above it.
-        hi: Key with fewer than k.
-        lo_count: Keys at or above lo.
-        hi_count: Keys at or above hi.
-        k: Keys wanted.
-        step: Number of the guess.
-
-    Returns:
-        The guess, int64.
-    """
-    middle = (lo + hi) >> 1
-    part = (lo_count - k + 0.5) / (lo_count - hi_count)
-    lo_score, hi_score = score_of(lo), score_of(hi)
-    between = ordered_key(lo_score + (hi_score - lo_score) * part).to(tl.int64)
-    usable = (between > lo) & (between < hi) & (step % 3 != 2)
-    return tl.where(usable, between, middle)
-
-
-@triton.jit
 def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-                  BLOCK_PART: tl.constexpr, BLOCK_WIDTH: tl.constexpr):  # fmt: skip
+                  BLOCK_PART: tl.constexpr, BLOCK_WIDTH: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Choose the rows of one set; the grid is (B * N,).
 
     Args:
@@ -72,46 +37,58 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
         BLOCK_ROWS: Power of two, at least S.
         BLOCK_PART: Rows whose places are found at once: a power of two, less than 32768.
         BLOCK_WIDTH: Power of two, at least K.
+        OVERLAP: Whether the launch overlaps the kernel before.
     """
+    start_after_others(OVERLAP)
     pair = tl.program_id(0)
     row = tl.arange(0, BLOCK_ROWS)
     s_set = s_ptr + pair.to(tl.int64) * rows
     score = tl.load(s_set + row, mask=row < rows, other=float("-inf"))
-    key = ordered_key(score)
-    able = tl.sum((key != LOWEST).to(tl.int32), 0)
+    # NaN compares false everywhere: such a row is never counted, and never chosen.
+    usable = score > float("-inf")
+    able = tl.sum(usable.to(tl.int32), 0)
+    seen = tl.where(usable, score, 0.0)
+    many = tl.maximum(able, 1)
+    mean = tl.sum(seen, 0) / many
+    deviation = tl.sqrt(tl.maximum(tl.sum(seen * seen, 0) / many - mean * mean, 0.0))
     k = tl.maximum(tl.minimum(tl.minimum(tl.load(k_ptr + pair // SETS), able), width), 0)
     # lo always keeps at least k keys and hi always keeps fewer.
-    lo = tl.min(tl.where(key != LOWEST, key, HIGHEST), 0).to(tl.int64)
-    hi = tl.max(key, 0).to(tl.int64) + 1
-    lo_count = able
-    hi_count = able * 0
-    step = able * 0
-    while (k > 0) & (lo_count != k) & (hi - lo > 1):
-        middle = guess(lo, hi, lo_count, hi_count, k, step)
-        count = tl.sum((key >= middle.to(tl.int32)).to(tl.int32), 0)
-        enough = count >= k
-        lo, lo_count = tl.where(enough, middle, lo), tl.where(enough, count, lo_count)
-        hi, hi_count = tl.where(enough, hi, middle), tl.where(enough, hi_count, count)
-        step += 1
-    lo32, hi32 = lo.to(tl.int32), hi.to(tl.int32)
+    lo = ordered_key(tl.min(tl.where(usable, score, float("inf")), 0))
+    hi = ordered_key(tl.max(tl.where(usable, score, float("-inf")), 0)) + 1
+    lo_count, hi_count = able, able * 0
+    middle = middle_of(lo, hi)
+    first_score, second_score = first_guesses(mean, deviation, many, k)
+    first, second = between(first_score, lo, hi, middle), between(second_score, lo, hi, middle)
+    while (k > 0) & (lo_count != k) & (lo + 1 < hi):
+        # Both counts share one sum: 16 bits each.
+        at_first, at_second = score >= score_of(first), score >= score_of(second)
+        counts = tl.sum(at_first.to(tl.int32) + (at_second.to(tl.int32) << 16), 0)
+        first_count, second_count = counts & 0xFFFF, counts >> 16
+        field = lo_count - hi_count
+        hi = tl.where(first_count < k, first, tl.where(second_count < k, second, hi))
+        hi_count = tl.where(first_count < k, first_count, tl.where(second_count < k, second_count, hi_count))
+        lo = tl.where(second_count >= k, second, tl.where(first_count >= k, first, lo))
+        lo_count = tl.where(second_count >= k, second_count, tl.where(first_count >= k, first_count, lo_count))
+        slow = (lo_count - hi_count) * 4 > field
+        first, second = next_guesses(lo, hi, lo_count, hi_count, k, slow)
+    lo_score, hi_score = score_of(lo), score_of(hi)
     room = k - hi_count
     out = index_ptr + pair.to(tl.int64) * width
     first_above, first_tie = able * 0, able * 0
-    # The scores are read again, from the L2 cache and in parts: a prefix sum over all keys would need twice the
-    # registers of the search, and leave room for half as many blocks.
+    # The scores are read again, from the L2 cache and in parts: a prefix sum over all of them would need more
+    # registers than the search, and leave room for fewer blocks.
     for part in range(0, BLOCK_ROWS, BLOCK_PART):
         row_in = part + tl.arange(0, BLOCK_PART)
         score_in = tl.load(s_set + row_in, mask=row_in < rows, other=float("-inf"))
-        key_in = ordered_key(score_in)
-        above = key_in >= hi32
-        tie = (key_in >= lo32) & (key_in < hi32)
-        # Both counts share one prefix sum: 16 bits each.
+        above = score_in >= hi_score
+        tie = (score_in >= lo_score) & (score_in > float("-inf")) & (above == 0)
         packed = above.to(tl.int32) + (tie.to(tl.int32) << 16)
-        before = tl.cumsum(packed, 0) - packed
+        through = tl.cumsum(packed, 0)
+        before = through - packed
         ties_before = first_tie + (before >> 16)
         place = first_above + (before & 0xFFFF) + tl.minimum(ties_before, room)
         tl.store(out + place, row_in, mask=above | (tie & (ties_before < room)))
-        total = tl.sum(packed, 0)
+        total = tl.max(through, 0) if BLOCK_PART < BLOCK_ROWS else 0
         first_above += total & 0xFFFF
         first_tie += total >> 16
     slot = tl.arange(0, BLOCK_WIDTH)
@@ -119,13 +96,16 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
     tl.store(count_ptr + pair, k)
 
 
-def select_topk(s_BNS: torch.Tensor, k_B: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def select_topk(
+    s_BNS: torch.Tensor, k_B: torch.Tensor, width: int, plan: SelectPlan | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose as the eager twin does, the same rows.
 
     Args:
         s_BNS: (B, N, S) float32 scores.
         k_B: (B,) int32, rows wanted of each sequence.
         width: K; no more than this many rows are chosen.
+        plan: How to cut the work; chosen from the shape if absent.
 
     Returns:
         index_BNK, (B, N, K) int32, ascending, -1 past the last chosen row;
@@ -140,12 +120,12 @@ def select_topk(s_BNS: torch.Tensor, k_B: torch.Tensor, width: int) -> tuple[tor
     batch, sets, rows = s_BNS.shape
     if rows > MOST_ROWS:
         return select_long(s_BNS, k_B, width)
+    plan = plan or select_plan(rows)
     index_BNK = torch.empty(batch, sets, width, dtype=torch.int32, device=s_BNS.device)
     count_BN = torch.empty(batch, sets, dtype=torch.int32, device=s_BNS.device)
-    block_rows = max(16, power_of_2(rows))
     select_kernel[(batch * sets,)](
-        s_BNS, k_B, index_BNK, count_BN, rows, width, SETS=sets, BLOCK_ROWS=block_rows,
-        BLOCK_PART=max(16, block_rows // 4), BLOCK_WIDTH=power_of_2(width),
-        num_warps=min(16, max(4, block_rows // 512)),
+        s_BNS, k_B, index_BNK, count_BN, rows, width, SETS=sets, BLOCK_ROWS=max(16, power_of_2(rows)),
+        BLOCK_PART=plan.part_rows, BLOCK_WIDTH=power_of_2(width), num_warps=plan.num_warps,
+        maxnreg=plan.max_registers, **overlap(s_BNS.device),
     )  # fmt: skip
     return index_BNK, count_BN

@@ -15,10 +15,11 @@ from triton.runtime.jit import JITFunction
 
 from lacuna.kernels.op import Case, load_op
 from lacuna.kernels.select_topk.long_rows.fused import select_long
+from lacuna.kernels.threshold_compact.fused import threshold_compact
 
 TARGET = GPUTarget("cuda", 90, 32)
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32"}
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "maxnreg", "launch_pdl")
 
 
 def signature_of(value):
@@ -58,9 +59,17 @@ def main(dtypes):
             Case("mha", 1, 2, 2, 1000, head_dim=96, low_dims=24, kept=250, dtype=dtype, reduce="none", visible="full"),
         )
         for case in shapes:
-            for name in ("dense_decode", "lowrank_score", "select_topk", "gather_decode"):
+            for name in (
+                "dense_decode",
+                "lowrank_score",
+                "select_topk",
+                "gather_decode",
+                "threshold_compact",
+                "threshold_score",
+            ):
                 op = load_op(name)
                 op.fused(**op.make(case, device, 0))
+    threshold_compact(*load_op("threshold_compact").make(shapes[0], device, 0).values(), chunk_rows=1024)
     select_long(*load_op("select_topk").make(shapes[0], device, 0).values())
 
 

@@ -62,3 +62,14 @@ def select_topk(s_BNS, k_B, width):
             count.append(len(chosen))
     shape = s_BNS.shape[:2]
     return torch.tensor(index).view(*shape, width), torch.tensor(count).view(shape)
+
+
+def threshold_compact(s_BNS, threshold_BN, width):
+    index, count = [], []
+    for sequence, thresholds in zip(s_BNS.tolist(), threshold_BN.tolist(), strict=True):
+        for scores, threshold in zip(sequence, thresholds, strict=True):
+            chosen = [row for row, score in enumerate(scores) if score >= threshold and score > -math.inf][-width:]
+            index.append(chosen + [-1] * (width - len(chosen)))
+            count.append(len(chosen))
+    shape = s_BNS.shape[:2]
+    return torch.tensor(index).view(*shape, width), torch.tensor(count).view(shape)

@@ -30,7 +30,7 @@ def test_an_interpreter_is_never_timed():
         bench(op, SMALL, CPU, "fused")
     with pytest.raises(ValueError, match="no plan"):
         bench(op, SMALL, CPU, "eager", plan=Plan(16, 2, 4, 2))
-    with pytest.raises(ValueError, match="loki_pipeline"):
+    with pytest.raises(ValueError, match="pipeline"):
         list(rows(["loki_pipeline"], CPU))
 
 
@@ -94,7 +94,7 @@ def test_the_pipeline_is_held_against_the_fastest_dense_kernel():
     ]
     row = bench_module._held_against(Row("loki_pipeline", "small", median_ms=1.0), dense)
     assert (row.against, row.speed_up) == ("fused", 2.0)
-    with pytest.raises(ValueError, match="loki_pipeline"):
+    with pytest.raises(ValueError, match="pipeline"):
         bench_pipeline(SMALL, CPU, 10.0, dense)
 
 
@@ -121,7 +121,7 @@ def test_percentiles_are_of_the_samples():
 def test_plans_fit_a_hopper_gpu(plan, pairs, rows_, dim, item_bytes):
     """Broken: a shape asks for an empty grid, splits without rows, or more shared memory than an SM has."""
     found = plan(pairs, rows_, dim, item_bytes, 132)
-    assert 16 <= found.block_rows <= 256
+    assert 16 <= found.block_rows <= 512
     assert 1 <= found.splits <= 128
     assert found.splits == 1 or found.splits * found.block_rows < rows_
 
@@ -135,7 +135,8 @@ def test_splits_fill_the_gpu():
 def test_every_operation_describes_itself_in_one_line():
     """Broken: a list of operations, which is read without importing them, has a gap."""
     folders = [path for path in KERNELS.iterdir() if (path / "__init__.py").exists()]
-    assert {path.name for path in folders} == {"dense_decode", "lowrank_score", "select_topk", "gather_decode"}
+    names = {"dense_decode", "lowrank_score", "select_topk", "gather_decode"} | {"threshold_compact", "threshold_score"}
+    assert {path.name for path in folders} == names
     for path in folders:
         tree = ast.parse((path / "__init__.py").read_text())
         assert ast.get_docstring(tree).splitlines()[0].endswith(".")

@@ -21,7 +21,7 @@ SPEC = importlib.util.spec_from_file_location("definitions", Path(__file__).with
 definitions = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(definitions)
 
-OPS = ("dense_decode", "lowrank_score", "select_topk", "gather_decode")
+OPS = ("dense_decode", "lowrank_score", "select_topk", "gather_decode", "threshold_compact", "threshold_score")
 NAN = float("nan")
 TOLERANCE = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
 SHAPES = (
@@ -41,9 +41,9 @@ def twins(name):
     return {"eager": op.eager, "fused": op.fused}
 
 
-def run(name, twin, inputs, **plan):
+def run(name, twin, inputs, **how):
     with poisoned_memory():
-        return twins(name)[twin](**inputs, **plan)
+        return twins(name)[twin](**inputs, **how)
 
 
 def both(test):
@@ -107,16 +107,16 @@ def test_selection_is_exact_and_breaks_ties_to_the_lowest_row(rows, k, width, ki
 
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "wide", "hidden"])
-@pytest.mark.parametrize("k", [0, 700, 5000])
+@pytest.mark.parametrize("k", [0, 300, 5000])
 def test_rows_of_several_blocks_are_selected_alike(k, kind, device):
     """Broken: the radix search that long rows use chooses other rows than the definition."""
     from lacuna.kernels.select_topk.long_rows.fused import select_long
 
-    s_BNS = scores(kind, 4199, device)
+    s_BNS = scores(kind, 1299, device)[:, :2].contiguous()
     k_B = torch.tensor([k, k // 2], dtype=torch.int32, device=device)
     with poisoned_memory():
-        index_BNK, count_BN = select_long(s_BNS, k_B, 4500)
-    expected_BNK, expected_BN = definitions.select_topk(s_BNS, k_B, 4500)
+        index_BNK, count_BN = select_long(s_BNS, k_B, 1500, chunk_rows=512)
+    expected_BNK, expected_BN = definitions.select_topk(s_BNS, k_B, 1500)
     assert torch.equal(count_BN.long().cpu(), expected_BN)
     assert torch.equal(index_BNK.long().cpu(), expected_BNK)
 
@@ -190,7 +190,7 @@ def test_a_slice_of_wider_queries_is_scored_in_place(device):
 
 
 @pytest.mark.parametrize("splits", [1, 2, 5, 16])
-@pytest.mark.parametrize("name", OPS[:2] + OPS[3:])
+@pytest.mark.parametrize("name", ["dense_decode", "lowrank_score", "gather_decode"])
 def test_any_number_of_splits_gives_the_same(name, splits, device):
     """Broken: rows are lost or doubled at the borders of the splits, or an empty split spoils the combination."""
     inputs = inputs_of(name, SHAPES[2], device)

@@ -12,29 +12,13 @@ import torch
 import triton
 import triton.language as tl
 
+from ...overlap import overlap, start_after_others
 from ...tiling import power_of_2
+from ..search import LOWEST, ordered_key
 
-LOWEST = tl.constexpr(-(2**31))
 BINS = tl.constexpr(256)
 LEVELS = 4
 CHUNK_ROWS = 4096
-
-
-@triton.jit
-def ordered_key(score):
-    """Map float32 to int32 of the same order; what can never be chosen becomes the lowest integer.
-
-    Args:
-        score: Any float32.
-
-    Returns:
-        The keys.
-    """
-    bits = score.to(tl.int32, bitcast=True)
-    key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    # The two zeros are equal scores, so they must be equal keys.
-    key = tl.where(score == 0.0, 0, key)
-    return tl.where(score > float("-inf"), key, LOWEST)
 
 
 @triton.jit
@@ -91,7 +75,7 @@ def resolve(count_ptr, state_ptr, k_ptr, pair, pairs, width, SETS: tl.constexpr,
 
 @triton.jit
 def count_kernel(s_ptr, k_ptr, count_ptr, state_ptr, rows, width, pairs, SETS: tl.constexpr, LEVEL: tl.constexpr,
-                 CHUNK: tl.constexpr):  # fmt: skip
+                 CHUNK: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Count one digit of the keys that share the threshold so far; the grid is (B * N, C).
 
     Args:
@@ -105,7 +89,9 @@ def count_kernel(s_ptr, k_ptr, count_ptr, state_ptr, rows, width, pairs, SETS: t
         SETS: N.
         LEVEL: Which digit.
         CHUNK: Rows of a chunk.
+        OVERLAP: Whether the launch overlaps the kernel before.
     """
+    start_after_others(OVERLAP)
     pair, chunk = tl.program_id(0), tl.program_id(1)
     _, key = load_keys(s_ptr, pair, chunk, rows, CHUNK)
     digit = (key >> (24 - 8 * LEVEL)) & 0xFF
@@ -127,7 +113,7 @@ def count_kernel(s_ptr, k_ptr, count_ptr, state_ptr, rows, width, pairs, SETS: t
 
 @triton.jit
 def tally_kernel(s_ptr, k_ptr, count_ptr, state_ptr, tally_ptr, rows, width, pairs, SETS: tl.constexpr,
-                 CHUNK: tl.constexpr, CHUNKS: tl.constexpr):  # fmt: skip
+                 CHUNK: tl.constexpr, CHUNKS: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Count the keys of each chunk above and at the threshold; the grid is (B * N, C).
 
     Args:
@@ -142,7 +128,9 @@ def tally_kernel(s_ptr, k_ptr, count_ptr, state_ptr, tally_ptr, rows, width, pai
         SETS: N.
         CHUNK: Rows of a chunk.
         CHUNKS: C.
+        OVERLAP: Whether the launch overlaps the kernel before.
     """
+    start_after_others(OVERLAP)
     pair, chunk = tl.program_id(0), tl.program_id(1)
     threshold, wanted = resolve(count_ptr, state_ptr, k_ptr, pair, pairs, width, SETS, 3)
     if chunk == 0:
@@ -157,7 +145,8 @@ def tally_kernel(s_ptr, k_ptr, count_ptr, state_ptr, tally_ptr, rows, width, pai
 
 @triton.jit
 def write_kernel(s_ptr, state_ptr, tally_ptr, index_ptr, count_ptr, rows, width, pairs, CHUNK: tl.constexpr,
-                 CHUNKS: tl.constexpr, BLOCK_CHUNKS: tl.constexpr, BLOCK_TAIL: tl.constexpr):  # fmt: skip
+                 CHUNKS: tl.constexpr, BLOCK_CHUNKS: tl.constexpr, BLOCK_TAIL: tl.constexpr,
+                 OVERLAP: tl.constexpr):  # fmt: skip
     """Write the chosen rows of each chunk, and its part of the unused tail; the grid is (B * N, C).
 
     Args:
@@ -173,7 +162,9 @@ def write_kernel(s_ptr, state_ptr, tally_ptr, index_ptr, count_ptr, rows, width,
         CHUNKS: C.
         BLOCK_CHUNKS: Power of two, at least C.
         BLOCK_TAIL: Power of two, at least K / C.
+        OVERLAP: Whether the launch overlaps the kernel before.
     """
+    start_after_others(OVERLAP)
     pair, chunk = tl.program_id(0), tl.program_id(1)
     state = state_ptr + (4 * pairs + pair) * 2
     threshold, room = tl.load(state), tl.load(state + 1)
@@ -201,29 +192,32 @@ def write_kernel(s_ptr, state_ptr, tally_ptr, index_ptr, count_ptr, rows, width,
     tl.store(out + slot, tl.full([BLOCK_TAIL], -1, tl.int32), mask=(slot >= count) & (slot < width))
 
 
-def select_long(s_BNS: torch.Tensor, k_B: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def select_long(
+    s_BNS: torch.Tensor, k_B: torch.Tensor, width: int, chunk_rows: int = CHUNK_ROWS
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose rows from sets of any length.
 
     Args:
         s_BNS: (B, N, S) float32 scores, contiguous.
         k_B: (B,) int32, rows wanted of each sequence.
         width: K.
+        chunk_rows: Rows of one block, a power of two below 32768.
 
     Returns:
         index_BNK and count_BN as `select_topk` does.
     """
     batch, sets, rows = s_BNS.shape
-    pairs, chunks = batch * sets, triton.cdiv(rows, CHUNK_ROWS)
+    pairs, chunks = batch * sets, triton.cdiv(rows, chunk_rows)
     whole = partial(torch.empty, dtype=torch.int32, device=s_BNS.device)
     count = torch.zeros(LEVELS, pairs, 256, dtype=torch.int32, device=s_BNS.device)
     state, tally = whole(LEVELS + 1, pairs, 2), whole(pairs, 2, chunks)
     index_BNK, count_BN = whole(batch, sets, width), whole(batch, sets)
-    grid = (pairs, chunks)
+    grid, options = (pairs, chunks), {"num_warps": 8, **overlap(s_BNS.device)}
     for level in range(LEVELS):
-        count_kernel[grid](s_BNS, k_B, count, state, rows, width, pairs, sets, level, CHUNK_ROWS, num_warps=8)
-    tally_kernel[grid](s_BNS, k_B, count, state, tally, rows, width, pairs, sets, CHUNK_ROWS, chunks, num_warps=8)
+        count_kernel[grid](s_BNS, k_B, count, state, rows, width, pairs, sets, level, chunk_rows, **options)
+    tally_kernel[grid](s_BNS, k_B, count, state, tally, rows, width, pairs, sets, chunk_rows, chunks, **options)
     write_kernel[grid](
-        s_BNS, state, tally, index_BNK, count_BN, rows, width, pairs, CHUNK_ROWS, chunks,
-        power_of_2(chunks), power_of_2(triton.cdiv(width, chunks)), num_warps=8,
+        s_BNS, state, tally, index_BNK, count_BN, rows, width, pairs, chunk_rows, chunks,
+        power_of_2(chunks), power_of_2(triton.cdiv(width, chunks)), **options,
     )  # fmt: skip
     return index_BNK, count_BN

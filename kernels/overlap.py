@@ -1,0 +1,41 @@
+"""Kernels of one chain overlap: the next is launched while the last blocks of the one before still run.
+
+Every kernel that is launched so waits, before it touches memory, until all that came before is finished and visible.
+What is saved is the launch itself, a few microseconds of each stage.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .interpreter import interpreted
+
+HOPPER = (9, 0)
+
+
+@triton.jit
+def start_after_others(OVERLAP: tl.constexpr):
+    """Wait for the kernels before; the first statement of a kernel.
+
+    Args:
+        OVERLAP: Whether the kernel is launched with `launch_pdl`: 0 not; 1 yes; 2 yes, and the next one may be launched
+            as soon as the last blocks of this one have started.
+    """
+    if OVERLAP > 1:
+        tl.extra.cuda.gdc_launch_dependents()
+    if OVERLAP > 0:
+        tl.extra.cuda.gdc_wait()
+
+
+def overlap(device: torch.device, mode: int = 1) -> dict[str, int]:
+    """Give the launch options of a kernel that starts with `start_after_others`.
+
+    Args:
+        device: Where it runs; a CPU outside the interpreter only compiles, for Hopper.
+        mode: As `start_after_others` takes it.
+
+    Returns:
+        The constant of the kernel and the option of the launch.
+    """
+    able = not interpreted() and (device.type != "cuda" or torch.cuda.get_device_capability(device) >= HOPPER)
+    return {"OVERLAP": mode, "launch_pdl": True} if able and mode else {"OVERLAP": 0}

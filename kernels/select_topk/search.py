@@ -1,0 +1,132 @@
+"""The search for the k-th best score: keys that count as scores do, and guesses of where it lies.
+
+Shape legend: none; everything here is a scalar, or has one shape.
+"""
+
+import triton
+import triton.language as tl
+
+LOWEST = tl.constexpr(-(2**31))
+
+
+@triton.jit
+def ordered_key(score):
+    """Map float32 to int32 of the same order; what can never be chosen becomes the lowest integer.
+
+    Args:
+        score: Any float32.
+
+    Returns:
+        The keys.
+    """
+    bits = score.to(tl.int32, bitcast=True)
+    key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    # The two zeros are equal scores, so they must be equal keys.
+    key = tl.where(score == 0.0, 0, key)
+    return tl.where(score > float("-inf"), key, LOWEST)
+
+
+@triton.jit
+def middle_of(lo, hi):
+    """Find the mean of two integers whose sum may overflow.
+
+    Args:
+        lo: One.
+        hi: The other.
+
+    Returns:
+        The mean, rounded down.
+    """
+    return (lo & hi) + ((lo ^ hi) >> 1)
+
+
+@triton.jit
+def score_of(key):
+    """Undo `ordered_key`.
+
+    Args:
+        key: A key, int32.
+
+    Returns:
+        Its score.
+    """
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def normal_quantile(upper):
+    """Find above which value a normal variable lies with a given probability, to 0.005.
+
+    Args:
+        upper: The probability, between 0 and 1.
+
+    Returns:
+        The value, in standard deviations (Abramowitz and Stegun 26.2.23).
+    """
+    tail = tl.minimum(upper, 1.0 - upper)
+    t = tl.sqrt(tl.log2(tail) * -1.3862944)
+    value = t - (2.515517 + t * (0.802853 + t * 0.010328)) / (1.0 + t * (1.432788 + t * (0.189269 + t * 0.001308)))
+    return tl.where(upper > 0.5, 0.0 - value, value)
+
+
+@triton.jit
+def first_guesses(mean, deviation, many, k):
+    """Guess scores below and above the k-th, as if scores were normal.
+
+    Args:
+        mean: Of the scores.
+        deviation: Of the scores.
+        many: How many they are.
+        k: Scores wanted.
+
+    Returns:
+        The two guesses.
+    """
+    part = (k - 0.5) / many
+    middle = normal_quantile(part)
+    density = tl.exp2(middle * middle * -0.7213475) * 0.3989423
+    margin = 1.5 * tl.sqrt(part * (1.0 - part) / many) / density
+    return mean + deviation * (middle - margin), mean + deviation * (middle + margin)
+
+
+@triton.jit
+def between(score, lo, hi, middle):
+    """Make a guess a key strictly between two others.
+
+    Args:
+        score: The guess.
+        lo: Key below.
+        hi: Key above.
+        middle: What is taken instead if the guess lies elsewhere, or is NaN.
+
+    Returns:
+        The key.
+    """
+    key = ordered_key(score)
+    return tl.where((key > lo) & (key < hi), key, middle)
+
+
+@triton.jit
+def next_guesses(lo, hi, lo_count, hi_count, k, slow):
+    """Guess two keys between lo and hi, on both sides of where k keys should be left.
+
+    Args:
+        lo: Key with at least k keys at or above it.
+        hi: Key with fewer than k.
+        lo_count: Keys at or above lo.
+        hi_count: Keys at or above hi.
+        k: Keys wanted.
+        slow: Whether the last step did little: one guess then halves the range.
+
+    Returns:
+        The two keys, in order.
+    """
+    middle = middle_of(lo, hi)
+    field = (lo_count - hi_count).to(tl.float32)
+    part = (lo_count - k + 0.5) / field
+    margin = tl.where(slow, 0.0, 0.7 * tl.sqrt(part * (1.0 - part) / field) + 0.5 / field)
+    lo_score, hi_score = score_of(lo), score_of(hi)
+    first = between(lo_score + (hi_score - lo_score) * (part - margin), lo, hi, middle)
+    second = between(lo_score + (hi_score - lo_score) * (part + margin), lo, hi, middle)
+    second = tl.where(slow, middle, second)
+    return tl.minimum(first, second), tl.maximum(first, second)
