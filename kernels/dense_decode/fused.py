@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ..interpreter import storage_dtype, upcasts
-from ..overlap import overlap, start_after_others
+from ..overlap.fused import overlap, start_after_others
 from ..tiling import Plan, attention_plan, multiprocessors, power_of_2
 
 LOG2_E = 1.4426950408889634

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ..dense_decode.fused import LOG2_E, check_contiguous_rows, combine, empty_shares, online_softmax, store_share
 from ..interpreter import upcasts
-from ..overlap import overlap, start_after_others
+from ..overlap.fused import overlap, start_after_others
 from ..tiling import Plan, gather_plan, multiprocessors, power_of_2
 
 

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ..interpreter import upcasts
 from ..op import Reduce
-from ..overlap import overlap, start_after_others
+from ..overlap.fused import overlap, start_after_others
 from ..tiling import Plan, multiprocessors, power_of_2, score_plan
 
 

@@ -12,10 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
-from ..overlap import overlap, start_after_others
+from ..overlap.fused import overlap, start_after_others
 from ..tiling import SelectPlan, power_of_2, select_plan
 from .long_rows.fused import select_long
-from .search import between, first_guesses, middle_of, next_guesses, ordered_key, score_of
+from .search.fused import between, first_guesses, middle_of, next_guesses, ordered_key, score_of
 
 # 32768 scores are 64 registers of each of 512 threads.
 MOST_ROWS = 32768

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..overlap import overlap, start_after_others
+from ..overlap.fused import overlap, start_after_others
 from ..tiling import power_of_2
 
 CHUNK_ROWS = 4096

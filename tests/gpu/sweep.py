@@ -20,7 +20,7 @@ import torch
 
 from lacuna.kernels.clock import captured, copy_gb_s, sample_ms
 from lacuna.kernels.op import load_op
-from lacuna.kernels.overlap import overlap
+from lacuna.kernels.overlap.fused import overlap
 from lacuna.kernels.pipeline import STAGES, make_pipeline
 from lacuna.kernels.tiling import Plan, SelectPlan
 from lacuna.kernels.verify import run_poisoned, with_plan

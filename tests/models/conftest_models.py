@@ -38,29 +38,13 @@ FAMILIES = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"num_key_value_heads": 2, "head_dim": DIM}),
     "gpt_neox": (GPTNeoXConfig, GPTNeoXForCausalLM, {}),
 }
-# what a method's file alone cannot tell: arguments with which it leaves gaps in texts of some 40 tokens
-GAPS = {"streaming_llm": [{"sinks": 2, "window": 6}, {"sinks": 2, "window": 6, "positions": "text"},
-                          {"sinks": 2, "window": 6, "positions": "text", "decode": "grow"}],
-        "topk": [{"k": 0.25}, {"k": 5}, {"k": 0.25, "heads": "query"}],
-        "loki": [{"k": 0.25, "d": 0.5}, {"k": 0.25, "d": None, "variance": 0.6, "heads": "query"}],
-        "sparq": [{"k": 0.25, "r": 0.25}, {"k": 6, "r": 3, "rest": "none"}],
-        "pca_attn": [{"d": 0.5}],
-        "top_theta": [{"k": 4}, {"k": 4, "placement": "post"}, {"k": 0.25, "sdc": "exact", "cap": "best"}],
-        "loki_theta": [{"k": 0.25, "d": 0.5, "vmc": "none"}, {"k": 5, "sdc": "none", "vmc": "none", "most": 1.5}],
-        "full": [{}]}  # fmt: skip
-EVERYTHING = {
-    "streaming_llm": {"sinks": 4, "window": 4000},
-    "topk": {"k": 1.0},
-    "loki": {"k": 1.0, "d": 0.25},
-    "sparq": {"k": 1.0},
-    "pca_attn": {"d": 1.0},
-    "top_theta": {"k": 1.0},
-    "loki_theta": {"k": 1.0},
-    "full": {},
+# so that a new method edits no file of the tests
+EXAMPLES = {
+    path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))
+    for path in sorted((Path(__file__).parent / "examples").glob("*.yaml"))
 }
-for path in sorted((Path(__file__).parent / "examples").glob("*.yaml")):  # so that a new method edits no file
-    example = yaml.safe_load(path.read_text(encoding="utf-8"))
-    GAPS[path.stem], EVERYTHING[path.stem] = example["gaps"], example["everything"]
+GAPS = {name: example["gaps"] for name, example in EXAMPLES.items()}
+EVERYTHING = {name: example["everything"] for name, example in EXAMPLES.items()}
 
 
 def make_model(family="llama", seed=0, **changes):

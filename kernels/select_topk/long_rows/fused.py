@@ -12,9 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ...overlap import overlap, start_after_others
+from ...overlap.fused import overlap, start_after_others
 from ...tiling import power_of_2
-from ..search import LOWEST, ordered_key
+from ..search.fused import LOWEST, ordered_key
 
 BINS = tl.constexpr(256)
 LEVELS = 4

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .interpreter import interpreted
+from ..interpreter import interpreted
 
 HOPPER = (9, 0)
 
