@@ -36,7 +36,7 @@ def meet(cells, store, cell_timeout_s):
     from lacuna.harness.ranks import find_ranks
 
     ranks, total = find_ranks(), torch.ones(1)
-    torch.distributed.init_process_group("gloo", ranks.address, rank=ranks.rank, world_size=ranks.size)
+    torch.distributed.init_process_group("gloo", ranks.meeting(), rank=ranks.rank, world_size=ranks.size)
     torch.distributed.all_reduce(total)
     print(f"{ranks.launcher}: sum over {ranks.size} ranks is {int(total)}")
     torch.distributed.destroy_process_group()
