@@ -40,7 +40,8 @@ accounting() {
 }
 
 write_conf() {
-  # cred_expire: a requeued job waits that long (120 s by default)
+  # cred_expire: a requeued job waits that long (120 s by default); in less than the 7 s that a killed step may take to
+  # go, its next step could not be launched and the job would fail
   # TmpFS: without an own one, two nodes of one host take the same folder for PMIx
   # preempt_send_user_signal: a job hears of its preemption before it happens
   # config_overrides: nodes may claim more cores than there are
@@ -52,7 +53,7 @@ SlurmUser=root
 SlurmdUser=root
 SlurmctldPort=$port
 AuthType=auth/munge
-AuthInfo=socket=$socket,cred_expire=5
+AuthInfo=socket=$socket,cred_expire=12
 CredType=cred/munge
 StateSaveLocation=$root/state
 SlurmdSpoolDir=$root/spool/%n
@@ -118,7 +119,7 @@ start_accounting() {
   mariadb --no-defaults -S "$sql" -e "CREATE DATABASE IF NOT EXISTS slurm_acct_db;
     CREATE USER IF NOT EXISTS 'slurm'@'127.0.0.1' IDENTIFIED BY 'slurm';
     GRANT ALL ON slurm_acct_db.* TO 'slurm'@'127.0.0.1';"
-  (umask 077 && printf '%s\n' AuthType=auth/munge "AuthInfo=socket=$socket,cred_expire=5" "DbdHost=$host" \
+  (umask 077 && printf '%s\n' AuthType=auth/munge "AuthInfo=socket=$socket,cred_expire=12" "DbdHost=$host" \
     DbdAddr=127.0.0.1 "DbdPort=$((port + 1))" SlurmUser=root "PidFile=$root/run/slurmdbd.pid" \
     "LogFile=$root/log/slurmdbd.log" StorageType=accounting_storage/mysql StorageHost=127.0.0.1 \
     "StoragePort=$((port + 2))" StorageUser=slurm StoragePass=slurm StorageLoc=slurm_acct_db \
