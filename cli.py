@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .jobs.commands import parser
+from .jobs.commands import parser, typed
 from .results import plugins
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _run(args: argparse.Namespace) -> int:
         sweep, store, plan = _planned(args)
     except ValueError as error:
         return _complain(str(error) if ranks.rank == 0 else "", 2)
-    for line in (plan.explain(), *wrong_ranks(plan.todo, ranks.size, str(args.sweep))):
+    for line in (plan.explain(), *wrong_ranks(plan.todo, ranks.size, typed(args))):
         tell(line)
     if ranks.agree(bool(plan.waves)):
         from .jobs.here import run_here  # torch comes with it, which a sweep that is complete need not wait for
@@ -112,14 +112,14 @@ def _finish(args: argparse.Namespace, sweep: Sweep, store: Store) -> int:
     print(terminal_table(to_frame(records)) if records else "no cell has a record yet")
     if set(ended.counts()) <= {"ok"}:
         return 0
-    return _complain(f"not every cell is ok ({ended.tally()}); `lacuna why {args.sweep}` says why", 1)
+    return _complain(f"not every cell is ok ({ended.tally()}); `lacuna why {typed(args)}` says why", 1)
 
 
 def _submit(args: argparse.Namespace) -> int:
     from .jobs.submit import dry_run, submit
 
     _, store, plan = _planned(args)
-    task = (plan, str(args.sweep), store, args.site)  # the file, so that what it says to type next can be typed
+    task = (plan, typed(args), store, args.site)
     print(dry_run(*task) if args.dry_run else "\n".join(submit(*task)))
     return 0
 

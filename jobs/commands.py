@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 from argparse import ArgumentParser as Parser
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,10 +36,20 @@ def _command(commands: Commands, name: str, text: str, *parents: Parser) -> Pars
     return commands.add_parser(name, help=text, description=text, parents=parents)
 
 
+def typed(args: Namespace) -> str:
+    """The sweep with its settings and store, as the next command that is about the same cells must name them."""
+    chosen = [part for setting in args.settings for part in ("--set", setting)]
+    store = [] if args.store == _default_store() else ["--store", str(args.store)]
+    return shlex.join([str(args.sweep), *chosen, *store])
+
+
+def _default_store() -> Path:
+    return Path(os.environ.get("LACUNA_STORE") or "store")
+
+
 def _store() -> Parser:
-    default = Path(os.environ.get("LACUNA_STORE") or "store")
     parser = Parser(add_help=False)
-    parser.add_argument("--store", type=Path, default=default, help="the records (default: $LACUNA_STORE or ./store)")
+    parser.add_argument("--store", type=Path, default=_default_store(), help="the records (default: $LACUNA_STORE or ./store)")
     return parser
 
 

@@ -134,10 +134,11 @@ def local_rendezvous(job: JobEnvironment) -> dict[str, str]:
     return {**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
-def submit(plan: Plan, sweep_name: str, store: Store, site: str, runner: str = RUNNER) -> list[str]:
+def submit(plan: Plan, sweep: str, store: Store, site: str, runner: str = RUNNER) -> list[str]:
     """Hand a plan's missing cells to a site; returns the ids of the jobs.
 
-    Slurm queues them and this returns; with executors local and debug it returns when all have run.
+    Slurm queues them and this returns; with executors local and debug it returns when all have run. `sweep` is the
+    file with settings and store as they are typed (`jobs.commands.typed`).
 
     Raises:
         ValueError: the site has a mistake or does not fit the sweep, or Slurm is not there or refuses.
@@ -146,12 +147,12 @@ def submit(plan: Plan, sweep_name: str, store: Store, site: str, runner: str = R
     todo = batches(plan, store, where)
     verb = {"slurm": _submit_slurm, "local": _run_local, "debug": _run_debug}[where.executor]
     store.begin()
-    ids = verb(todo, sweep_name, store, where, runner)
-    print(_next_steps(ids, sweep_name, store, where) if ids else f"nothing is missing in {store.root}")
+    ids = verb(todo, sweep, store, where, runner)
+    print(_next_steps(ids, sweep, store, where) if ids else f"nothing is missing in {store.root}")
     return ids
 
 
-def dry_run(plan: Plan, sweep_name: str, store: Store, site: str) -> str:
+def dry_run(plan: Plan, sweep: str, store: Store, site: str) -> str:
     """The text that `submit` would give to sbatch, array by array; needs no Slurm.
 
     Raises:
@@ -162,13 +163,13 @@ def dry_run(plan: Plan, sweep_name: str, store: Store, site: str) -> str:
     if where.executor != "slurm":
         return "\n".join([*(f"# {b}" for b in todo), f"# executor {where.executor}: they run here, without sbatch"])
     sent = [(b.wave, f"WAVE{b.wave}") for b in todo]
-    sheets = (_sheet(b, sweep_name, store, where, _before(b.wave, sent)) for b in todo)
+    sheets = (_sheet(b, sweep, store, where, _before(b.wave, sent)) for b in todo)
     return "\n".join(sheets) or "# nothing is missing"
 
 
-def _sheet(batch: Batch, sweep_name: str, store: Store, site: Site, after: Sequence[str]) -> str:
+def _sheet(batch: Batch, sweep: str, store: Store, site: Site, after: Sequence[str]) -> str:
     executor = _Paper(store.logs().resolve() / "%j", max_num_timeout=MAX_REQUEUES)
-    executor.update_parameters(**slurm_parameters(batch, sweep_name, site, after))
+    executor.update_parameters(**slurm_parameters(batch, sweep, site, after))
     return f"# {batch}\n{executor.text(len(batch.jobs))}"
 
 
@@ -185,7 +186,7 @@ class _Paper(SlurmExecutor):
         return self._make_submission_file_text(self._submitit_command_str, "")
 
 
-def slurm_parameters(batch: Batch, sweep_name: str, site: Site, after: Sequence[str]) -> dict[str, Any]:
+def slurm_parameters(batch: Batch, sweep: str, site: Site, after: Sequence[str]) -> dict[str, Any]:
     """The parameters, in submitit's words, of an array that waits for the jobs `after`, however they end.
 
     Raises:
@@ -193,7 +194,7 @@ def slurm_parameters(batch: Batch, sweep_name: str, site: Site, after: Sequence[
     """
     nodes, on_node = site.shape(batch.ranks)
     asked = {
-        "job_name": f"lacuna-{Path(sweep_name).stem}",
+        "job_name": f"lacuna-{Path(shlex.split(sweep)[0]).stem}",
         "time": site.time_min,
         "nodes": nodes,
         "ntasks_per_node": on_node,
@@ -224,7 +225,7 @@ def _group_jobs(batch: Batch, store: Store, site: Site, runner: str) -> list[Gro
     return [GroupJob(cells, root, site.cell_timeout_s, now, runner) for cells in plain]
 
 
-def _submit_slurm(todo: Sequence[Batch], sweep_name: str, store: Store, site: Site, runner: str) -> list[str]:
+def _submit_slurm(todo: Sequence[Batch], sweep: str, store: Store, site: Site, runner: str) -> list[str]:
     if shutil.which("sbatch") is None:
         raise ValueError(
             f"site {site.name} needs Slurm, but here is no sbatch; go to a login node, or take --site local"
@@ -232,7 +233,7 @@ def _submit_slurm(todo: Sequence[Batch], sweep_name: str, store: Store, site: Si
     sent: list[tuple[int, str]] = []
     for batch in todo:
         executor = SlurmExecutor(store.logs().resolve() / "%j", max_num_timeout=MAX_REQUEUES)
-        executor.update_parameters(**slurm_parameters(batch, sweep_name, site, _before(batch.wave, sent)))
+        executor.update_parameters(**slurm_parameters(batch, sweep, site, _before(batch.wave, sent)))
         try:
             jobs = executor.submit_array(_group_jobs(batch, store, site, runner))
         except FailedJobError as error:
@@ -255,7 +256,7 @@ def _arrays(ids: Iterable[str]) -> list[str]:
     return sorted({i.partition("_")[0] for i in ids})
 
 
-def _run_local(todo: Sequence[Batch], sweep_name: str, store: Store, site: Site, runner: str) -> list[str]:
+def _run_local(todo: Sequence[Batch], sweep: str, store: Store, site: Site, runner: str) -> list[str]:
     executor = LocalExecutor(store.logs().resolve() / "local", max_num_timeout=MAX_REQUEUES)
     ids = []
     for batch, job in ((b, j) for b in todo for j in _group_jobs(b, store, site, runner)):
@@ -264,7 +265,7 @@ def _run_local(todo: Sequence[Batch], sweep_name: str, store: Store, site: Site,
         executor.update_parameters(tasks_per_node=batch.ranks, gpus_per_node=gpus)
         with environment_variables(**site.environment):
             started = executor.submit(job)
-        print(f"{sweep_name}, wave {batch.wave}: {len(job.cells)} cells, log {started.paths.stdout}", flush=True)
+        print(f"{sweep}, wave {batch.wave}: {len(job.cells)} cells, log {started.paths.stdout}", flush=True)
         if started.exception() is not None:
             print(f"job {started.job_id} broke off: {_last_line(started.paths.stderr)}; see {started.paths.stderr}")
         ids.append(started.job_id)
@@ -285,12 +286,12 @@ def _run_debug(todo: Sequence[Batch], _: str, store: Store, site: Site, runner: 
     return ["here"] if todo else []
 
 
-def _next_steps(ids: Sequence[str], sweep_name: str, store: Store, site: Site) -> str:
+def _next_steps(ids: Sequence[str], sweep: str, store: Store, site: Site) -> str:
     if site.executor != "slurm":
-        return f"see:    lacuna status {sweep_name}"
+        return f"see:    lacuna status {sweep}"
     arrays = " ".join(_arrays(ids))
     return (
-        f"watch:  lacuna status {sweep_name}   or   squeue --me\n"
+        f"watch:  lacuna status {sweep}   or   squeue --me\n"
         f"logs:   {store.logs()}/JOB/\ncancel: scancel {arrays}; submit again to run what is missing"
     )
 

@@ -1,6 +1,7 @@
 """The command line answers every input, good or bad, in a sentence and with the right exit code."""
 
 import json
+import shlex
 import sys
 import types
 from pathlib import Path
@@ -170,6 +171,15 @@ def test_run_names_cells_for_other_ranks(runner, capsys):
     assert code == 1
     assert "3 cells for 2 ranks, this run has 1: `mpirun -np 2 lacuna run tiny.yaml`, or --set ranks=1" in out
     assert [names for names, _ in runner.calls] == [["pca", "perplexity", "perplexity"]]
+
+
+def test_what_to_type_next_means_the_same_cells(runner, capsys):
+    """The command told after a failure would look at other cells, or into another store."""
+    runner.fate["perplexity"] = "oom"
+    _, _, err = outcome(capsys, "run", "tiny.yaml", "--set", "seed=3", "--store", "my store")
+    command = err.split("`")[1]
+    assert command == "lacuna why tiny.yaml --set seed=3 --store 'my store'"
+    assert outcome(capsys, *shlex.split(command)[1:])[1].count("oom: because") == 2
 
 
 def test_interrupt(runner, monkeypatch, capsys):
