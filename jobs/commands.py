@@ -48,8 +48,8 @@ def _default_store() -> Path:
 
 
 def _store() -> Parser:
-    parser = Parser(add_help=False)
-    parser.add_argument("--store", type=Path, default=_default_store(), help="the records (default: $LACUNA_STORE or ./store)")
+    parser, default = Parser(add_help=False), _default_store()
+    parser.add_argument("--store", type=Path, default=default, help="the records (default: $LACUNA_STORE or ./store)")
     return parser
 
 
