@@ -58,7 +58,12 @@ class Evict(Method):
         worth = self.worth(memory, call, rows_B)
         worth = worth.masked_fill(~text(memory, call), -torch.inf)
         wanted = self.head_rows(worth, rows_B)
-        memory.keep(attend.rows_of(attend.largest(worth[:, :, None], wanted[..., None])[:, :, 0]))
+        keep = attend.largest(worth[:, :, None], wanted[..., None])[:, :, 0]
+        self.leave(memory, call, text(memory, call) & ~keep)
+        memory.keep(attend.rows_of(keep))
+
+    def leave(self, memory: Memory, call: Call, gone_BNS: Tensor) -> None:
+        """Take leave of rows that are about to be dropped after a prompt; default nothing."""
 
     def expects_gaps(self) -> bool:
         """A share of 1 asks for everything."""
@@ -166,7 +171,7 @@ class Stepwise(Evict):
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Walk the rows; each attends what the walk has left it."""
-        walk = _Walk(self, memory, call)
+        walk = Walk(self, memory, call)
         pieces = torch.arange(call.new, device=q_BHTD.device).split(attend.ROWS_AT_ONCE)
         keep = torch.cat([walk.rows(q_BHTD, piece) for piece in pieces], 2)
         read = keep.sum(-1)
@@ -204,8 +209,8 @@ class Stepwise(Evict):
         return True
 
 
-class _Walk:
-    """The rows of one call, one after the other: drop, attend, mark."""
+class Walk:
+    """The rows of one call of a `Stepwise`, one after the other: drop, attend, mark."""
 
     def __init__(self, method: Stepwise, memory: Memory, call: Call) -> None:
         groups = memory.keys.view.shape[1]
