@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,16 @@ NAME = "lacuna"
 RESCALED = ("dynamic", "longrope")  # their frequencies change with length: turning a key again is not a rotation
 
 
+class Observer(Protocol):
+    """An analysis beside a method: it sees what the method is given and what it makes of it."""
+
+    def arrived(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
+        """See new keys and values as the model gives them, before the method writes them its own way."""
+
+    def attended(self, memory: Memory, call: Call, q_BHTD: Tensor, out_BHTD: Tensor) -> Tensor:
+        """See a call's query and output, before anything is evicted; returns what the model goes on with."""
+
+
 @dataclass
 class Binding:
     """A method inside a model, while the context manager lasts.
@@ -38,6 +48,7 @@ class Binding:
         ledger: what was read and held since the binding began, or since `reset`.
         first: [B] number of the first token of each text that is no padding.
         feeding: the phase of the next calls where somebody says so; else the first call of a cache is the prompt.
+        observer: an analysis that sees every call of attention; default none.
     """
 
     model: PreTrainedModel
@@ -48,6 +59,7 @@ class Binding:
     ledger: Ledger = field(default_factory=Ledger)
     first: Tensor | None = None
     feeding: Phase | None = None
+    observer: Observer | None = None
 
     def cache(self) -> Cache:
         """A new, empty cache in the method's own layout, for `past_key_values`."""
@@ -126,6 +138,8 @@ class _Layer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.memory is not None
         self.memory.first = self.binding.first
+        if self.binding.observer is not None:
+            self.binding.observer.arrived(self.memory, key_states, value_states)
         self.binding.method.write(self.memory, key_states, value_states)
         return self, self
 
@@ -215,6 +229,8 @@ def attention(
     act = call.phase == "decode" or binding.prefill == "sparse"
     attend = binding.method.attend if act else binding.method.attend_dense
     out = attend(query, memory, call, binding.ledger)
+    if binding.observer is not None:
+        out = binding.observer.attended(memory, call, query, out)
     binding.method.settle(memory, call)
     binding.ledger.settle(memory, call, arrived)
     return out.transpose(1, 2).contiguous(), None

@@ -1,0 +1,118 @@
+"""What analyses saw inside of a model: their cells with labels and samples, and the strokes and maps they are drawn by.
+
+An analysis is a task whose samples are of layers and heads, not of questions: it need not have a headline, and its
+cells are no points.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from .headlines import DENSE
+from .label import tell_apart
+from .study import Study
+from .style import look
+
+SETTING = ("dtype", "device", "ranks", "prefill", "query_aware", "seed")
+LINES = ("-", "--", ":", "-.")
+MOST_LABELS = 16
+Row = Mapping[Any, Any]
+
+
+def inside(study: Study, task: str, *fields: str) -> pd.DataFrame:
+    """The cells of an analysis that ended well, each key once, with the samples that have these fields.
+
+    Columns: `where` (model and what else differs, a panel's heading), `method`, `method_label` (unique in a `where`),
+    `task_args`, `samples` and `metrics`; full first, then by method and falling density.
+
+    Raises:
+        ValueError: there is none.
+    """
+    frame = study.frame
+    good = frame[(frame["task"] == task) & (frame["status"] == "ok")].drop_duplicates("key", keep="last")
+    rows = [{**row, "samples": _with(row["samples_json"], fields)} for row in good.to_dict("records")]
+    rows = [row for row in rows if row["samples"]]
+    if not rows:
+        raise ValueError(f"needs a cell of the task {task} that ended well")
+    specs = [json.loads(row["cell_json"]) for row in rows]
+    found = pd.DataFrame(
+        {
+            "where": tell_apart([row["model"] for row in rows], [_facts(s) for s in specs]),
+            "order": [row["method"] != DENSE for row in rows],
+            "method": [row["method"] for row in rows],
+            "falling": [-row["density"] if pd.notna(row["density"]) else -1.0 for row in rows],
+            "method_label": tell_apart([row["method_label"] for row in rows], [s["method"]["args"] for s in specs]),
+            "task_args": [s["task"]["args"] for s in specs],
+            "samples": [row["samples"] for row in rows],
+            "metrics": rows,
+        }
+    )
+    return found.sort_values(["where", "order", "method", "falling", "method_label"]).reset_index(drop=True)
+
+
+def _with(samples_json: str, fields: Sequence[str]) -> list[dict[str, Any]]:
+    return [s for s in json.loads(samples_json) if set(fields) <= s.keys()]
+
+
+def _facts(spec: Mapping[str, Any]) -> dict[str, Any]:
+    model = {k: v for k, v in spec["model"].items() if k not in ("name", "source")}
+    task = {k: v for k, v in spec["task"].items() if k != "name"}
+    return {"model": model, **{name: spec[name] for name in SETTING}, "args": task.pop("args"), "task": task}
+
+
+def stroked(rows: pd.DataFrame) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """Each cell with how its line is drawn: colour and marker are its method's, its budgets differ in line and fill."""
+    places: dict[str, int] = {}
+    for row in rows.to_dict("records"):
+        mine, place = look(row["method"]), places.get(row["method"], 0)
+        places[row["method"]] = place + 1
+        line = {"color": mine.colour, "marker": mine.marker, "linestyle": LINES[place % len(LINES)]}
+        yield row, {**line, "markerfacecolor": "white" if place else mine.colour, "label": row["method_label"]}
+
+
+def by_layer(row: Row, name: str) -> tuple[list[int], list[Any]]:
+    """Layers, and a field of their samples."""
+    samples = sorted(row["samples"], key=lambda s: s["layer"])
+    return [int(s["layer"]) for s in samples], [s[name] for s in samples]
+
+
+def layer_axis(axis: Axes, heading: str) -> None:
+    """Layers are whole numbers."""
+    axis.set_xlabel("layer")
+    axis.set_title(heading)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def heat(axis: Axes, grid: NDArray[np.float64], **options: Any) -> AxesImage:
+    """A map of numbers; what is missing is hatched."""
+    axis.set_facecolor("#dddddd")
+    axis.patch.set(hatch="////", edgecolor="#aaaaaa")
+    shown = {"cmap": "viridis", "aspect": "auto", "interpolation": "none", **options}
+    image = axis.imshow(np.ma.masked_invalid(grid), **shown)
+    axis.grid(visible=False)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    return image
+
+
+def rectangle(lists: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """Lists below each other, filled up with NaN."""
+    grid = np.full((len(lists), max(map(len, lists))), np.nan)
+    for row, values in zip(grid, lists, strict=True):
+        row[: len(values)] = values
+    return grid
+
+
+def bar(figure: Figure, image: AxesImage, axes: Sequence[Axes], label: str) -> None:
+    """One scale for all panels, beside them."""
+    figure.colorbar(image, ax=list(axes), label=label, shrink=0.8, aspect=30)

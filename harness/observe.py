@@ -1,0 +1,130 @@
+"""What analyses see beside a method: every key and value that came by, its output, and the rows that it attended.
+
+Shapes: B windows, H query heads, G key/value heads, N sets of rows chosen (1, G or H), T query rows, S rows held, L
+tokens so far, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ..models import attend
+from ..models.bind import Observer
+from ..models.memory import Call, Memory
+from .lm import TOKENS_AT_ONCE, Session
+from .windows import read_windows
+
+
+class Everything:
+    """Keys and values of every token of each layer, as the model gave them, whatever the method holds of them."""
+
+    def __init__(self) -> None:
+        self._layers: dict[int, tuple[Memory, Memory]] = {}
+
+    def arrived(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
+        """Append; a memory that was not seen before begins a new text."""
+        owner, whole = self._layers.get(memory.site.layer, (None, memory))
+        if owner is not memory:
+            whole = Memory(memory.site, {})
+        whole.append(k_BGTD, v_BGTD)
+        self._layers[memory.site.layer] = (memory, whole)
+
+    def of(self, memory: Memory) -> Memory:
+        """The whole of what this memory was given."""
+        return self._layers[memory.site.layer][1]
+
+
+class Attended:
+    """Tells, for each call of decoded rows, which tokens each of them attended.
+
+    A selection says so itself (`Ledger.chosen`); any other method attends what it holds, which is known of one row at
+    a time.
+    """
+
+    def __init__(self, tell: Callable[[Memory, Call, Tensor], None]) -> None:
+        self._tell = tell
+        self._chosen: Tensor | None = None
+
+    def chosen(self, memory: Memory, call: Call, q_BHTD: Tensor, keep_BNTS: Tensor) -> None:
+        """What the ledger calls; the rows held are numbered by their tokens."""
+        del q_BHTD
+        numbers = memory.numbers_BNS(keep_BNTS.shape[0])[:, :, None]
+        self._chosen = _by_token(keep_BNTS, numbers, call.seen)
+
+    def arrived(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
+        """Nothing to note."""
+
+    def attended(self, memory: Memory, call: Call, q_BHTD: Tensor, out_BHTD: Tensor) -> Tensor:
+        """Tell of decoded rows.
+
+        Raises:
+            ValueError: a method that evicts was given several rows at once.
+        """
+        del q_BHTD
+        keep, self._chosen = self._chosen, None
+        if call.phase == "decode":
+            self._tell(memory, call, self._held(memory, call) if keep is None else keep)
+        return out_BHTD
+
+    @staticmethod
+    def _held(memory: Memory, call: Call) -> Tensor:
+        assert call.new == 1, "rows held are known of one row at a time"
+        numbers = memory.numbers_BNS(call.first.shape[0])[:, :, None]
+        return _by_token(attend.visible_BNTS(memory, call), numbers, call.seen)
+
+
+def _by_token(keep_BNTS: Tensor, numbers_BN1S: Tensor, seen: int) -> Tensor:
+    """Booleans over the tokens so far, [B, N, T, L]; holes (-1) are no token."""
+    sets = max(keep_BNTS.shape[1], numbers_BN1S.shape[1])
+    keep = (keep_BNTS & (numbers_BN1S >= 0)).expand(-1, sets, -1, -1)
+    where = numbers_BN1S.clamp(min=0).expand(keep.shape)
+    # added up, since several holes share the place of token 0
+    hits = torch.zeros(*keep.shape[:3], seen, dtype=torch.uint8, device=keep.device)
+    return hits.scatter_add_(3, where, keep.byte()).bool()
+
+
+@contextmanager
+def observed_by(session: Session, observer: Observer) -> Iterator[None]:
+    """Every call of attention goes past this observer for a while; the ledger tells it of choices, where it listens."""
+    session.binding.observer = observer
+    session.binding.ledger.watch = observer.chosen if isinstance(observer, Attended) else None
+    try:
+        yield
+    finally:
+        session.binding.observer = session.binding.ledger.watch = None
+
+
+def batches(session: Session, corpus: str, window: int, windows: int, prompt: int) -> Iterator[Tensor]:
+    """Windows of a corpus, [B, window], as many at once as fit.
+
+    Raises:
+        ValueError: the prompt leaves no row to act on, or the corpus is shorter than a window.
+    """
+    if prompt >= window:
+        raise ValueError(f"a prompt of {prompt} tokens leaves none of a window of {window}: make it shorter")
+    yield from read_windows(session, corpus, windows * window, window).split(max(1, TOKENS_AT_ONCE // window))
+
+
+def feed(session: Session, ids_BT: Tensor, prompt: int) -> None:
+    """The first tokens as a prompt, the others as rows that the method acts on.
+
+    All at once for a selection, which says what it chose; one by one for a method that attends what it holds.
+    """
+    state, rest = session.prefill(ids_BT[:, :prompt].tolist()), ids_BT[:, prompt:]
+    for rows in [rest] if session.method.shape == "select" else rest.split(1, 1):
+        session.extend(state, rows)
+
+
+def joined(session: Session, part: Tensor, groups: int, dim: int) -> Tensor:
+    """This rank's sets of rows (so many a key/value head) and those of all others, along `dim`, on the CPU.
+
+    Sets of heads that only pad are left out.
+    """
+    share = part.shape[dim] // groups
+    everyone = torch.cat(session.lm.world.gather(part.cpu()), dim)
+    real = session.lm.shard.kv_heads_real or everyone.shape[dim] // share
+    return everyone.narrow(dim, 0, real * share)
