@@ -15,6 +15,7 @@ from .numbers import plural
 ASKED = ("dtype", "device", "ranks", "prefill", "query_aware", "seed")
 MIXED = {
     "git_revision": "revisions of the code",
+    "source_digest": "states of the code",
     "host": "hosts",
     "cpu": "kinds of CPU",
     "gpu": "kinds of GPU",

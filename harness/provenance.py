@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ..results.digest import source_digest
 from .ranks import Ranks
 
 PACKAGES = (
@@ -52,8 +53,9 @@ def provenance(ranks: Ranks, device: str) -> dict[str, Any]:
 
 @functools.cache
 def _machine(device: str) -> dict[str, Any]:
-    return {**_git(), "packages": _packages(), "python": platform.python_version(), "host": socket.gethostname(),
-            "os": platform.platform(), "cpu": _cpu(), **(_gpu() if device == "cuda" else {"gpu": ""})}  # fmt: skip
+    code = {**_git(), "source_digest": source_digest(ROOT), "packages": _packages(), "python": platform.python_version()}
+    host = {"host": socket.gethostname(), "os": platform.platform(), "cpu": _cpu()}
+    return {**code, **host, **(_gpu() if device == "cuda" else {"gpu": ""})}
 
 
 def _git() -> dict[str, Any]:

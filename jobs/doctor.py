@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from ..results.digest import source_digest
+from ..results.plugins import ROOT
 from ..results.store import Store
 
 
@@ -29,6 +31,7 @@ class Finding:
 def examine(store: Path) -> Iterator[Finding]:
     """Look at everything; a look that fails is a finding too."""
     looks: tuple[Callable[[], Finding], ...] = (
+        _lacuna,
         _python,
         _torch,
         _cuda,
@@ -51,6 +54,11 @@ def _package(name: str, mend: str) -> Finding:
         return Finding(name, there=True, text=metadata.version(name))
     except metadata.PackageNotFoundError:
         return Finding(name, there=False, text=f"missing; {mend}")
+
+
+def _lacuna() -> Finding:
+    found = _package("lacuna", "the commands of a checkout work; to install it: pip install -e .")
+    return Finding("lacuna", found.there, f"{found.text}, source digest {source_digest(ROOT)}")
 
 
 def _python() -> Finding:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from .plugins import FOLDERS
 from .store import write_atomically
 
 
@@ -33,6 +34,20 @@ def tree_digest(files: Iterable[Path], memory: Path) -> str:
     if known != before:
         with contextlib.suppress(OSError):  # what cannot be remembered is hashed again
             write_atomically(memory, json.dumps(known, indent=0).encode())
+    return total.hexdigest()[:16]
+
+
+def source_digest(root: Path) -> str:
+    """One digest of every module of a package: names below its root, and contents.
+
+    It says which code made a number where there is no revision to name: in an installed wheel, or a copied checkout.
+    """
+    total = hashlib.sha256()
+    rooms = sorted({Path(folder).parts[0] for folder in FOLDERS.values()} | {"results"})
+    tops = (path for path in root.glob("*.py") if path.name != "setup.py")  # which stays behind when it has installed
+    modules = [*tops, *(path for room in rooms for path in (root / room).rglob("*.py"))]
+    for path in sorted(modules, key=lambda path: path.relative_to(root).as_posix()):
+        total.update(f"{path.relative_to(root).as_posix()}:{file_digest(path)}\n".encode())
     return total.hexdigest()[:16]
 
 

@@ -283,5 +283,5 @@ def test_doctor(here, capsys):
     code, out, _ = outcome(capsys, "doctor", "--store", "fresh")
     assert code == 0
     heads = [line.split("  ")[1:2] for line in out.splitlines()]
-    assert len(heads) == 12
+    assert len(heads) == 13
     assert all(line.startswith(("yes", "no ")) for line in out.splitlines())

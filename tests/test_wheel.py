@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 
+from lacuna.results.digest import source_digest
 from lacuna.results.plugins import ROOT
 
 ROOMS = ("analysis", "harness", "jobs", "kernels", "models", "results")
@@ -64,3 +65,13 @@ def test_console_script_works_without_the_checkout(wheel, tmp_path):
     assert "loki" in lacuna("list", "methods").stdout
     demo = tmp_path / "site" / "lacuna" / "jobs" / "sweeps" / "demo.yaml"
     assert "36 cells" in lacuna("plan", demo).stdout
+
+
+def test_a_wheel_is_known_by_the_digest_of_its_checkout(wheel, tmp_path):
+    """A record made by an installed lacuna, which has no revision, could not be led back to the code that made it."""
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    installed = tmp_path / "lacuna"
+    assert source_digest(installed) == source_digest(ROOT)
+    changed = installed / "kernels" / "op.py"
+    changed.write_text(changed.read_text() + "# another state\n")
+    assert source_digest(installed) != source_digest(ROOT)

@@ -127,7 +127,17 @@ def test_provenance_says_where_a_number_comes_from(sweep, run):
     """A reviewer asks for revision, packages, machine and command; a record without them proves nothing."""
     records, _ = run(sweep("method: full\n" + TINY))
     told = next(iter(records.values())).provenance
-    assert {"git_revision", "git_dirty", "packages", "host", "cpu", "python", "command", "ranks"} <= told.keys()
+    assert {
+        "git_revision",
+        "git_dirty",
+        "source_digest",
+        "packages",
+        "host",
+        "cpu",
+        "python",
+        "command",
+        "ranks",
+    } <= told.keys()
     assert told["packages"]["torch"].startswith(torch.__version__.split("+")[0])
 
 
