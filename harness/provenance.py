@@ -53,8 +53,8 @@ def provenance(ranks: Ranks, device: str) -> dict[str, Any]:
 
 @functools.cache
 def _machine(device: str) -> dict[str, Any]:
-    code = {**_git(), "source_digest": source_digest(ROOT), "packages": _packages(), "python": platform.python_version()}
-    host = {"host": socket.gethostname(), "os": platform.platform(), "cpu": _cpu()}
+    code = {**_git(), "source_digest": source_digest(ROOT), "packages": _packages()}
+    host = {"python": platform.python_version(), "host": socket.gethostname(), "os": platform.platform(), "cpu": _cpu()}
     return {**code, **host, **(_gpu() if device == "cuda" else {"gpu": ""})}
 
 
