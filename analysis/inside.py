@@ -7,7 +7,9 @@ cells are no points.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,16 +26,19 @@ from .study import Study
 from .style import look
 
 SETTING = ("dtype", "device", "ranks", "prefill", "query_aware", "seed")
+WIDE = 34  # letters of a narrow panel's title
+MOST_NUMBERS = 10  # rows or columns of a map that still leave room for numbers
+DARK = 0.6  # below this share of its scale viridis is too dark for black letters
 LINES = ("-", "--", ":", "-.")
-MOST_LABELS = 16
 Row = Mapping[Any, Any]
 
 
 def inside(study: Study, task: str, *fields: str) -> pd.DataFrame:
     """The cells of an analysis that ended well, each key once, with the samples that have these fields.
 
-    Columns: `where` (model and what else differs, a panel's heading), `method`, `method_label` (unique in a `where`),
-    `task_args`, `samples` and `metrics`; full first, then by method and falling density.
+    Columns: `model` (with its setting), `asked` (which arguments of the task differ), `where` (both, a panel's
+    heading), `method`, `method_label` (unique in a `where`), `task_args`, `samples`, `metrics`; full first, then by
+    method and falling density.
 
     Raises:
         ValueError: there is none.
@@ -47,7 +52,7 @@ def inside(study: Study, task: str, *fields: str) -> pd.DataFrame:
     specs = [json.loads(row["cell_json"]) for row in rows]
     found = pd.DataFrame(
         {
-            "where": tell_apart([row["model"] for row in rows], [_facts(s) for s in specs]),
+            "model": tell_apart([row["model"] for row in rows], [_setting(s) for s in specs]),
             "order": [row["method"] != DENSE for row in rows],
             "method": [row["method"] for row in rows],
             "falling": [-row["density"] if pd.notna(row["density"]) else -1.0 for row in rows],
@@ -57,6 +62,8 @@ def inside(study: Study, task: str, *fields: str) -> pd.DataFrame:
             "metrics": rows,
         }
     )
+    found["asked"] = asked(found)
+    found["where"] = (found["model"] + " " + found["asked"]).str.strip()
     return found.sort_values(["where", "order", "method", "falling", "method_label"]).reset_index(drop=True)
 
 
@@ -64,10 +71,31 @@ def _with(samples_json: str, fields: Sequence[str]) -> list[dict[str, Any]]:
     return [s for s in json.loads(samples_json) if set(fields) <= s.keys()]
 
 
-def _facts(spec: Mapping[str, Any]) -> dict[str, Any]:
+def _setting(spec: Mapping[str, Any]) -> dict[str, Any]:
     model = {k: v for k, v in spec["model"].items() if k not in ("name", "source")}
-    task = {k: v for k, v in spec["task"].items() if k != "name"}
-    return {"model": model, **{name: spec[name] for name in SETTING}, "args": task.pop("args"), "task": task}
+    version = {"version": spec["task"]["version"]}
+    return {"model": model, **{name: spec[name] for name in SETTING}, "task": version}
+
+
+def asked(found: pd.DataFrame, *without: str) -> list[str]:
+    """What tells each cell's task from the others: its arguments that differ, but these (`pca.corpus`)."""
+    return tell_apart([""] * len(found), [_asked(args, without) for args in found["task_args"]])
+
+
+def _asked(args: Mapping[str, Any], without: Sequence[str], prefix: str = "") -> dict[str, Any]:
+    kept = {k: v for k, v in args.items() if prefix + k not in without}
+    inner = {k: _asked(v, without, f"{prefix}{k}.") for k, v in kept.items() if isinstance(v, Mapping)}
+    return {**kept, **({"corpus": corpus_of(kept)} if "corpus" in kept else {}), **inner}
+
+
+def corpus_of(args: Mapping[str, Any]) -> str:
+    """The name of a corpus; of a file, its own name without the folders."""
+    return Path(str(args.get("corpus", ""))).name
+
+
+def heading(*parts: str) -> str:
+    """Lines of a panel's title, as wide as a narrow panel."""
+    return "\n".join(line for part in parts for line in textwrap.wrap(part, WIDE))
 
 
 def stroked(rows: pd.DataFrame) -> Iterator[tuple[Row, dict[str, Any]]]:
@@ -103,6 +131,24 @@ def heat(axis: Axes, grid: NDArray[np.float64], **options: Any) -> AxesImage:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     return image
+
+
+def numbers(axis: Axes, image: AxesImage, form: str) -> None:
+    """The numbers of a map in its fields, where they can be read."""
+    shown = image.get_array()
+    assert shown is not None
+    grid = np.ma.filled(shown.astype(float), np.nan)
+    if max(grid.shape) > MOST_NUMBERS:
+        return
+    for row, column in np.argwhere(np.isfinite(grid)):
+        text, colour = form.format(grid[row, column]), ink(image, grid[row, column])
+        axis.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
+
+
+def ink(image: AxesImage, value: float) -> str:
+    """The colour of letters that can be read on this value's own."""
+    low, high = (float(v) for v in image.get_clim())
+    return "white" if value - low < DARK * (high - low) or high == low else "black"
 
 
 def rectangle(lists: Sequence[Sequence[float]]) -> NDArray[np.float64]:

@@ -62,7 +62,7 @@ class Attended:
         """Tell of decoded rows.
 
         Raises:
-            ValueError: a method that evicts was given several rows at once.
+            ValueError: several rows at once, and the method said nothing of its choice.
         """
         del q_BHTD
         keep, self._chosen = self._chosen, None
@@ -72,7 +72,8 @@ class Attended:
 
     @staticmethod
     def _held(memory: Memory, call: Call) -> Tensor:
-        assert call.new == 1, "rows held are known of one row at a time"
+        if call.new > 1:
+            raise ValueError("this method does not tell which rows it chose (Ledger.chosen): it cannot be analysed")
         numbers = memory.numbers_BNS(call.first.shape[0])[:, :, None]
         return _by_token(attend.visible_BNTS(memory, call), numbers, call.seen)
 
@@ -102,10 +103,10 @@ def batches(session: Session, corpus: str, window: int, windows: int, prompt: in
     """Windows of a corpus, [B, window], as many at once as fit.
 
     Raises:
-        ValueError: the prompt leaves no row to act on, or the corpus is shorter than a window.
+        ValueError: the prompt leaves fewer than two rows to act on, or the corpus is shorter than a window.
     """
-    if prompt >= window:
-        raise ValueError(f"a prompt of {prompt} tokens leaves none of a window of {window}: make it shorter")
+    if prompt > window - 2:  # a selection tells of its choice where it is given several rows
+        raise ValueError(f"a prompt of {prompt} tokens leaves too few of a window of {window}: make it shorter")
     yield from read_windows(session, corpus, windows * window, window).split(max(1, TOKENS_AT_ONCE // window))
 
 

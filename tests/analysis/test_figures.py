@@ -1,9 +1,7 @@
 """Every figure by its content: panels, marks, lines, labels."""
 
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,23 +13,13 @@ from lacuna.results.frame import to_frame
 from lacuna.results.record import Record
 
 FIGURES = plugins.names("figures")
-HERE = Path(__file__).parent
-EXTRA = sorted(path.stem for path in (HERE / "records").glob("*.py"))
 
 
 @pytest.fixture(scope="module")
 def rich(make):
     """Records that every figure can be drawn of: two numbers of ranks, energy, rank90, and those in records/."""
     found = [with_metrics(r) for r in (*make.sweep(), *make.sweep(ranks=1))]
-    return to_frame([*found, *(r for name in EXTRA for r in extra(name).records(make))])
-
-
-def extra(name):
-    """A file of records/: a figure that needs more brings its own, and no test is edited."""
-    spec = importlib.util.spec_from_file_location(f"records_{name}", HERE / "records" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return to_frame([*found, *make.examples()])
 
 
 def with_metrics(record):

@@ -1,0 +1,60 @@
+"""Effective k: rows that a method really attends, over the row's length.
+
+Mean over layers, heads and query rows, from the task `kept_rows`; the band reaches from the head with the fewest rows
+to the one with the most, in any layer. Thin dashes: what the method's budget asks for, where it is one in rows; grey:
+all rows that there are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..headlines import DENSE
+from ..inside import inside, stroked
+from ..study import Study
+from ..style import COLUMN, legend, panels, paper
+
+
+def draw(study: Study) -> Figure:
+    """One panel per model and setting.
+
+    Raises:
+        ValueError: no cell of the task ended well.
+    """
+    found = inside(study, "kept_rows", "length", "kept", "least", "most")
+    found = found[found["method"] != DENSE]
+    if found.empty:
+        raise ValueError("needs a cell of the task kept_rows that ended well, of a sparse method")
+    with paper():
+        figure, pairs = panels([g for _, g in found.groupby("where", sort=True)], 2, COLUMN, 2.4)
+        for axis, group in pairs:
+            _panel(axis, group)
+        legend(figure, [axis for axis, _ in pairs])
+    return figure
+
+
+def _panel(axis: Axes, group: pd.DataFrame) -> None:
+    longest = 0.0
+    for row, stroke in stroked(group):
+        parts = {name: np.array([s[name] for s in row["samples"]]) for name in ("length", "kept", "least", "most")}
+        length = parts["length"].mean(0)
+        longest = max(longest, float(length.max()))
+        axis.plot(length, parts["kept"].mean(0), **{**stroke, "markersize": 3})
+        axis.fill_between(
+            length, parts["least"].min(0), parts["most"].max(0), color=stroke["color"], alpha=0.1, linewidth=0
+        )
+        _ask(axis, length, row["samples"], stroke["color"])
+    axis.plot([0, longest], [0, longest], color="#888888", linewidth=0.8, label="all rows")
+    axis.set(xlim=(0, None), ylim=(0, None), xlabel="length of the row (tokens it may see)", ylabel="rows attended")
+    axis.set_title(str(group["where"].iloc[0]))
+
+
+def _ask(axis: Axes, length: Any, samples: list[dict[str, Any]], colour: str) -> None:
+    asked = [s["asked"] for s in samples if "asked" in s]
+    if asked:
+        axis.plot(length, np.mean(asked, axis=0), color=colour, linewidth=0.6, linestyle=(0, (2, 2)))

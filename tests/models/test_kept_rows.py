@@ -1,0 +1,128 @@
+"""Accounts of rows attended: by hand, and for methods whose answer is known."""
+
+import pytest
+import torch
+from conftest_models import make_method
+from test_thresholds import corpus, session  # noqa: F401
+
+from lacuna.harness.observe import Attended
+from lacuna.harness.tasks.kept_rows import KeptRows, Watch, asked
+from lacuna.models.memory import Call, Memory, Site
+from lacuna.results.cell import Cell, Spec
+
+WINDOW, PROMPT = 24, 8
+
+
+def measured(model, path, name, args, artifacts=None, **task):
+    given = {"corpus": path, "window": WINDOW, "windows": 3, "prompt": PROMPT, "lengths": 4, "places": 6, **task}
+    with session(model, artifacts, make_method(name, args)) as found:
+        found.cell = Cell(Spec("m"), Spec(name, args=args), Spec("kept_rows"))
+        return KeptRows(**given).run(found)
+
+
+def memory_of(groups, held, columns=None):
+    memory = Memory(Site(0, 1, tuple(range(groups)), groups, 1, None), {})
+    memory.append(torch.zeros(1, groups, held, 1), torch.zeros(1, groups, held, 1))
+    memory.columns = columns
+    return memory
+
+
+def call_of(seen, new):
+    return Call(None, torch.zeros(1, dtype=torch.long), "decode", 1.0, seen, new)
+
+
+def test_accounts_by_hand():
+    """Two rows of lengths 3 and 4, two heads of one group: every sum written down."""
+    task = KeptRows(window=4, prompt=2, lengths=2, places=2)
+    watch = Watch(task, {"rows": 2})
+    keep = torch.tensor([[[[1, 0, 1, 0], [1, 1, 0, 1]], [[0, 1, 1, 0], [0, 0, 0, 1]]]]).bool()
+    watch(memory_of(1, 4), call_of(4, 2), keep)
+    tally = watch.tallies[0]
+    assert tally.rows.tolist() == [1, 1]
+    assert tally.context.tolist() == [3, 4]
+    assert tally.kept.tolist() == [[2, 3], [2, 1]]
+    assert tally.union.tolist() == [3 + 3]
+    assert tally.popular.tolist() == [[2, 2, 1, 1]]
+    assert tally.visible.tolist() == [2, 2, 2, 1]
+    assert (tally.longer.tolist(), float(tally.asked_longer)) == ([5, 3], 4)
+    sample = task._sample(tally)
+    assert sample["kept"] == [2, 2]
+    assert (sample["least"], sample["most"]) == ([2, 1], [2, 3])
+    assert sample["sets"] == [2.5, 1.5]
+    assert sample["union"] == pytest.approx([6 / 7], rel=1e-4)
+    assert sample["popularity"] == pytest.approx([1.0, 2 / 3], rel=1e-4)
+    assert sample["factors"] == [1.25, 0.75]
+    assert (sample["kept_mean"], sample["kept_share"]) == (2, pytest.approx(4 / 7))
+
+
+def test_budgets_in_rows():
+    """A size factor would be held against another budget than the method's."""
+    lengths = torch.tensor([1, 7, 100])
+    assert asked({"keep": 0.25}, 0, lengths).tolist() == [1, 1, 25]
+    assert asked({"rows": 8}, 3, lengths).tolist() == [1, 7, 8]
+    assert asked({"k": 8, "k_layers": [0.5]}, 0, lengths).tolist() == [1, 3, 50]
+    assert asked({"k": 8, "k_layers": [0.5]}, 1, lengths).tolist() == [1, 7, 8]
+    assert asked({"keep": [0.5, 0.1]}, 2, lengths).tolist() == [1, 1, 10]
+    assert asked({"bytes": 100, "keep": None}, 0, lengths) is None
+
+
+def test_rows_held_are_told_by_their_tokens():
+    """After an eviction row 1 of a cache is no longer token 1, and a hole is no token at all."""
+    told = []
+    memory = memory_of(2, 3, torch.tensor([[[0, 4, 5], [-1, 3, 5]]]))
+    memory.seen = 6
+    watch = Attended(lambda _m, _c, keep: told.append(keep))
+    watch.attended(memory, call_of(6, 1), torch.empty(0), torch.empty(0))
+    assert told[0].tolist() == [[[[True, False, False, False, True, True]], [[False, False, False, True, False, True]]]]
+
+
+@pytest.mark.parametrize("heads", ["kv", "query"])
+def test_exact_topk_keeps_what_was_asked(heads, corpus, model):  # noqa: F811
+    """The measure itself would be off: exact top-k has a size factor of one in every head."""
+    outcome = measured(model, corpus, "topk", {"k": 3, "heads": heads})
+    assert outcome.metrics["size_factor"] == 1
+    assert outcome.metrics["effective_k"] == 3
+    lengths = range(PROMPT + 1, WINDOW)
+    for sample in outcome.samples:
+        assert sample["kept"] == [3] * 4
+        assert sample["factors"] == [1.0] * (2 if heads == "kv" else 4)
+        assert sample["kept_share"] == pytest.approx(3 * len(lengths) / sum(lengths), abs=0.02)
+        assert sample["union_share"] >= sample["kept_share"] - 1e-12
+
+
+def test_full_attends_everything(corpus, model):  # noqa: F811
+    """A method that says nothing of its choices would be counted as if it kept nothing."""
+    outcome = measured(model, corpus, "full", {})
+    assert (outcome.metrics["kept_share"], outcome.metrics["union_share"]) == (1, 1)
+    assert "size_factor" not in outcome.metrics
+    assert all(v == 1 for s in outcome.samples for v in s["popularity"])
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [("streaming_llm", {"sinks": 2, "window": 5}), ("snapkv", {"k": 6, "window": 2}), ("h2o", {"k": 6})],
+)
+def test_accounts_agree_with_the_ledger(name, args, corpus, model):  # noqa: F811
+    """Rows that were evicted, or never read, would be counted as attended."""
+    given = {"corpus": corpus, "window": WINDOW, "windows": 3, "prompt": PROMPT}
+    with session(model, None, make_method(name, args)) as found:
+        outcome = KeptRows(**given).run(found)
+        sums = found.binding.ledger.sums()
+    density = sums[:, 1, 2].sum() / sums[:, 1, 1].sum()
+    assert outcome.metrics["union_share"] == pytest.approx(float(density))
+    assert outcome.metrics["kept_share"] < 0.9
+
+
+def test_sinks_are_popular(corpus, model):  # noqa: F811
+    """Popularity would stand at another token than the one that was kept."""
+    outcome = measured(model, corpus, "streaming_llm", {"sinks": 2, "window": 5}, places=12)
+    for sample in outcome.samples:
+        assert sample["popularity"][0] == 1  # tokens 0 and 1
+        assert sample["popularity"][1] == 0  # tokens 2 and 3: left before the prompt's end
+
+
+def test_a_method_that_does_not_tell_is_refused():
+    """All rows held would be counted as attended by a selection that says nothing."""
+    watch = Attended(lambda *_: None)
+    with pytest.raises(ValueError, match="does not tell which rows"):
+        watch.attended(memory_of(1, 4), call_of(4, 2), torch.empty(0), torch.empty(0))
