@@ -25,7 +25,7 @@ def visible_BNTS(memory: Memory, call: Call) -> Tensor:
         return call.visible[:, None]
     number = memory.numbers_BNS(call.first.shape[0])[:, :, None]
     if call.visible is None:
-        return (number <= call.numbers_T[:, None]) & (number >= 0)
+        return (number <= call.numbers_T[:, None]) & (number >= call.first[:, None, None, None])
     sets = (-1, number.shape[1], call.new, -1)
     return call.visible[:, None].expand(sets).gather(3, number.clamp(min=0).expand(sets)) & (number >= 0)
 
@@ -49,12 +49,13 @@ def span(memory: Memory, call: Call) -> tuple[Tensor, Tensor]:
     [B] each, or [B * G] where each head holds its own rows. What is not visible (padding, holes, tokens that a sliding
     window left) lies before what is.
     """
-    batch, rows = memory.keys.view.shape[0], memory.keys.view.shape[2]
+    if memory.clock is not None and memory.columns is None:
+        return memory.clock.lo_B, memory.clock.hi_B
     if call.visible is None and memory.columns is None:
-        lo = torch.zeros(batch, dtype=torch.int32, device=call.first.device)
+        lo = call.first.int()
     else:
         lo = visible_BNTS(memory, call)[:, :, 0].int().argmax(-1).int().flatten()
-    return lo, torch.full_like(lo, rows)
+    return lo, torch.zeros_like(lo) + memory.keys.count
 
 
 def dense(q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:

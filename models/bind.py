@@ -7,7 +7,6 @@ attention function instead of tensors, so that a method owns its own layout.
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,10 +22,11 @@ from transformers.masking_utils import sdpa_mask
 from .ledger import Ledger
 from .memory import Call, Memory, Phase, Site
 from .method import Method
+from .rotation import Rotation
+from .rows import Clock
 from .shard import Shard
 
 NAME = "lacuna"
-RESCALED = ("dynamic", "longrope")  # their frequencies change with length: turning a key again is not a rotation
 
 
 class Observer(Protocol):
@@ -49,6 +49,8 @@ class Binding:
         first: [B] number of the first token of each text that is no padding.
         feeding: the phase of the next calls where somebody says so; else the first call of a cache is the prompt.
         observer: an analysis that sees every call of attention; default none.
+        room: rows that the next caches reserve at once.
+        clock: of the steps under way, where the cache is pinned.
     """
 
     model: PreTrainedModel
@@ -60,6 +62,26 @@ class Binding:
     first: Tensor | None = None
     feeding: Phase | None = None
     observer: Observer | None = None
+    room: int = 0
+    clock: Clock | None = None
+
+    def pin(self, cache: Cache, steps: int) -> Clock:
+        """Fix a cache's places for so many decode steps of one token, so that a captured step can be replayed.
+
+        The clock shows the last token seen: tick before each step. Padding is known from the prompt: the
+        steps get no attention mask.
+
+        Raises:
+            ValueError: the method, or the model (a sliding window), decides on the host.
+        """
+        if getattr(self.model.config.get_text_config(), "sliding_window", None):
+            raise ValueError("models with a sliding window are not captured: their mask is made on the host")
+        assert self.first is not None
+        memories = [layer.memory for layer in cache.layers if isinstance(layer, _Layer) and layer.memory]
+        self.clock = Clock(int(memories[0].seen), self.first)
+        for memory in memories:
+            memory.pin(self.method.room(memory, steps), self.clock)
+        return self.clock
 
     def cache(self) -> Cache:
         """A new, empty cache in the method's own layout, for `past_key_values`."""
@@ -93,6 +115,8 @@ class Binding:
         tokens = given.get("input_ids")
         tokens = given["inputs_embeds"] if tokens is None else tokens
         mask = given.get("attention_mask")
+        if self.clock is not None and tokens.shape[1] == 1:
+            return  # known from the prompt
         if mask is None or mask.ndim != 2:
             self.first = torch.zeros(tokens.shape[0], dtype=torch.long, device=tokens.device)
         elif tokens.shape[1] > 1 or self.first is None:
@@ -123,12 +147,12 @@ class _Layer(CacheLayerMixin):
             kv_heads=binding.shard.heads(key_states.shape[1]),
             kv_heads_real=binding.shard.kv_heads_real or key_states.shape[1],
             head_dim=key_states.shape[3],
-            rotate=_Rotation(binding.model),
+            rotate=Rotation(binding.model),
             artifacts=binding.artifacts,
         )
         constants = {n: c.to(key_states) for n, c in binding.method.constants(site).items()}
         tables = {n: t.to(key_states.device) for n, t in binding.method.tables(site).items()}
-        self.memory = Memory(site, constants | tables)
+        self.memory = Memory(site, constants | tables, binding.room)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -145,7 +169,9 @@ class _Layer(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         """Tokens seen, evicted ones too: positions go on from there."""
-        return 0 if self.memory is None else self.memory.seen
+        if self.memory is None:
+            return 0
+        return self.memory.clock.begun if self.memory.clock else int(self.memory.seen)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Masks are made over every token seen; `attend` picks the columns of those still held."""
@@ -165,24 +191,6 @@ class _Layer(CacheLayerMixin):
         """For beam search."""
         if self.memory is not None:
             self.memory.reorder(beam_idx)
-
-
-class _Rotation:
-    """The model's own rotary embedding, as a turn by any number of positions (negative: back)."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        base = model.base_model
-        self._embedding = getattr(base, "rotary_emb", None)
-        self._apply = getattr(sys.modules[type(base).__module__], "apply_rotary_pos_emb", None)
-
-    def __call__(self, x_BnTD: Tensor, by_BT: Tensor) -> Tensor:
-        if self._embedding is None or self._apply is None:
-            raise ValueError("this model has no rotary embedding that a method could turn keys with")
-        if getattr(self._embedding, "rope_type", "default") in RESCALED:
-            raise ValueError(f"rotary embeddings of type {self._embedding.rope_type} cannot be turned after the fact")
-        cos, sin = self._embedding(x_BnTD.float(), by_BT)
-        size = self._embedding.attention_scaling  # belongs to the first rotation only
-        return self._apply(x_BnTD.float(), x_BnTD[:, :1].float(), cos / size, sin / size)[0].to(x_BnTD.dtype)
 
 
 def _first_token(mask_BS: Tensor) -> Tensor:
@@ -224,8 +232,9 @@ def attention(
         seen=memory.seen,
         new=new,
         query=query,
+        clock=memory.clock,
     )
-    arrived = memory.text_rows_BN(call.first)
+    arrived = None if memory.clock else memory.text_rows_BN(call.first)
     act = call.phase == "decode" or binding.prefill == "sparse"
     attend = binding.method.attend if act else binding.method.attend_dense
     out = attend(query, memory, call, binding.ledger)
@@ -233,6 +242,7 @@ def attention(
         out = binding.observer.attended(memory, call, query, out)
     binding.method.settle(memory, call)
     binding.ledger.settle(memory, call, arrived)
+    memory.settle()
     return out.transpose(1, 2).contiguous(), None
 
 

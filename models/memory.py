@@ -1,19 +1,21 @@
 """What a layer remembers: preallocated rows of keys, values and whatever else a method keeps.
 
 Shapes: B batch, H query heads, G key/value heads of this rank, N sets of rows (1: the same for every head; or
-G), T new rows, S rows held, D head dimension, W width of a row.
+G), T new rows, S rows held, D head dimension.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from .rows import Clock, Rows
 
 Phase = Literal["prefill", "decode"]
 
@@ -56,64 +58,6 @@ class Site:
             )
 
 
-class Rows:
-    """Rows [B, G, S, W] in a buffer that doubles when full, so that an append copies only what is new."""
-
-    def __init__(self) -> None:
-        self._buffer: Tensor | None = None
-        self._count = 0
-
-    @property
-    def view(self) -> Tensor:
-        """The rows held, [B, G, S, W]; a view."""
-        assert self._buffer is not None, "nothing was appended yet"
-        return self._buffer[:, :, : self._count]
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row of one head."""
-        return self.view.shape[-1] * self.view.element_size()
-
-    def append(self, new_BGTW: Tensor) -> None:
-        """Add T rows at the end."""
-        end = self._count + new_BGTW.shape[2]
-        if self._buffer is None or end > self._buffer.shape[2]:
-            self._grow(new_BGTW, end)
-        assert self._buffer is not None
-        self._buffer[:, :, self._count : end] = new_BGTW
-        self._count = end
-
-    def _grow(self, like: Tensor, end: int) -> None:
-        batch, heads, _, width = like.shape
-        bigger = like.new_empty(batch, heads, max(end + 64, 2 * self._count), width)
-        if self._buffer is not None:
-            bigger[:, :, : self._count] = self.view
-        self._buffer = bigger
-
-    def keep(self, rows_BNK: Tensor) -> None:
-        """Hold only these rows from now on, in this order; in place, but a buffer left mostly empty is given back."""
-        view = self.view
-        kept = view.gather(2, rows_BNK[..., None].expand(-1, view.shape[1], -1, view.shape[3]))
-        self._count = 0
-        if self._buffer is not None and self._buffer.shape[2] > 2 * (kept.shape[2] + 64):
-            self._buffer = None
-        self.append(kept)
-
-    def repeat(self, times: int) -> None:
-        """Hold each head so many times, copies side by side."""
-        self._buffer = self.view.repeat_interleave(times, 1)
-
-    def put(self, rows_BK: Tensor, new_BGKW: Tensor) -> None:
-        """Overwrite rows in place."""
-        view = self.view
-        view.scatter_(2, rows_BK[:, None, :, None].expand(-1, view.shape[1], -1, view.shape[3]), new_BGKW)
-
-    def reorder(self, batch: Tensor) -> None:
-        """Rearrange the sequences of the batch (beam search)."""
-        if self._buffer is not None:
-            self._buffer = self._buffer[batch]
-
-
 class Memory:
     """Keys, values and auxiliary rows of one layer, and which tokens they stand for.
 
@@ -127,28 +71,79 @@ class Memory:
         first: [B] number of the first token that is no padding; the binding says.
     """
 
-    def __init__(self, site: Site, constants: Mapping[str, Tensor]) -> None:
+    def __init__(self, site: Site, constants: Mapping[str, Tensor], room: int = 0) -> None:
         self.site = site
         self.constants = constants
-        self.keys, self.values = Rows(), Rows()
+        self.room = room
+        self.keys, self.values = Rows(room), Rows(room)
         self.aux: dict[str, Rows] = {}
         self.extra: dict[str, Tensor] = {}
-        self.seen, self.copies = 0, 1
+        self.copies = 1
         self.first: Tensor | None = None
         self.columns: Tensor | None = None
+        self.clock: Clock | None = None
+        self._tokens, self._written = 0, 0
+        self._fixed: dict[str, Tensor] = {}
+
+    @property
+    def seen(self) -> int | Tensor:
+        """Tokens so far; on the device once pinned."""
+        if self.clock is None:
+            return self._tokens
+        return self.clock.seen if self._written == self.clock.ticks else self.clock.row[0]
+
+    @seen.setter
+    def seen(self, tokens: int) -> None:
+        assert self.clock is None
+        self._tokens = tokens
+
+    def pin(self, more: int, clock: Clock) -> None:
+        """From now on nothing moves: room for `more` rows, one token a step where the clock says, one place for all.
+
+        What a step computes anew (columns, extra) is written back to where it was, since a captured step reads there.
+        """
+        for part in (self.keys, self.values, *self.aux.values()):
+            part.pin(more, clock)
+        if self.columns is not None and more:
+            unknown = self.columns.new_full((*self.columns.shape[:2], more), torch.iinfo(self.columns.dtype).max)
+            self.columns = torch.cat([self.columns, unknown], 2)
+        self.clock, self._written = clock, clock.ticks
+
+    def settle(self) -> None:
+        """At the end of a call: put what was computed anew where it was before, if pinned."""
+        if self.clock is None:
+            return
+        self.extra = {name: self._fix(name, part) for name, part in self.extra.items()}
+        self.columns = None if self.columns is None else self._fix("", self.columns)
+
+    def _fix(self, name: str, new: Tensor) -> Tensor:
+        """The place of a tensor; the first call chooses it."""
+        place = self._fixed.setdefault(name, new)
+        return place if place is new else place.copy_(new)
 
     def append(self, k_BGTD: Tensor, v_BGTD: Tensor, aux: Mapping[str, Tensor] | None = None) -> None:
         """Add T rows everywhere; `aux` maps a name to [B, G, T, W]."""
-        more = [(self.aux.setdefault(name, Rows()), rows) for name, rows in (aux or {}).items()]
+        more = [(self.aux.setdefault(name, Rows(self.room)), rows) for name, rows in (aux or {}).items()]
         for part, rows in ((self.keys, k_BGTD), (self.values, v_BGTD), *more):
             part.append(rows.repeat_interleave(self.copies, 1) if self.copies > 1 else rows)
         self._number(k_BGTD)
-        self.seen += k_BGTD.shape[2]
+        self._advance(k_BGTD.shape[2])
+
+    def _advance(self, new: int) -> None:
+        if self.clock is None:
+            self._tokens += new
+        else:
+            self._written = self.clock.ticks
 
     def _number(self, new: Tensor) -> None:
-        if self.columns is not None:
-            numbers = torch.arange(self.seen, self.seen + new.shape[2], device=new.device)
-            self.columns = torch.cat([self.columns, numbers.expand(*self.columns.shape[:2], -1)], 2)
+        if self.columns is None:
+            return
+        if self.clock is not None:
+            row = self.clock.row.expand(*self.columns.shape[:2], 1)
+            self.columns.index_copy_(2, self.keys.place, row)
+            return
+        numbers = torch.arange(self._tokens, self._tokens + new.shape[2], device=new.device)
+        self.columns = torch.cat([self.columns, numbers.expand(*self.columns.shape[:2], -1)], 2)
 
     def keep(self, rows_BNK: Tensor) -> None:
         """Drop all rows but these (indices into the S rows held, ascending; -1, before all others, for a hole)."""
@@ -175,15 +170,18 @@ class Memory:
         """Write one new row over row `slot` of each sequence (a ring: what is held does not move)."""
         for part, new in ((self.keys, k_BG1D), (self.values, v_BG1D)):
             part.put(slot_B[:, None], new)
-        slot_BN1 = slot_B[:, None, None]
-        self.columns = self.numbers_BNS(slot_B.shape[0]).scatter(2, slot_BN1, self.seen)
-        self.seen += 1
+        numbers = self.numbers_BNS(slot_B.shape[0])
+        here = torch.arange(numbers.shape[2], device=slot_B.device) == slot_B[:, None, None]
+        self.columns = torch.where(here, self.seen, numbers)
+        self._advance(1)
 
     def numbers_BNS(self, batch: int) -> Tensor:
         """Token number of each row held; holes -1."""
         if self.columns is not None:
             return self.columns
-        return torch.arange(self.seen, device=self.keys.view.device).expand(batch, 1, -1)
+        # while all is held, a row's place is its number; rows of a pinned memory that are not written yet lie ahead
+        count = self._tokens if self.clock is None else self.keys.view.shape[2]
+        return torch.arange(count, device=self.keys.view.device).expand(batch, 1, -1)
 
     def numbers_BS(self, batch: int) -> Tensor:
         """The same where every head holds the same rows."""
@@ -195,7 +193,7 @@ class Memory:
         """How many rows held are text: no padding, no hole."""
         if self.columns is None:
             return (self.seen - first_B)[:, None]
-        return (self.columns >= first_B[:, None, None]).sum(-1)
+        return ((self.columns >= first_B[:, None, None]) & (self.columns < self.seen)).sum(-1)
 
     def reorder(self, batch: Tensor) -> None:
         """Rearrange the sequences of the batch."""
@@ -214,7 +212,7 @@ class Memory:
     def held_bytes(self) -> Tensor:
         """Bytes held by the real heads of this rank: keys, values, auxiliary rows and constants; a hole is none."""
         parts = (self.keys, self.values, *self.aux.values())
-        rows = sum(p.view.shape[0] * p.view.shape[2] * p.row_bytes for p in parts)
+        rows = sum(p.view.shape[0] * p.row_bytes * p.count for p in parts)
         others = sum(c.nbytes for c in (*self.constants.values(), *self.extra.values()))
         whole = self.live * rows + int(others * self.site.live / max(1, len(self.site.kv_heads)))
         return self.keys.view.new_zeros((), dtype=torch.float64) + whole - self._hole_bytes()
@@ -231,7 +229,7 @@ class Memory:
         return self.site.head_dim * self.keys.view.element_size() + self.values.row_bytes
 
     @property
-    def dense_bytes(self) -> int:
+    def dense_bytes(self) -> int | Tensor:
         """Bytes that a plain cache of every token would hold."""
         return self.site.live * self.keys.view.shape[0] * self.seen * self.dense_row_bytes
 
@@ -247,22 +245,32 @@ class Call:
         scale: factor of q.k before the softmax.
         seen: tokens so far, these T included.
         query: [B, H, T, D], for methods that evict by it.
+        clock: the memory's, if pinned.
     """
 
     visible: Tensor | None
     first: Tensor
     phase: Phase
     scale: float
-    seen: int
+    seen: int | Tensor
     new: int
     query: Tensor | None = None
+    clock: Clock | None = None
+
+    def once(self, key: Hashable, work: Callable[[], Tensor]) -> Tensor:
+        """What does not depend on the layer; computed once a step where the memory is pinned."""
+        return work() if self.clock is None else self.clock.once(key, work)
 
     @functools.cached_property
     def numbers_T(self) -> Tensor:
         """Token numbers of the T query rows."""
-        return torch.arange(self.seen - self.new, self.seen, device=self.first.device)
+        if self.clock is not None:
+            return self.clock.row
+        return self.seen + torch.arange(-self.new, 0, device=self.first.device)
 
     @functools.cached_property
     def context_BT(self) -> Tensor:
         """How many tokens dense attention would read for each row (padding rows: none)."""
+        if self.clock is not None:
+            return self.clock.context_BT
         return (self.numbers_T[None] - self.first[:, None] + 1).clamp(min=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -32,6 +33,15 @@ class Method(ABC):
     version: ClassVar[int] = 1
     shape: ClassVar[Literal["direct", "select", "evict"]]
     vectorised: ClassVar[bool] = True
+
+    def room(self, memory: Memory, steps: int) -> int:
+        """Rows that so many steps add to a memory; whoever cannot say beforehand cannot be captured.
+
+        Raises:
+            ValueError: what a step does depends on numbers that the host must see, or shapes change.
+        """
+        del memory, steps
+        raise ValueError(f"{type(self).__name__} decodes with shapes that change from step to step: set engine: eager")
 
     def constants(self, site: Site) -> Mapping[str, Tensor]:
         """Tensors of a layer that each step reads (on the CPU; moved and cast by the binding); default none."""
@@ -67,7 +77,10 @@ class Method(ABC):
 def count_dense(memory: Memory, call: Call, ledger: Ledger) -> None:
     """Count a call that read every visible row held."""
     groups = memory.keys.view.shape[1]
-    rows = attend.visible_BNTS(memory, call).sum(-1).expand(-1, groups, -1)
+    if call.clock is not None and memory.columns is None:  # no mask: all that is held, without looking at each row
+        rows = call.context_BT[:, None].expand(-1, groups, -1)
+    else:
+        rows = attend.visible_BNTS(memory, call).sum(-1).expand(-1, groups, -1)
     ledger.count(memory, call, rows, 0.0)
 
 
@@ -76,6 +89,11 @@ def share(amount: float, rows: Tensor) -> Tensor:
     if isinstance(amount, int):
         return rows.clamp(max=amount)
     return (rows.double() * amount).floor().long().clamp(min=1).minimum(rows)
+
+
+def most(amount: float, rows: int) -> int:
+    """The same for a number of rows that the host knows."""
+    return min(amount, rows) if isinstance(amount, int) else min(max(1, int(rows * amount)), rows)
 
 
 class Select(Method):
@@ -94,6 +112,11 @@ class Select(Method):
     def expects_gaps(self) -> bool:
         """A share of 1 asks for everything."""
         return isinstance(self.k, int) or self.k < 1
+
+    def room(self, memory: Memory, steps: int) -> int:
+        """A row a step."""
+        del memory
+        return steps
 
     @abstractmethod
     def project(self, q_BHTD: Tensor, memory: Memory) -> Tensor:
@@ -117,9 +140,13 @@ class Select(Method):
         q = self.project(q_BHTD, memory)
         return self._one(q, memory, call, ledger) if call.new == 1 else self._many(q, memory, call, ledger)
 
+    def _budget_B(self, call: Call, memory: Memory) -> Tensor:
+        """Of a single row, int32."""
+        return self._budget(call, memory)[:, 0].int()
+
     def _budget(self, call: Call, memory: Memory) -> Tensor:
         rows = call.context_BT
-        base = rows if self.rule == "row" else torch.full_like(rows, memory.keys.view.shape[2])
+        base = rows if self.rule == "row" else torch.zeros_like(rows) + memory.keys.count
         return share(self.k, base).minimum(rows)
 
     def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
@@ -127,8 +154,8 @@ class Select(Method):
         q_BHTW, k_BGSW = self.score_rows(q_BHTD, memory)
         scores = LOWRANK_SCORE(q_BHTW[:, :, 0], k_BGSW, lo, hi, self._reduce)
         held = memory.keys.view.shape[2]
-        width = int(share(self.k, torch.tensor([held])))
-        index, count = SELECT_TOPK(scores, self._budget(call, memory)[:, 0].int(), width)
+        width = most(self.k, held)
+        index, count = SELECT_TOPK(scores, call.once("budget", partial(self._budget_B, call, memory)), width)
         read = attend.union_of_index(index, count, k_BGSW.shape[1], held)
         ledger.count(memory, call, read, self._extra(memory, call))
         return attend.gathered(q_BHTD, memory, index, count, call)
@@ -154,4 +181,5 @@ class Select(Method):
     def _extra(self, memory: Memory, call: Call) -> Tensor:
         batch, live = call.context_BT.shape[0], memory.site.live
         constant = sum(c.nbytes for c in memory.constants.values()) * live / max(1, len(memory.site.kv_heads)) / batch
-        return call.context_BT.double() * (self.score_bytes(memory) * live) + constant
+        scored = self.score_bytes(memory) * live
+        return call.once((scored, constant), lambda: call.context_BT.double() * scored + constant)

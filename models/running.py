@@ -15,7 +15,7 @@ SUM = "value_sum"
 
 def add(memory: Memory, v_BGTD: Tensor) -> None:
     """Add rows that are about to be appended, without padding, to the sum; in fp32, as half precision would stop."""
-    numbers = torch.arange(memory.seen, memory.seen + v_BGTD.shape[2], device=v_BGTD.device)
+    numbers = memory.seen + torch.arange(v_BGTD.shape[2], device=v_BGTD.device)
     total = _without_padding(v_BGTD, numbers, memory.first).sum(2, keepdim=True)
     held = memory.extra.get(SUM)
     memory.extra[SUM] = total if held is None else held + total

@@ -103,7 +103,7 @@ class Watch(Full):
         """Note, then append."""
         keys = k_BGTD
         if self.rotary == "pre":
-            back = -torch.arange(memory.seen, memory.seen + k_BGTD.shape[2], device=keys.device)
+            back = -(memory.seen + torch.arange(k_BGTD.shape[2], device=keys.device))
             keys = memory.site.rotate(keys, back.expand(keys.shape[0], -1))
         new = Moments.of(keys)
         old = self.moments.get(memory.site.layer)

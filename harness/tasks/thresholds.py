@@ -187,7 +187,7 @@ class Watch(Full):
     def _kept(self, q: Tensor, memory: Memory, call: Call) -> Tensor:
         every = torch.arange(call.new, device=q.device)
         parts = [self._ranked(q, memory, call, rows)[2] for rows in every.split(attend.ROWS_AT_ONCE)]
-        return torch.cat([pad(part, (0, call.seen - part.shape[-1])) for part in parts], 2)
+        return torch.cat([pad(part, (0, int(call.seen) - part.shape[-1])) for part in parts], 2)
 
     def _note(self, q: Tensor, memory: Memory, call: Call, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sums over the batch for some rows: threshold and its square [N, m], mass [H, m]."""

@@ -25,6 +25,11 @@ class Full(Method):
         count_dense(memory, call, ledger)
         return attend.dense(q_BHTD, memory, call)
 
+    def room(self, memory: Memory, steps: int) -> int:
+        """A row a step."""
+        del memory
+        return steps
+
     def expects_gaps(self) -> bool:
         """None."""
         return False

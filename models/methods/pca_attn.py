@@ -38,6 +38,11 @@ class PcaAttn(Method):
     version: ClassVar[int] = 1
     shape: ClassVar[Literal["direct", "select", "evict"]] = "direct"
 
+    def room(self, memory: Memory, steps: int) -> int:
+        """A row a step."""
+        del memory
+        return steps
+
     def expects_gaps(self) -> bool:
         """It reads something of every row."""
         return False
@@ -48,7 +53,7 @@ class PcaAttn(Method):
 
     def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Append the leading components; a first prompt's keys stay whole until it was attended."""
-        whole = {WHOLE: k_BGTD} if memory.seen == 0 else {}
+        whole = {WHOLE: k_BGTD} if memory.clock is None and memory.seen == 0 else {}
         memory.append(k_BGTD @ memory.constants["lead"], v_BGTD, whole)
 
     def attend_dense(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:

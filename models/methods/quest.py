@@ -13,8 +13,9 @@ from ...kernels.select_topk import OP as SELECT_TOPK
 from ...results.fields import Share, Within
 from .. import attend
 from ..ledger import Ledger
-from ..memory import Call, Memory, Rows
+from ..memory import Call, Memory
 from ..method import Method, share
+from ..rows import Rows
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Quest(Method):
             return
         batch, groups, new, dim = k_BGTD.shape
         have = memory.aux["boxes"].view.shape[2] if "boxes" in memory.aux else 0
-        more = -(-memory.seen // self.page) - have
+        more = -(-int(memory.seen) // self.page) - have
         keys, first = memory.keys.view, self._first(memory)
         if more:
             memory.aux.setdefault("boxes", Rows()).append(k_BGTD.new_zeros(batch, groups, more, 2 * dim))

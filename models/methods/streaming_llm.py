@@ -43,6 +43,14 @@ class StreamingLlm(Method):
         """Rows held and attended."""
         return self.sinks + self.window
 
+    def room(self, memory: Memory, steps: int) -> int:
+        """None once the window is full; `grow` adds a row a step."""
+        if memory.columns is None:
+            raise ValueError(
+                f"streaming_llm is captured with a full window: the prompt needs over {self.budget} tokens"
+            )
+        return steps if self.decode == "grow" else 0
+
     def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Append; a single row overwrites the oldest of a full window, or padding."""
         full = memory.columns is not None and memory.keys.view.shape[2] >= self.budget

@@ -1,0 +1,136 @@
+"""Preallocated rows of one kind, and the clock by which decode steps that never ask the host find their place in them.
+
+Shapes: B batch, G key/value heads of this rank, N sets of rows, T new rows, S rows held, W width of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+
+class Clock:
+    """Where decode steps stand, on the device: a step that is captured once must find its place anew at each replay.
+
+    Attributes:
+        begun: tokens when the clock began.
+        ticks: steps that Python took part in; a replay is none.
+        row: [1] number of the token under way; before the first tick that of the last one.
+        seen: [] tokens so far, that one included.
+        lo_B, hi_B: the rows [lo, hi) that the token sees where nothing is evicted; int32.
+        context_BT: [B, 1] how many these are.
+    """
+
+    def __init__(self, begun: int, first_B: Tensor) -> None:
+        self.begun, self.ticks = begun, 0
+        self.row = torch.full((1,), begun - 1, device=first_B.device)
+        self.seen = torch.full((), begun, device=first_B.device)
+        self.lo_B = first_B.int()
+        self.hi_B = torch.full_like(self.lo_B, begun)
+        self.context_BT = (begun - first_B)[:, None]
+        self._known: dict[Hashable, Tensor] = {}
+
+    def tick(self) -> None:
+        """On to the next token."""
+        for number in (self.row, self.seen, self.hi_B, self.context_BT):
+            number.add_(1)
+        self.ticks += 1
+        self._known = {}
+
+    def once(self, key: Hashable, work: Callable[[], Tensor]) -> Tensor:
+        """What is the same in every layer of a step is computed by the first of them."""
+        if key not in self._known:
+            self._known[key] = work()
+        return self._known[key]
+
+
+class Rows:
+    """Rows [B, G, S, W] in a buffer that doubles when full, so that an append copies only what is new.
+
+    Once pinned, the buffer is all there will be: the view is the whole of it, what lies past `count` is undefined, and
+    an append writes where a clock says.
+    """
+
+    def __init__(self, room: int = 0) -> None:
+        self._buffer: Tensor | None = None
+        self._count, self._room = 0, room
+        self._clock: Clock | None = None
+        self._size, self._apart = 0, 0
+
+    @property
+    def view(self) -> Tensor:
+        """The rows held, [B, G, S, W]; a view."""
+        assert self._buffer is not None, "nothing was appended yet"
+        return self._buffer[:, :, : self._count if self._clock is None else self._size]
+
+    @property
+    def count(self) -> int | Tensor:
+        """Rows held that are defined."""
+        return self._count if self._clock is None or self._size == self._count else self._clock.seen + self._apart
+
+    @property
+    def place(self) -> Tensor:
+        """[1] the row that the next append writes, once pinned."""
+        assert self._clock is not None
+        return self._clock.row if self._apart == 0 else self._clock.row + self._apart
+
+    def pin(self, more: int, clock: Clock) -> None:
+        """Make room for so many more rows, once and for all; `more` = 0 for rows that are only overwritten."""
+        assert self._buffer is not None
+        self._size = self._count + more
+        if self._buffer.shape[2] < self._size:
+            whole = self._buffer.new_empty(*self._buffer.shape[:2], self._size, self._buffer.shape[3])
+            whole[:, :, : self._count] = self.view
+            self._buffer = whole
+        self._buffer[:, :, : self._size][:, :, self._count :] = 0  # a product with a masked weight must not meet NaN
+        self._clock, self._apart = clock, self._count - clock.begun  # evicted rows take no place
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of one head."""
+        return self.view.shape[-1] * self.view.element_size()
+
+    def append(self, new_BGTW: Tensor) -> None:
+        """Add T rows at the end."""
+        if self._clock is not None:
+            self.view.index_copy_(2, self.place, new_BGTW)
+            return
+        end = self._count + new_BGTW.shape[2]
+        if self._buffer is None or end > self._buffer.shape[2]:
+            self._grow(new_BGTW, end)
+        assert self._buffer is not None
+        self._buffer[:, :, self._count : end] = new_BGTW
+        self._count = end
+
+    def _grow(self, like: Tensor, end: int) -> None:
+        batch, heads, _, width = like.shape
+        bigger = like.new_empty(batch, heads, max(end + 64, 2 * self._count, self._room), width)
+        if self._buffer is not None:
+            bigger[:, :, : self._count] = self.view
+        self._buffer = bigger
+
+    def keep(self, rows_BNK: Tensor) -> None:
+        """Hold only these rows from now on, in this order; in place, but a buffer left mostly empty is given back."""
+        assert self._clock is None
+        view = self.view
+        kept = view.gather(2, rows_BNK[..., None].expand(-1, view.shape[1], -1, view.shape[3]))
+        self._count = 0
+        if self._buffer is not None and self._buffer.shape[2] > 2 * (kept.shape[2] + 64):
+            self._buffer = None
+        self.append(kept)
+
+    def repeat(self, times: int) -> None:
+        """Hold each head so many times, copies side by side."""
+        self._buffer = self.view.repeat_interleave(times, 1)
+
+    def put(self, rows_BK: Tensor, new_BGKW: Tensor) -> None:
+        """Overwrite rows in place."""
+        view = self.view
+        view.scatter_(2, rows_BK[:, None, :, None].expand(-1, view.shape[1], -1, view.shape[3]), new_BGKW)
+
+    def reorder(self, batch: Tensor) -> None:
+        """Rearrange the sequences of the batch (beam search)."""
+        if self._buffer is not None:
+            self._buffer = self._buffer[batch]

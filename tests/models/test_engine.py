@@ -1,0 +1,166 @@
+"""Steps at fixed places against the ordinary path: the same tokens, logits and ledger, for every method that has them."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from conftest_models import make_method, make_model, tokens
+
+from lacuna.harness.engine import Engine, Sampled, engine, greedy
+from lacuna.harness.lm import LM, Session
+from lacuna.harness.ranks import Ranks
+from lacuna.harness.world import World
+from lacuna.kernels.op import Op
+from lacuna.models.bind import bind
+from lacuna.models.ledger import summary
+from lacuna.models.shard import Shard
+
+STEPS = 9
+CASES = [
+    ("full", {}),
+    ("topk", {"k": 0.25}),
+    ("topk", {"k": 5, "heads": "query"}),
+    ("topk", {"k": 0.25, "rule": "call"}),
+    ("loki", {"k": 0.25, "d": 0.5}),
+    ("streaming_llm", {"sinks": 2, "window": 14}),
+    ("streaming_llm", {"sinks": 2, "window": 14, "positions": "text"}),
+    ("pca_attn", {"d": 0.5}),
+]
+LENGTHS = (30, 24, 19)
+
+
+@contextmanager
+def session_of(model, method, files):
+    """A session without a cell: what tasks get from `LM.under`."""
+    with bind(model, method, artifacts=files) as binding:
+        yield Session(LM(model, None, Shard.whole(), World(Ranks(), "cpu")), method, None, binding)
+
+
+def texts():
+    return [tokens(1, n, seed=n)[0].tolist() for n in LENGTHS]
+
+
+def ordinary(session, pick, steps=STEPS):
+    """Tokens [B, 1 + steps], the last logits, and the ledger, one step after the other with a growing cache."""
+    state = session.prefill(texts())
+    chosen = [pick(state.logits)]
+    for _ in range(steps):
+        chosen.append(pick(session.step(state, chosen[-1])))
+    return torch.stack(chosen, 1), state.logits, session.binding.ledger.sums()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("pick", [greedy, Sampled(1.3)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(("name", "args"), CASES)
+def test_steps_at_fixed_places_equal_the_ordinary_path(name, args, pick, groups, basis):
+    """What is timed would be another method than what is scored, or its ledger would not be the run's."""
+    model, method, files = make_model(num_key_value_heads=groups), make_method(name, args), basis(groups)
+    with session_of(model, method, files) as session:
+        torch.manual_seed(5)
+        want, logits, counted = ordinary(session, pick)
+    with session_of(model, method, files) as session:
+        torch.manual_seed(5)
+        with engine(session, session.prefill(texts()), STEPS + 3, pick) as steps:
+            for _ in range(STEPS):
+                steps.step()
+            assert torch.equal(steps.tokens_BN, want)
+            torch.testing.assert_close(steps.logits, logits, atol=2e-5, rtol=1e-4)
+            told = session.binding.ledger.sums()
+    torch.testing.assert_close(told, counted, atol=1e-6, rtol=1e-12)
+    assert summary([told])["decode"]["tokens"] == STEPS * len(LENGTHS)
+
+
+ASKING = ("__bool__", "__int__", "__float__", "__index__", "item", "tolist", "nonzero", "cpu", "numpy")
+
+
+@pytest.mark.parametrize(("name", "args"), CASES)
+def test_a_step_asks_the_host_nothing(name, args, basis, monkeypatch):
+    """A step that reads a value on the host, or whose shapes depend on one, cannot be captured into a CUDA graph."""
+    inside = Op.__call__
+
+    def outside_of_ops(self, *arguments):  # an eager twin may ask: on a GPU it is not the one that runs
+        with pytest.MonkeyPatch.context() as free:
+            for asking, own in before.items():
+                free.setattr(torch.Tensor, asking, own)
+            return inside(self, *arguments)
+
+    def refuse(*_, **__):
+        raise AssertionError("the host was asked")
+
+    before = {asking: getattr(torch.Tensor, asking) for asking in ASKING}
+    with (
+        session_of(make_model(), make_method(name, args), basis()) as session,
+        engine(session, session.prefill(texts()), 4) as steps,
+    ):
+        steps.step()
+        monkeypatch.setattr(Op, "__call__", outside_of_ops)
+        for asking in ASKING:
+            monkeypatch.setattr(torch.Tensor, asking, refuse)
+        steps.step()
+        shapes = {id(x): x.data_ptr() for x in static_tensors(steps)}
+        steps.step()
+        again = {id(x): x.data_ptr() for x in static_tensors(steps)}
+        monkeypatch.undo()
+        assert again == shapes
+
+
+def static_tensors(steps):
+    """What a replay would read where the step before it wrote."""
+    memories = [layer.memory for layer in steps.cache.layers]
+    for memory in memories:
+        yield from (memory.keys._buffer, memory.values._buffer, *(a._buffer for a in memory.aux.values()))
+        yield from memory.extra.values()
+        yield from () if memory.columns is None else (memory.columns,)
+    yield from (steps.token, steps.logits, steps.ledger.common, steps.ledger.layers, steps.ledger.most)
+
+
+def test_steps_end_where_room_ends(basis):
+    """A step too many would write past the end of the caches."""
+    with session_of(make_model(), make_method("full", {}), basis()) as session:
+        with engine(session, session.prefill(texts()), 2) as steps:
+            steps.step()
+            steps.step()
+            with pytest.raises(ValueError, match="room for 2 steps"):
+                steps.step()
+        want, _, _ = ordinary(session, greedy, 3)
+        assert want.shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "told"),
+    [("h2o", {"k": 0.5}, "change from step to step"), ("streaming_llm", {}, "over 1024 tokens")],
+)
+def test_what_cannot_be_captured_is_refused(name, args, told, basis):
+    """A method whose steps differ in shape would be captured once and then be wrong at every replay."""
+    with session_of(make_model(), make_method(name, args), basis()) as session:
+        state = session.prefill(texts())
+        with pytest.raises(ValueError, match=told):
+            Engine(session, state, 4)
+
+
+def test_a_sliding_window_is_refused(basis):
+    """Rows that have left the window would be attended: the mask that hides them is made on the host."""
+    with session_of(make_model("mistral"), make_method("full", {}), basis()) as session:
+        state = session.prefill(texts())
+        with pytest.raises(ValueError, match="sliding window"):
+            Engine(session, state, 4)
+
+
+def test_a_cpu_captures_nothing(basis):
+    """A time of eager steps would be told as that of a graph."""
+    with (
+        session_of(make_model(), make_method("full", {}), basis()) as session,
+        engine(session, session.prefill(texts()), 9) as steps,
+        pytest.raises(ValueError, match="CUDA"),
+    ):
+        steps.capture()
+
+
+def test_a_temperature_is_positive():
+    """A temperature of zero would divide by it and draw NaN."""
+    with pytest.raises(ValueError, match="above 0"):
+        Sampled(0.0)
+    logits = torch.tensor([[0.0, 1.0, 3.0]]).repeat(4000, 1)
+    torch.manual_seed(0)
+    got = torch.bincount(Sampled(2.0)(logits), minlength=3) / 4000
+    torch.testing.assert_close(got, (logits[0] / 2).softmax(-1), atol=0.03, rtol=0)
