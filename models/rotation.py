@@ -22,6 +22,11 @@ class Rotation:
         self._apply = getattr(sys.modules[type(base).__module__], "apply_rotary_pos_emb", None)
 
     def __call__(self, x_BnTD: Tensor, by_BT: Tensor) -> Tensor:
+        """Turn rows by some positions; negative ones turn back.
+
+        Raises:
+            ValueError: the model has no rotary embedding, or one whose frequencies change with length.
+        """
         if self._embedding is None or self._apply is None:
             raise ValueError("this model has no rotary embedding that a method could turn keys with")
         if getattr(self._embedding, "rope_type", "default") in RESCALED:
