@@ -53,7 +53,7 @@ class Attended:
         """What the ledger calls; the rows held are numbered by their tokens."""
         del q_BHTD
         numbers = memory.numbers_BNS(keep_BNTS.shape[0])[:, :, None]
-        self._chosen = _by_token(keep_BNTS, numbers, call.seen)
+        self._chosen = _by_token(keep_BNTS, numbers, int(call.seen))
 
     def arrived(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Nothing to note."""
@@ -75,7 +75,7 @@ class Attended:
         if call.new > 1:
             raise ValueError("this method does not tell which rows it chose (Ledger.chosen): it cannot be analysed")
         numbers = memory.numbers_BNS(call.first.shape[0])[:, :, None]
-        return _by_token(attend.visible_BNTS(memory, call), numbers, call.seen)
+        return _by_token(attend.visible_BNTS(memory, call), numbers, int(call.seen))
 
 
 def _by_token(keep_BNTS: Tensor, numbers_BN1S: Tensor, seen: int) -> Tensor:
