@@ -65,7 +65,7 @@ def _read(args: argparse.Namespace, path: Path) -> tuple[Sweep, Store]:
     from .results.store import Store
 
     store = Store(args.store)
-    return read(path, store, args.settings), store
+    return read(path, store, args.settings, args.data), store
 
 
 def _planned(args: argparse.Namespace) -> tuple[Sweep, Store, Plan]:

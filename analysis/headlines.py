@@ -11,7 +11,7 @@ import numpy as np
 from ..results.plugins import describe
 from . import stats
 
-UNITS = ("window", "length", "depth", "repeat")
+UNITS = ("id", "window", "length", "depth", "repeat")
 DENSE = "full"  # the method that every difference and every speed-up refers to
 
 

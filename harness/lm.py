@@ -5,7 +5,8 @@ Shapes: B texts, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,26 +20,38 @@ from ..models.bind import Binding, bind
 from ..models.method import Method
 from ..models.shard import Shard
 from ..results.cell import Cell
+from .journal import Batches, Journal, T
 from .world import World
 
-Replies = list[list[int]]
 TOKENS_AT_ONCE = 8192  # a batch holds so many tokens; no result depends on it
+CHARACTERS_KNOWN = 1 << 26  # texts whose tokens are remembered, until they are so long together
 
 
 @dataclass(frozen=True)
 class LM:
-    """A loaded model, without a method: what the cells of a group share."""
+    """A loaded model, without a method: what the cells of a group share, the tokens of texts among it."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     shard: Shard
     world: World
+    known: dict[str, list[int]] = field(default_factory=dict, repr=False)
 
     @contextmanager
-    def under(self, method: Method, cell: Cell, artifacts: Mapping[str, Path]) -> Iterator[Session]:
+    def under(
+        self, method: Method, cell: Cell, artifacts: Mapping[str, Path], journal: Journal | None = None
+    ) -> Iterator[Session]:
         """The model with a method in it."""
         with bind(self.model, method, artifacts=artifacts, prefill=cell.prefill, shard=self.shard) as binding:
-            yield Session(self, method, cell, binding)
+            yield Session(self, method, cell, binding, journal or Journal())
+
+    def encode(self, text: str) -> list[int]:
+        """Token numbers, without special tokens; a text is encoded once."""
+        if text not in self.known:
+            if sum(map(len, self.known)) + len(text) > CHARACTERS_KNOWN:
+                self.known.clear()
+            self.known[text] = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.known[text])
 
 
 @dataclass
@@ -57,6 +70,21 @@ class State:
     length: Tensor
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
 
+    def pick(self, rows: Tensor) -> State:
+        """The texts of these numbers, some left out or taken more than once; the old state is spent."""
+        self.cache.reorder_cache(rows)
+        return self._picked(self.cache, rows)
+
+    def fork(self, rows: Tensor) -> State:
+        """The same as a copy: the old state stays as it is."""
+        cache = copy.copy(self.cache)
+        cache.layers = [layer.fork(rows) for layer in self.cache.layers]
+        return self._picked(cache, rows)
+
+    def _picked(self, cache: Any, rows: Tensor) -> State:
+        mask = None if self.mask is None else self.mask[rows]
+        return State(cache, mask, self.length[rows], self.logits[rows] if self.logits.numel() else self.logits)
+
 
 @dataclass
 class Session:
@@ -66,6 +94,8 @@ class Session:
     method: Method
     cell: Cell
     binding: Binding
+    journal: Journal = field(default_factory=Journal)
+    current: State | None = None
 
     @contextmanager
     def instead(self, method: Method) -> Iterator[None]:
@@ -84,11 +114,53 @@ class Session:
 
     def encode(self, text: str) -> list[int]:
         """Token numbers, without special tokens."""
-        return list(self.lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.lm.encode(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token numbers."""
         return str(self.lm.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end a text."""
+        known = self.lm.model.generation_config
+        given = None if known is None else known.eos_token_id
+        listed = given if isinstance(given, list) else [given, self.lm.tokenizer.eos_token_id]
+        return frozenset(t for t in listed if t is not None)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the model was made for."""
+        return int(self.lm.model.config.get_text_config().max_position_embeddings)
+
+    def each(
+        self, items: Sequence[T], batches: Batches[T], work: Callable[[list[T]], Sequence[Mapping[str, Any]]]
+    ) -> list[dict[str, Any]]:
+        """Measure samples batch by batch; see `Journal.each`."""
+
+        def sums() -> Tensor:
+            return self.binding.ledger.sums()  # of whichever ledger it has by then
+
+        return self.journal.each(items, batches, work, sums)
+
+    def sums(self) -> Tensor:
+        """The ledger's sums for this cell, those of an earlier, killed run of it among them."""
+        return self.journal.whole(self.binding.ledger.sums())
+
+    def blank(self, count: int) -> State:
+        """So many texts without a token."""
+        return State(self.binding.cache(), None, torch.zeros(count, dtype=torch.long, device=self.device))
+
+    def start(self, texts: Sequence[Sequence[int]]) -> State:
+        """Prefill texts, equal ones once; all of them are empty, or none."""
+        unique = list(dict.fromkeys(map(tuple, texts)))
+        if not unique[0]:
+            return self.blank(len(texts))
+        state = self.prefill(unique)
+        if len(unique) == len(texts):
+            return state
+        place = {text: i for i, text in enumerate(unique)}
+        return state.pick(torch.tensor([place[tuple(t)] for t in texts], device=self.device))
 
     def prefill(self, texts: Sequence[Sequence[int]]) -> State:
         """Start texts, padded on the left; the prompt's rows are dense or the method's, as the cell says."""
@@ -126,6 +198,8 @@ class Session:
 
     def _forward(self, state: State, ids_BT: Tensor, new_B: Tensor, *, last_only: bool) -> Tensor:
         rows = ids_BT.shape[1]
+        if state is not self.current:  # the binding still knows where the padding of another state ends
+            self.binding.first, self.current = None, state
         state.length = state.length + new_B
         positions = (state.length[:, None] - rows + torch.arange(rows, device=self.device)).clamp(min=0)
         if state.mask is not None and state.mask.shape[1] < state.cache.get_seq_length() + rows:
@@ -158,46 +232,4 @@ class Session:
     def _begin(self, ids_BT: Tensor, prompt: int) -> tuple[State, int]:
         if prompt > 0:
             return self.prefill(ids_BT[:, :prompt].tolist()), prompt
-        length = torch.zeros(ids_BT.shape[0], dtype=torch.long, device=self.device)
-        return State(self.binding.cache(), None, length), 0
-
-    def generate(
-        self, contexts: Sequence[Sequence[int]], questions: Sequence[Sequence[int]], new: int
-    ) -> list[list[int]]:
-        """Greedy continuations of context + question, `new` tokens each.
-
-        The context is prefilled; the question is prefilled with it where the cell is query-aware, else fed as rows
-        that the method acts on. Its last token always is, so that no answer token comes from a dense row. Texts are
-        batched by the length of their question, so that no result depends on who shares a batch.
-        """
-        if self.cell.query_aware:
-            contexts = [[*c, *q[:-1]] for c, q in zip(contexts, questions, strict=True)]
-            questions = [q[-1:] for q in questions]
-        replies: dict[int, list[int]] = {}
-        for batch in _batches(contexts, questions):
-            got = self._generate([contexts[i] for i in batch], [questions[i] for i in batch], new)
-            replies.update(zip(batch, got, strict=True))
-        return [replies[i] for i in range(len(contexts))]
-
-    def _generate(self, contexts: list[Sequence[int]], questions: list[Sequence[int]], new: int) -> Replies:
-        state = self.prefill(contexts)
-        self.extend(state, torch.tensor(questions, device=self.device))
-        tokens = [state.logits.argmax(-1)]
-        for _ in range(new - 1):
-            tokens.append(self.step(state, tokens[-1]).argmax(-1))
-        return torch.stack(tokens, 1).tolist()
-
-
-def _batches(contexts: Sequence[Sequence[int]], questions: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Numbers of texts whose questions are equally long, at most TOKENS_AT_ONCE tokens together."""
-    order = sorted(range(len(contexts)), key=lambda i: (len(questions[i]), len(contexts[i])))
-    batch: list[int] = []
-    for i in order:
-        longest = max([len(contexts[i]), *(len(contexts[j]) for j in batch)]) + len(questions[i])
-        full = (len(batch) + 1) * longest > TOKENS_AT_ONCE
-        if batch and (full or len(questions[batch[0]]) != len(questions[i])):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+        return self.blank(ids_BT.shape[0]), 0

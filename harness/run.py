@@ -23,6 +23,7 @@ from ..results import plugins
 from ..results.cell import Cell, Spec
 from ..results.record import Record, Status
 from ..results.store import Store
+from .journal import Journal
 from .lm import LM
 from .provenance import provenance
 from .ranks import Ranks
@@ -117,7 +118,7 @@ class _Run:
 
     def _try(self, cell: Cell, lm: LM) -> Try:
         with _deadline(self.timeout_s):
-            attempt = _guarded(functools.partial(_measure, cell, lm, self.store))
+            attempt = _guarded(functools.partial(_measure, cell, lm, self.store, self.tell))
         if attempt.status != "ok" and self.world.device == "cuda":
             torch.cuda.empty_cache()  # what the failed cell held is not the next one's
         return attempt
@@ -150,6 +151,8 @@ class _Run:
                 made = self.store.put_artifact(record.key, attempt.outcome.artifact)
                 record = replace(record, artifact=made)
             self.store.put(record)
+            if record.status in ("ok", "invalid"):
+                self.store.unfinished(record.key).unlink(missing_ok=True)
             self.tell(_line(record, self.done, self.total))
         self.world.gather(None)  # an artifact is there before the next cell asks for it
         return record.status
@@ -178,15 +181,16 @@ def _load(cell: Cell, world: World) -> LM:
     return LM(model, tokenizer, held, world)
 
 
-def _measure(cell: Cell, lm: LM, store: Store) -> Try:
-    """One cell on this rank, on a model that the method leaves as it was."""
+def _measure(cell: Cell, lm: LM, store: Store, tell: Callable[[str], None]) -> Try:
+    """One cell on this rank, on a model that the method leaves as it was; goes on where an earlier run was killed."""
     torch.manual_seed(cell.seed)
     method: Method = make("methods", cell.method)
     task = make("tasks", cell.task)
     artifacts = {argument: store.get_artifact(key) for argument, key in cell.needs}
-    with lm.under(method, cell, artifacts) as session:
+    journal = Journal.open(store.unfinished(cell.key), lm.world, tell)
+    with lm.under(method, cell, artifacts, journal) as session:
         outcome = task.run(session)
-        return Try("ok", outcome=outcome, sums=session.binding.ledger.sums())
+        return Try("ok", outcome=outcome, sums=session.sums())
 
 
 def make(kind: str, spec: Spec) -> Any:

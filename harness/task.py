@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from .lm import Session
-
-ROOT = Path(__file__).resolve().parent.parent
+from .rows import read_rows
 
 
 @dataclass(frozen=True)
@@ -57,26 +53,11 @@ class Text:
     rest: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_corpus(name: str) -> list[Text]:
-    """Documents of harness/data/<name>.jsonl.gz, or of a path: .jsonl, .jsonl.gz (field `text`), else one plain text.
+def read_corpus(name: str, field: str = "text") -> list[Text]:
+    """Documents: rows of a name in harness/data, of a file, or of the Hub; `field` has the text.
 
     Raises:
-        ValueError: no such file, or a line without text.
+        ValueError: no such data, or a row without text.
     """
-    shipped = ROOT / "harness" / "data" / f"{name}.jsonl.gz"
-    path = shipped if shipped.exists() else Path(name)
-    if not path.is_file():
-        raise ValueError(f"no corpus {name!r}: give a name in harness/data or the path of a text or .jsonl file")
-    raw = path.read_bytes()
-    content = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
-    if ".jsonl" not in path.suffixes:
-        return [Text(path.stem, content)]
-    return [_document(path, number, line) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
-
-
-def _document(path: Path, number: int, line: str) -> Text:
-    try:
-        row = json.loads(line)
-        return Text(str(row.get("title", number)), row["text"], row)
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}:{number}: expected a JSON object with the field `text`") from error
+    rows = read_rows(name, (field,))
+    return [Text(str(row.get("title", number)), row[field], row) for number, row in enumerate(rows, 1)]

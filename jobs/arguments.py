@@ -48,7 +48,7 @@ class Choice:
 def pinned(plugin: plugins.Plugin, args: Mapping[str, Any], inputs: Inputs) -> Spec:
     """The Spec of a plug-in whose arguments are complete, with the digests of its data files."""
     marks = ((mark(f.kind, Data), args[f.name]) for f in plugin.fields)
-    digests = [inputs.data(data.folder, value)[1] for data, value in marks if data and value is not None]
+    digests = [inputs.data(data.folder, value, data.fields)[1] for data, value in marks if data and value is not None]
     return Spec(plugin.name, plugin.version, args, "-".join(digests))
 
 
@@ -149,7 +149,7 @@ class Arguments:
         if not data or value is None:
             return exact(value, one.kind)
         try:
-            return self.inputs.data(data.folder, value)[0]
+            return self.inputs.data(data.folder, value, data.fields)[0]
         except ValueError as error:
             self.faults.add(node.line, f"{name}: {error}")
             return None

@@ -40,11 +40,17 @@ def typed(args: Namespace) -> str:
     """The sweep with its settings and store, as the next command that is about the same cells must name them."""
     chosen = [part for setting in args.settings for part in ("--set", setting)]
     store = [] if args.store == _default_store() else ["--store", str(args.store)]
-    return shlex.join([str(args.sweep), *chosen, *store])
+    data = [] if args.data == _default_data() else ["--data", str(args.data)]
+    return shlex.join([str(args.sweep), *chosen, *store, *data])
 
 
 def _default_store() -> Path:
     return Path(os.environ.get("LACUNA_STORE") or "store")
+
+
+def _default_data() -> Path | None:
+    home = os.environ.get("LACUNA_DATA")
+    return Path(home) if home else None
 
 
 def _store() -> Parser:
@@ -56,6 +62,8 @@ def _store() -> Parser:
 def _settings() -> Parser:
     parser = Parser(add_help=False, parents=[_store()])
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="K=V", help="e.g. ranks=1")
+    text = "data files that lie neither in the package nor beside the sweep (default: $LACUNA_DATA)"
+    parser.add_argument("--data", type=Path, default=_default_data(), metavar="DIR", help=text)
     return parser
 
 

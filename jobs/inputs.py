@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..harness.rows import check_row, first_row, hub_revision
 from ..results import plugins
 from ..results.cell import Spec
 from ..results.digest import tree_digest
@@ -21,27 +22,39 @@ DATA_SUFFIX = ".jsonl.gz"
 
 
 class Inputs:
-    """Finds and pins inputs; each is hashed once. `beside` is the folder that relative paths start from."""
+    """Finds and pins inputs; each is hashed once.
 
-    def __init__(self, beside: Path, store: Store) -> None:
-        self.beside, self.store = beside.resolve(), store
+    `beside` is the folder that relative paths start from; `data` is another one, for data that is not there.
+    """
+
+    def __init__(self, beside: Path, store: Store, data: Path | None = None) -> None:
+        self.beside, self.store, self.folder = beside.resolve(), store, None if data is None else data.resolve()
         self.known: dict[tuple[str, str], tuple[str, str]] = {}
 
-    def data(self, folder: str, name: str) -> tuple[str, str]:
-        """The argument's final text (a name, or an absolute path) and the file's digest.
+    def data(self, folder: str, name: str, fields: Sequence[str] = ()) -> tuple[str, str]:
+        """The argument's final text (a name of the package or the Hub, or an absolute path) and the content's digest.
 
         Raises:
-            ValueError: no such file.
+            ValueError: no such file, or its first row lacks one of the fields.
         """
+        revision = hub_revision(name)
+        if revision is not None:
+            return name, revision[:16]
         if (folder, name) not in self.known:
             path = plugins.ROOT / folder / f"{name}{DATA_SUFFIX}"
             inside = "/" not in name and _is_file(path)
-            path = path if inside else self.beside / name
-            if not inside and not _is_file(path):
-                there = (p.name.removesuffix(DATA_SUFFIX) for p in (plugins.ROOT / folder).glob(f"*{DATA_SUFFIX}"))
-                raise ValueError(f"no data {name!r} in {folder}, nor a file of that path: {near(name, there)}")
+            path = path if inside else self._elsewhere(folder, name)
+            _check_first_row(path, fields)
             self.known[folder, name] = (name if inside else str(path.resolve()), self._digest([path]))
         return self.known[folder, name]
+
+    def _elsewhere(self, folder: str, name: str) -> Path:
+        path = next((p / name for p in (self.beside, self.folder) if p and _is_file(p / name)), None)
+        if path is not None:
+            return path
+        there = (p.name.removesuffix(DATA_SUFFIX) for p in (plugins.ROOT / folder).glob(f"*{DATA_SUFFIX}"))
+        looked = f"{self.beside} or {self.folder}" if self.folder else f"{self.beside} (see --data)"
+        raise ValueError(f"no data {name!r} in {folder}, nor a file of that path in {looked}: {near(name, there)}")
 
     def zoo(self, name: str) -> Spec:
         """A model that has a file in the zoo.
@@ -96,6 +109,14 @@ def _pinned(repo: str, revision: str, name: str, args: Mapping[str, Any]) -> Spe
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise ValueError(f"model.revision is {revision!r}, expected a commit's 40 hexadecimal digits: a branch moves")
     return Spec(name or repo, args=args, digest=revision, source=f"{repo}@{revision}")
+
+
+def _check_first_row(path: Path, fields: Sequence[str]) -> None:
+    """What can be known at once need not wait for a job: whether there is a row, and what it has."""
+    row = first_row(path)
+    if row is None:
+        raise ValueError(f"{path} has no rows")
+    check_row(str(path), 1, row, fields)
 
 
 def _is_file(path: Path) -> bool:

@@ -53,15 +53,15 @@ class Sweep:
         return list(dict.fromkeys(cell.key for cell in (*self.needed, *self.cells)))
 
 
-def read(path: Path, store: Store | Path, overrides: Sequence[str] = ()) -> Sweep:
-    """Read a sweep file; `overrides` are settings as "ranks=1", which win over the file.
+def read(path: Path, store: Store | Path, overrides: Sequence[str] = (), data: Path | None = None) -> Sweep:
+    """Read a sweep file; `overrides` are settings as "ranks=1", which win over the file; `data` holds its data files.
 
     Raises:
         SweepError: something in it is wrong; all of that is told.
     """
     faults = Faults(str(path))
     store = store if isinstance(store, Store) else Store(store)
-    reader = _Reader(faults, Inputs(path.parent, store), _overrides(overrides, faults))
+    reader = _Reader(faults, Inputs(path.parent, store, data), _overrides(overrides, faults))
     return reader.sweep(parse(path, faults), path.stem)
 
 

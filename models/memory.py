@@ -6,6 +6,7 @@ G), T new rows, S rows held, D head dimension.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -202,6 +203,14 @@ class Memory:
         for part in (self.keys, self.values, *self.aux.values()):
             part.reorder(batch)
         self.columns = None if self.columns is None else self.columns[batch]
+
+    def fork(self, batch: Tensor) -> Memory:
+        """A copy with these sequences; this memory stays as it is."""
+        twin = copy.copy(self)
+        twin.keys, twin.values = copy.copy(self.keys), copy.copy(self.values)
+        twin.aux = {name: copy.copy(part) for name, part in self.aux.items()}
+        twin.reorder(batch)
+        return twin
 
     @property
     def live(self) -> int:

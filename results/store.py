@@ -68,6 +68,10 @@ class Store:
         """Where the artifact of a cell lies, or will."""
         return self._path("artifacts", key, ".safetensors")
 
+    def unfinished(self, key: str) -> Path:
+        """The lines that a cell under way writes, so that a killed one goes on where it was."""
+        return self._path("unfinished", key, ".jsonl")
+
     def memory(self) -> Path:
         """The file that remembers digests of models and data (a store that cannot be written remembers none)."""
         with contextlib.suppress(OSError):

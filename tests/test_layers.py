@@ -19,6 +19,8 @@ BELOW = {
 }
 DOORS = {
     "axonn": ["models/shard.py"],
+    "datasets": ["harness/rows.py", "harness/tasks/lm_eval.py"],
+    "lm_eval": ["harness/tasks/lm_eval.py"],
     "matplotlib": ["analysis/*"],
     "mpi4py": ["harness/ranks.py"],
     "pandas": ["results/frame.py", "analysis/*", "cli.py"],

@@ -3,88 +3,116 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from ...results.fields import Data, Within
+from ..generation import Question, Reply, Rule, ask, output
+from ..haystack import Haystack, plant
 from ..lm import Session
-from ..task import Outcome, Task, read_corpus
+from ..scores import rouge1_tenths, word_recall
+from ..task import Outcome, Task
 
 THINGS = ("secret number", "magic number", "secret code")
-STOPS = (".", "?", "!")
 CITIES = ("Paris", "London", "Rome", "Berlin", "Athens", "Lisbon", "Dublin", "Vienna", "Madrid", "Cairo")
+PAIRS = tuple((thing, city) for thing in THINGS for city in CITIES)
 
 
 @dataclass(frozen=True)
 class Needle(Task):
     """A fact of five digits is planted in prose at several depths; is it found, digit for digit?
 
-    The text is exactly `length` tokens long with its question. The needle stands after the sentence that ends before
-    its depth. Score: 1 when the greedy answer's first five digits are the fact's, else 0.
+    The text is exactly `length` tokens long with its question. A needle stands after the sentence that ends before its
+    depth. With `keys` > 1 further facts of other names stand at random depths: only the one that is asked for counts
+    (multi-key). With `asked` > 1 so many facts are asked for, turn after turn on the same cache (multi-needle,
+    multi-turn), and the score is the share found.
 
-    Arguments: `length` tokens; `depths` places between 0 (start) and 1 (end); `repeats` needles at each depth;
-    `haystack` a corpus.
+    Arguments: `length` tokens; `depths` places between 0 (start) and 1 (end); `repeats` needles at each depth; `keys`
+    facts in the text; `asked` facts asked for; `haystack` a corpus; `score`: "digits", 1 when the greedy answer's first
+    five digits are the fact's; "rouge1", ten times the F of ROUGE-1 against the whole fact, and "words", the share of
+    the fact's words in the answer, are the two scores of KVCache-Factory's runner and plotter.
     """
 
     length: Annotated[int, Within(128)] = 1024
     depths: tuple[Annotated[float, Within(0, 1)], ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     repeats: Annotated[int, Within(1)] = 4
+    keys: Annotated[int, Within(1, 30)] = 1
+    asked: Annotated[int, Within(1, 30)] = 1
     haystack: Annotated[str, Data("harness/data")] = "prose"
-    version: ClassVar[int] = 1
+    score: Literal["digits", "rouge1", "words"] = "digits"
+    version: ClassVar[int] = 2
     headline: ClassVar[str] = "accuracy"
     better: ClassVar[Literal["lower", "higher"]] = "higher"
 
+    def __post_init__(self) -> None:
+        if self.asked > self.keys:
+            raise ValueError(f"needle: asked is {self.asked}, but keys plants {self.keys} facts: raise keys")
+
     def run(self, session: Session) -> Outcome:
-        """Plant, ask, compare; one sample a needle."""
-        hay = [session.encode(d.text) for d in read_corpus(self.haystack)]
+        """Plant, ask, compare; one sample a text."""
+        hay = Haystack(session, self.haystack)
         grid = [(depth, repeat) for depth in self.depths for repeat in range(self.repeats)]
-        plants = [self._plant(session, hay, depth, repeat) for depth, repeat in grid]
-        answer_length = max(len(session.encode(f" {p.answer}")) for p in plants)
-        replies = session.generate([p.context for p in plants], [p.question for p in plants], answer_length + 1)
-        samples = [
-            self._sample(place, plant, session.decode(reply))
-            for place, plant, reply in zip(grid, plants, replies, strict=True)
-        ]
-        return Outcome({"accuracy": sum(s["score"] for s in samples) / len(samples), "needles": len(samples)}, samples)
+        questions = [self.question(session, hay, depth, repeat) for depth, repeat in grid]
+        most = max(len(session.encode(f" {fact.answer}")) for q in questions for fact in q.facts.facts)
+        samples = ask(session, questions, Rule(most + 1, to_the_end=False), partial(self._judge))
+        accuracy = sum(s["score"] for s in samples) / len(samples)
+        return Outcome({"accuracy": accuracy, "needles": len(samples), **output(samples)}, samples)
 
-    def _sample(self, place: tuple[float, int], plant: Plant, reply: str) -> dict[str, Any]:
-        found = "".join(c for c in reply if c.isdigit())[: len(plant.answer)] == plant.answer
-        where = {"length": self.length, "depth": place[0], "repeat": place[1], "placed": plant.placed}
-        return {**where, "score": int(found), "answer": plant.answer, "reply": reply}
-
-    def _plant(self, session: Session, hay: Sequence[list[int]], depth: float, repeat: int) -> Plant:
-        """A text and its question; the same for every method."""
+    def question(self, session: Session, hay: Haystack, depth: float, repeat: int) -> Question:
+        """A text and its questions; the same for every method."""
         dice = random.Random(f"{session.cell.seed}-{self.length}-{depth}-{repeat}")  # noqa: S311 - no secret
-        thing, city, answer = dice.choice(THINGS), dice.choice(CITIES), f"{dice.randrange(10**5):05d}"
-        needle = session.encode(f" The {thing} of {city} is {answer}.")
-        question = session.encode(f"\n\nWhat is the {thing} of {city}? The {thing} of {city} is")
-        room = self.length - len(needle) - len(question)
-        text = self._slice(hay, dice, room)
-        at = self._after_sentence(session, text, round(depth * room))
-        context = [*text[:at], *needle, *text[at:]]
-        return Plant(context, question, answer, at / len(context))
+        facts = [Fact(*pair, f"{dice.randrange(10**5):05d}") for pair in dice.sample(PAIRS, self.keys)]
+        depths = [depth, *(dice.random() for _ in facts[1:])]
+        asked = facts[: self.asked]
+        turns = tuple(session.encode(fact.question) for fact in asked)
+        needles = [session.encode(fact.sentence) for fact in facts]
+        prose = hay.prose(dice, self.length - sum(map(len, needles)) - len(turns[0]))
+        context, places = plant(session, prose, zip(depths, needles, strict=True))
+        where = {"length": self.length, "depth": depth, "repeat": repeat, "placed": places[0]}
+        return Question(f"{self.length}-{depth}-{repeat}", context, turns, Asked(asked, where))
 
-    def _slice(self, hay: Sequence[list[int]], dice: random.Random, room: int) -> list[int]:
-        """`room` tokens of prose from a random place; books follow one another where one is too short."""
-        start = dice.randrange(len(hay))
-        joined = [t for i in range(len(hay)) for t in hay[(start + i) % len(hay)]]
-        if room < 1 or len(joined) < room:
-            raise ValueError(f"a haystack of {room} tokens cannot be cut from {self.haystack!r} ({len(joined)} tokens)")
-        first = dice.randrange(min(len(joined) - room, len(hay[start])) + 1)
-        return joined[first : first + room]
-
-    @staticmethod
-    def _after_sentence(session: Session, text: list[int], at: int) -> int:
-        """The last place up to `at` that follows the end of a sentence, or 0."""
-        ends = (i for i in range(at, 0, -1) if session.decode(text[i - 1 : i]).rstrip("\"' \n")[-1:] in STOPS)
-        return next(ends, 0)
+    def _judge(self, question: Question, reply: Reply) -> Mapping[str, Any]:
+        facts = question.facts.facts
+        scores = [SCORES[self.score](fact, text) for fact, text in zip(facts, reply.texts, strict=True)]
+        told = {"answer": ", ".join(f.answer for f in facts), "reply": " | ".join(reply.texts)}
+        score = sum(scores) / len(scores)
+        return {**question.facts.where, "score": int(score) if score in (0, 1) else score, **told}
 
 
-class Plant(NamedTuple):
-    """Context and question in tokens, the answer, and the share of the context that stands before the needle."""
+class Fact(NamedTuple):
+    """What is planted, and how it is asked for."""
 
-    context: list[int]
-    question: list[int]
+    thing: str
+    city: str
     answer: str
-    placed: float
+
+    @property
+    def sentence(self) -> str:
+        """As it stands in the text."""
+        return f" The {self.thing} of {self.city} is {self.answer}."
+
+    @property
+    def question(self) -> str:
+        """As it is asked for."""
+        return f"\n\nWhat is the {self.thing} of {self.city}? The {self.thing} of {self.city} is"
+
+
+class Asked(NamedTuple):
+    """The facts that are asked for, and which place of the grid this is."""
+
+    facts: Sequence[Fact]
+    where: Mapping[str, Any]
+
+
+def _digits(fact: Fact, text: str) -> float:
+    return float("".join(re.findall(r"\d", text))[: len(fact.answer)] == fact.answer)
+
+
+SCORES = {
+    "digits": _digits,
+    "rouge1": lambda fact, text: rouge1_tenths(fact.sentence, text),
+    "words": lambda fact, text: word_recall(f"{fact.answer}.", text),
+}

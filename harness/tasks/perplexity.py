@@ -3,50 +3,125 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
 from ...results.fields import Data, Within
 from ..lm import TOKENS_AT_ONCE, Session
 from ..task import Outcome, Task, read_corpus
+from ..windows import Window, cut
 
 
 @dataclass(frozen=True)
 class Perplexity(Task):
-    """exp of the mean negative log-likelihood a token, over separate windows of held-out text.
+    """exp of the mean negative log-likelihood a token, over windows of held-out text.
 
-    Every token but the first of a window is scored from a row that the method acted on, as it would act in generation:
-    that is why a method for decoding shows its loss here. Windows are taken in turn from the corpus's documents.
+    Every token after a window's prompt is scored from a row that the method acted on, as it would act in generation:
+    that is why a method for decoding shows its loss here. Both averages are recorded whatever `average` says. Protocols
+    by name, such as Loki's or a tail after a prompt, are in docs/evaluations.md.
 
-    Arguments: `corpus` a name in harness/data or a path; `window` tokens; `windows` how many at most.
+    Arguments: `corpus` a name in harness/data, a file or a dataset of the Hub, `field` its text; `window` tokens;
+    `windows` how many at most (none: all); `prompt` tokens of each window that are prefilled and not scored, which is
+    what a budget that is a share of the prompt counts from; `stride`: windows overlap and each scores its last `stride`
+    tokens (none: windows are apart); `join`: windows are cut from each document in turn, or from one stream of all of
+    them with an empty line between ("stream"); `rest`: what happens to a last, shorter window; `average`: over tokens,
+    or the mean of the windows' means (Loki's); `bos`: a beginning-of-sequence token before nothing, the stream (or each
+    document), or each window.
     """
 
     corpus: Annotated[str, Data("harness/data")] = "prose"
+    field: str = "text"
     window: Annotated[int, Within(2)] = 1024
-    windows: Annotated[int, Within(1)] = 8
-    version: ClassVar[int] = 1
+    windows: Annotated[int, Within(1)] | None = 8
+    prompt: Annotated[int, Within(1)] = 1
+    stride: Annotated[int, Within(1)] | None = None
+    join: Literal["documents", "stream"] = "documents"
+    rest: Literal["drop", "keep"] = "drop"
+    average: Literal["tokens", "windows"] = "tokens"
+    bos: Literal["none", "stream", "window"] = "none"
+    version: ClassVar[int] = 2
     headline: ClassVar[str] = "perplexity"
     better: ClassVar[Literal["lower", "higher"]] = "lower"
 
+    def __post_init__(self) -> None:
+        if self.prompt >= self.window:
+            raise ValueError(f"perplexity: a prompt of {self.prompt} tokens leaves nothing of {self.window} to score")
+        if self.stride is not None and self.stride > self.window - self.prompt:
+            most = self.window - self.prompt
+            raise ValueError(f"perplexity: a stride of {self.stride} would leave tokens out, at most {most} fits")
+
     def run(self, session: Session) -> Outcome:
         """Score every window; samples hold each window's sum."""
-        rows = self._windows(session)
-        batch = max(1, TOKENS_AT_ONCE // self.window)
-        scores = [session.score(part, prompt=1).double().sum(1) for part in rows.split(batch)]
-        losses = (-torch.cat(scores)).tolist()
-        tokens = self.window - 1
-        mean = sum(losses) / (tokens * len(losses))
-        samples = [{"window": i, "nll_nats": loss, "tokens": tokens} for i, loss in enumerate(losses)]
-        metrics = {"perplexity": math.exp(mean), "nll_nats_per_token": mean, "tokens": tokens * len(losses)}
+        samples = session.each(self._windows(session), _batches, lambda batch: _score(session, batch))
+        losses, tokens = [s["nll_nats"] for s in samples], [s["tokens"] for s in samples]
+        means = {
+            "tokens": sum(losses) / sum(tokens),
+            "windows": sum(x / n for x, n in zip(losses, tokens, strict=True)) / len(samples),
+        }
+        metrics = {
+            "perplexity": math.exp(means[self.average]),
+            "perplexity_tokens": math.exp(means["tokens"]),
+            "perplexity_windows": math.exp(means["windows"]),
+            "nll_nats_per_token": means["tokens"],
+            "tokens": float(sum(tokens)),
+        }
         return Outcome(metrics, samples)
 
-    def _windows(self, session: Session) -> torch.Tensor:
-        documents = [session.encode(d.text) for d in read_corpus(self.corpus)]
-        cut = [[d[i : i + self.window] for i in range(0, len(d) - self.window + 1, self.window)] for d in documents]
-        deep = max(map(len, cut), default=0)
-        turns = [c[i] for i in range(deep) for c in cut if i < len(c)]
+    def _windows(self, session: Session) -> list[Window]:
+        first = self._bos(session)
+        room = self.window - len(first) * (self.bos == "window")
+        streams = self._streams(session, first if self.bos == "stream" else [])
+        parts = [cut(s, room, self.prompt - self.window + room, self.stride, self.rest) for s in streams]
+        deep = max(map(len, parts), default=0)
+        turns = [p[i] for i in range(deep) for p in parts if i < len(p)]
         if not turns:
-            raise ValueError(f"no document of {self.corpus!r} has {self.window} tokens: use a smaller window")
-        return torch.tensor(turns[: self.windows], device=session.device)
+            longest = max(map(len, streams), default=0)
+            raise ValueError(
+                f"no document of {self.corpus!r} has {room} tokens (the longest has {longest}): "
+                "use a smaller window, rest: keep, or join: stream"
+            )
+        if self.bos == "window":
+            turns = [replace(w, tokens=[*first, *w.tokens], prompt=w.prompt + len(first)) for w in turns]
+        return [replace(w, id=str(i)) for i, w in enumerate(turns[: self.windows])]
+
+    def _bos(self, session: Session) -> list[int]:
+        token = session.lm.tokenizer.bos_token_id
+        if self.bos != "none" and token is None:
+            raise ValueError(
+                f"bos is {self.bos!r}, but the tokenizer has no beginning-of-sequence token: use bos: none"
+            )
+        return [] if self.bos == "none" else [int(token)]
+
+    def _streams(self, session: Session, first: list[int]) -> list[list[int]]:
+        texts = [d.text for d in read_corpus(self.corpus, self.field)]
+        if self.join == "stream":
+            texts = ["\n\n".join(texts)]
+        enough = None if self.windows is None or self.join == "stream" else self.windows
+        return [[*first, *session.encode(t)] for t in texts[:enough]]
+
+
+def _batches(windows: Sequence[Window]) -> Iterator[list[Window]]:
+    """Windows of equal shape, so that none is padded."""
+    batch: list[Window] = []
+    for one in sorted(windows, key=lambda w: (-len(w.tokens), w.prompt)):
+        alike = bool(batch) and (len(batch[0].tokens), batch[0].prompt) == (len(one.tokens), one.prompt)
+        if batch and (not alike or (len(batch) + 1) * len(one.tokens) > TOKENS_AT_ONCE):
+            yield batch
+            batch = []
+        batch.append(one)
+    if batch:
+        yield batch
+
+
+def _score(session: Session, batch: list[Window]) -> list[Mapping[str, Any]]:
+    ids = torch.tensor([list(w.tokens) for w in batch], device=session.device)
+    prompt = batch[0].prompt
+    losses = (-session.score(ids, prompt).double().sum(1)).tolist()
+    tokens = ids.shape[1] - prompt
+    return [
+        {"window": int(w.id), "nll_nats": x, "tokens": tokens, "prompt_tokens": prompt, "completion_tokens": tokens}
+        for w, x in zip(batch, losses, strict=True)
+    ]

@@ -1,6 +1,7 @@
 """Tasks against definitions written down here once more, with the model that ships."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -68,6 +69,7 @@ def test_loki_takes_its_calibration(sweep, run):
 
 def test_needles_are_planted_where_they_should_be(sweep, run, stock):
     """A needle at a wrong depth, or a text of a wrong length, would draw a wrong heatmap."""
+    from lacuna.harness.haystack import Haystack
     from lacuna.harness.tasks.needle import Needle
 
     class Tokens:
@@ -75,22 +77,26 @@ def test_needles_are_planted_where_they_should_be(sweep, run, stock):
         decode = staticmethod(stock[1].decode)
         cell = type("C", (), {"seed": 0})
 
-    task = Needle(length=512)
-    hay = [Tokens.encode(d.text) for d in read_corpus("prose")]
+    task = Needle(length=512, keys=3)
+    hay = Haystack(Tokens, "prose")
     for depth in task.depths:
-        context, question, answer, placed = task._plant(Tokens, hay, depth, 0)
+        asked = task.question(Tokens, hay, depth, 0)
+        context, (question,), ((fact,), where) = asked.context, asked.turns, asked.facts
         assert len(context) + len(question) == 512
         text = stock[1].decode(context)
-        at = text.index(f" is {answer}.")
-        assert text.count(answer) == 1
-        needle = Tokens.encode(text[text.rindex(" The ", 0, at) : at + len(f" is {answer}.")])
+        at = text.index(f" is {fact.answer}.")
+        assert text.count(fact.answer) == 1
+        assert len(re.findall(r" is \d{5}\.", text)) == 3
+        needle = Tokens.encode(fact.sentence)
         place = next(i for i in range(len(context)) if context[i : i + len(needle)] == needle)
-        target = round(depth * (512 - len(question) - len(needle)))
-        skipped = stock[1].decode(context[place + len(needle) : target + len(needle)])
-        assert place <= target
-        assert not set(".?!") & set(skipped)  # no later sentence ends before the depth that was asked for
+        others = sum(len(Tokens.encode(found)) for found in re.findall(r" The [^.]*? is \d{5}\.", text[: at - 20]))
+        prose = 512 - len(question) - 3 * len(needle)
+        target = round(depth * prose)
+        assert place - others <= target + 2
+        skipped = stock[1].decode(context[place + len(needle) : target + others + len(needle)])
+        assert not set(".?!") & set(re.sub(r" The [^.]*? is \d{5}\.", "", skipped))  # no later sentence ends before it
         assert place == 0 or stock[1].decode(context[:place]).rstrip("\"' \n")[-1] in ".?!"
-        assert placed == pytest.approx(place / len(context), abs=1e-6)
+        assert where["placed"] == pytest.approx(place / len(context), abs=1e-6)
 
 
 def test_full_attention_finds_needles_and_a_window_does_not(sweep, run):

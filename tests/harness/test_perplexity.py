@@ -1,0 +1,126 @@
+"""The named protocols of perplexity, each against its definition written down once more."""
+
+import math
+
+import pytest
+import torch
+
+from lacuna.harness.windows import cut
+
+
+@torch.no_grad()
+def losses(lm, ids):
+    """Negative log-likelihoods of all tokens but the first, from one pass of transformers' own."""
+    logits = lm.model(torch.tensor([ids]), use_cache=False).logits[0, :-1].float()
+    return (-torch.log_softmax(logits, -1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]).tolist()
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Two short documents."""
+    path = tmp_path / "two.jsonl"
+    path.write_text('{"body": "The king was in the garden. He saw the queen there."}\n'
+                    '{"body": "It rained all day, and the river rose to the doors of the house on the hill."}\n')  # fmt: skip
+    return path
+
+
+def measured(sweep, run, corpus, **args):
+    """The metrics of full attention under these arguments."""
+    given = ", ".join(f"{k}: {v}" for k, v in args.items())
+    records, _ = run(sweep(f"method: full\ntask: {{perplexity: {{corpus: {corpus}, field: body, {given}}}}}\n", "p"))
+    (record,) = records.values()
+    assert record.status == "ok", record.reason
+    return record
+
+
+def stream(lm, corpus):
+    """All documents with an empty line between."""
+    import json
+
+    return lm.encode("\n\n".join(json.loads(line)["body"] for line in corpus.read_text().splitlines()))
+
+
+def test_loki_s_windows(lm, sweep, run, corpus):
+    """The published tables are means of windows, the last and short one among them; a mean of tokens is another number."""
+    ids = stream(lm, corpus)
+    record = measured(sweep, run, corpus, window=10, windows="null", join="stream", rest="keep", average="windows")
+    parts = [losses(lm, ids[i : i + 10]) for i in range(0, len(ids), 10)]
+    parts = [p for p in parts if p]
+    assert len({len(p) for p in parts}) == 2  # the last window is shorter
+    means = [sum(p) / len(p) for p in parts]
+    assert record.metrics["perplexity"] == pytest.approx(math.exp(sum(means) / len(means)), rel=1e-5)
+    by_token = math.exp(sum(map(sum, parts)) / sum(map(len, parts)))
+    assert record.metrics["perplexity_tokens"] == pytest.approx(by_token, rel=1e-5)
+    assert by_token != pytest.approx(record.metrics["perplexity"], rel=1e-3)
+
+
+def test_a_stride_scores_every_token_once_with_more_context(lm, sweep, run, corpus):
+    """Tokens scored twice or never would weigh wrongly."""
+    ids = stream(lm, corpus)
+    record = measured(sweep, run, corpus, window=12, windows="null", join="stream", stride=4)
+    want = losses(lm, ids[:12])
+    for start in range(4, len(ids) - 11, 4):
+        want += losses(lm, ids[start : start + 12])[-4:]
+    assert record.metrics["tokens"] == len(want)
+    assert record.metrics["nll_nats_per_token"] == pytest.approx(sum(want) / len(want), rel=1e-5)
+
+
+def test_only_the_tail_is_scored_after_a_prompt(lm, sweep, run, corpus):
+    """A budget that is a share of the prompt means nothing where the prompt is one token."""
+    ids = stream(lm, corpus)
+    record = measured(sweep, run, corpus, window=16, windows=1, join="stream", prompt=12)
+    assert record.metrics["nll_nats_per_token"] == pytest.approx(sum(losses(lm, ids[:16])[-4:]) / 4, rel=1e-5)
+    assert (record.ledger["prefill"]["tokens"], record.ledger["decode"]["tokens"]) == (11, 4)
+    assert [s["prompt_tokens"] for s in record.samples] == [12]
+
+
+def test_a_window_that_begins_with_bos(lm, sweep, run, corpus, monkeypatch):
+    """A first token without the mark that the model was trained to begin with is scored too badly."""
+    token = lm.tokenizer.bos_token_id or 0
+    ids = stream(lm, corpus)
+    if lm.tokenizer.bos_token_id is None:
+        from lacuna.results.plugins import ROOT
+
+        text = f"method: full\ntask: {{perplexity: {{corpus: {corpus}, field: body, window: 8, bos: window}}}}\n"
+        (record,) = run(sweep(text, "b"))[0].values()
+        assert "no beginning-of-sequence token" in record.reason, ROOT
+        return
+    record = measured(sweep, run, corpus, window=9, windows=2, join="stream", bos="window")
+    want = losses(lm, [token, *ids[:8]]) + losses(lm, [token, *ids[8:16]])
+    assert record.metrics["nll_nats_per_token"] == pytest.approx(sum(want) / 16, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("length", "args", "want"),
+    [
+        (10, (4, 1, None, "drop"), [(0, 4, 1), (4, 8, 1)]),
+        (10, (4, 1, None, "keep"), [(0, 4, 1), (4, 8, 1), (8, 10, 1)]),
+        (9, (4, 1, None, "keep"), [(0, 4, 1), (4, 8, 1)]),  # a window of one token has nothing to score
+        (10, (4, 3, None, "drop"), [(0, 4, 3), (4, 8, 3)]),
+        (10, (4, 1, 2, "keep"), [(0, 4, 1), (2, 6, 2), (4, 8, 2), (6, 10, 2)]),
+        (9, (4, 1, 2, "keep"), [(0, 4, 1), (2, 6, 2), (4, 8, 2), (6, 9, 2)]),
+        (9, (4, 1, 2, "drop"), [(0, 4, 1), (2, 6, 2), (4, 8, 2)]),
+        (3, (4, 1, None, "drop"), []),
+    ],
+)
+def test_windows_are_cut_as_said(length, args, want):
+    """Off by one here, and a token is scored twice, or without context."""
+    found = cut(list(range(length)), *args)
+    assert [(w.tokens[0], w.tokens[-1] + 1, w.prompt) for w in found] == want
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("window: 8, prompt: 8", "leaves nothing of 8"),
+        ("window: 8, prompt: 4, stride: 5", "at most 4 fits"),
+        ("window: 8, field: tekst", "lacks the field 'tekst'; it has: body"),
+        ("window: 4000, field: body", "use a smaller window"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(sweep, run, corpus, args, said):
+    """A traceback, or a number, where the question made no sense."""
+    records, _ = run(sweep(f"method: full\ntask: {{perplexity: {{corpus: {corpus}, {args}}}}}\n"))
+    (record,) = records.values()
+    assert record.status == "error"
+    assert said in record.reason
