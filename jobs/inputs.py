@@ -53,8 +53,8 @@ class Inputs:
         if path is not None:
             return path
         there = (p.name.removesuffix(DATA_SUFFIX) for p in (plugins.ROOT / folder).glob(f"*{DATA_SUFFIX}"))
-        looked = f"{self.beside} or {self.folder}" if self.folder else f"{self.beside} (see --data)"
-        raise ValueError(f"no data {name!r} in {folder}, nor a file of that path in {looked}: {near(name, there)}")
+        looked = f" here or in {self.folder}" if self.folder else ""
+        raise ValueError(f"no data {name!r} in {folder}, nor a file of that path{looked}: {near(name, there)}")
 
     def zoo(self, name: str) -> Spec:
         """A model that has a file in the zoo.

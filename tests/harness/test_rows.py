@@ -101,7 +101,7 @@ def test_data_is_found_in_the_folder_of_data(tmp_path):
         (folder / "a.txt").write_text("what there is to read")
         keys.append(read(tmp_path / "s.yaml", Store(tmp_path / "store"), (), tmp_path / home).cells[0].key)
     assert keys[0] == keys[1]
-    with pytest.raises(SweepError, match=r"no data 'two/a.txt' .*see --data"):
+    with pytest.raises(SweepError, match=r"no data 'two/a.txt' .*that path: there is"):
         read(tmp_path / "s.yaml", Store(tmp_path / "store"))
 
 

@@ -1,5 +1,6 @@
 """A sweep file becomes the cells that it says, and nothing else."""
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -140,13 +141,13 @@ def test_digests_follow_the_content(root):
     assert sweep(text).cells[0].key == before.key
     (root / "models/zoo/moved/model.safetensors").write_text("other", encoding="utf-8")
     assert sweep(text).cells[0].model.digest != before.model.digest
-    (root / "harness/data/prose.jsonl.gz").write_bytes(b"other")
+    (root / "harness/data/prose.jsonl.gz").write_bytes(gzip.compress(b'{"text": "other"}\n'))
     assert sweep(text).cells[0].task.digest != before.task.digest
 
 
 def test_data_by_path(root):
     """A text of one's own could not be measured."""
-    Path("mine.jsonl.gz").write_bytes(b"x")
+    Path("mine.jsonl.gz").write_bytes(gzip.compress(b"{}\n"))
     cell = sweep("model: pocket\nmethod: full\ntask: {perplexity: {corpus: mine.jsonl.gz}}\n").cells[0]
     assert cell.task.args["corpus"] == str(Path("mine.jsonl.gz").resolve())
 
