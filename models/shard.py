@@ -13,7 +13,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.functional import linear as linear_of
 from transformers import PreTrainedModel
+
+from .rank_sum import RankSum
 
 SPLIT = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -24,11 +27,13 @@ class Shard:
 
     Attributes:
         kv_heads_real: of the whole model; 0 where nobody said (then all heads are here).
+        sums: how the ranks add up their parts, for the record; empty on one rank.
     """
 
     rank: int = 0
     size: int = 1
     kv_heads_real: int = 0
+    sums: str = ""
 
     @classmethod
     def whole(cls) -> Shard:
@@ -109,13 +114,20 @@ def split(model: PreTrainedModel, rank: int, size: int) -> Shard:
     groups = config.num_key_value_heads
     padded = math.ceil(groups / size) * size
     layers: Any = model.base_model.layers
+    add = _rank_sum(model.device)
     for layer in layers:
-        _split_attention(layer.self_attn, groups, padded)
-        _split_mlp(layer.mlp)
+        _split_attention(layer.self_attn, groups, padded, add)
+        _split_mlp(layer.mlp, add)
     head = model.get_output_embeddings()
     if head.out_features % size == 0:
         model.lm_head = GatheredLinear(head)
-    return Shard(rank, size, groups)
+    return Shard(rank, size, groups, add.how)
+
+
+def _rank_sum(device: torch.device) -> RankSum:
+    from axonn import axonn as ax  # noqa: PLC0415 - only with more than one rank
+
+    return RankSum(ax.comm_handle.outer_intra_layer_parallel_group, device)
 
 
 def _check(model: PreTrainedModel, size: int) -> None:
@@ -137,15 +149,15 @@ def _check(model: PreTrainedModel, size: int) -> None:
         )
 
 
-def _split_attention(attention: Any, groups: int, padded: int) -> None:
+def _split_attention(attention: Any, groups: int, padded: int, add: RankSum) -> None:
     for name in ("q_proj", "k_proj", "v_proj"):
-        setattr(attention, name, _axonn(_pad(getattr(attention, name), 0, groups, padded), rows=False))
-    attention.o_proj = _axonn(_pad(attention.o_proj, 1, groups, padded), rows=True)
+        setattr(attention, name, SplitLinear(_pad(getattr(attention, name), 0, groups, padded)))
+    attention.o_proj = SplitLinear(_pad(attention.o_proj, 1, groups, padded), add)
 
 
-def _split_mlp(mlp: Any) -> None:
-    mlp.gate_proj, mlp.up_proj = _axonn(mlp.gate_proj, rows=False), _axonn(mlp.up_proj, rows=False)
-    mlp.down_proj = _axonn(mlp.down_proj, rows=True)
+def _split_mlp(mlp: Any, add: RankSum) -> None:
+    mlp.gate_proj, mlp.up_proj = SplitLinear(mlp.gate_proj), SplitLinear(mlp.up_proj)
+    mlp.down_proj = SplitLinear(mlp.down_proj, add)
 
 
 def _pad(linear: nn.Linear, dim: int, groups: int, padded: int) -> nn.Linear:
@@ -181,22 +193,40 @@ def _axonn(linear: nn.Linear, *, rows: bool) -> nn.Module:
     return new.requires_grad_(requires_grad=False)
 
 
-class GatheredLinear(nn.Module):
-    """An output layer split over the ranks whose logits are whole on each of them."""
+class SplitLinear(nn.Module):
+    """AxoNN's layer, its slice and its groups, without what only training needs.
 
-    def __init__(self, linear: nn.Linear) -> None:
+    AxoNN's own forward sums over every group, also those of one rank: a collective each that adds nothing, and Python
+    that takes longer than the product. Without `add` the outputs are split and nothing is sent; with it the inputs are
+    split and the parts are summed.
+    """
+
+    def __init__(self, linear: nn.Linear, add: RankSum | None = None) -> None:
         super().__init__()
-        self.linear = _axonn(linear, rows=False)
+        self.add = add
+        self.axonn: Any = _axonn(linear, rows=add is not None)
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._shape = (self.axonn.local_out_features, self.axonn.local_in_features)
 
     @property
     def weight(self) -> Tensor:
         """This rank's slice."""
-        weight: Tensor = self.linear.weight  # type: ignore[assignment]
-        return weight
+        return self.axonn.weight.view(self._shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """This rank's outputs, or the sum of all ranks' parts."""
+        bias = self.axonn.bias
+        if self.add is None:
+            return linear_of(x, self.weight, bias)
+        total = self.add(linear_of(x, self.weight))
+        return total if bias is None else total + bias
+
+
+class GatheredLinear(SplitLinear):
+    """An output layer split over the ranks whose logits are whole on each of them."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Whole logits."""
         from axonn.intra_layer import Gather  # noqa: PLC0415
 
-        return Gather.apply(self.linear(x), self.linear.outer_group)
+        return Gather.apply(super().forward(x), self.axonn.outer_group)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest_models import make_model
+from conftest_models import LAYERS, make_model
 
 from lacuna.models import shard
 
@@ -27,6 +27,8 @@ def test_two_ranks_equal_one(heads, groups, basis, tmp_path):
     mpirun(1, HERE / "tp_worker.py", heads, groups, *files, tmp_path / "one.pt")
     mpirun(2, HERE / "tp_worker.py", heads, groups, *files, tmp_path / "two.pt")
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=False) for n in ("one", "two"))
+    assert one.pop("sums") == (0, "")
+    assert two.pop("sums") == (2 * LAYERS, "gloo all-reduce")  # those of one rank would add nothing, and cost as much
     for name, (logits, words, told) in one.items():
         torch.testing.assert_close(two[name][0], logits, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
         assert torch.equal(two[name][1], words), name

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from conftest_models import make_method, make_model, tokens
 
 from lacuna.harness.ranks import find_ranks
@@ -54,7 +55,12 @@ def main(heads: int, groups: int, basis: str, thresholds: str, path: str) -> Non
     world.join()
     model = make_model("llama", num_attention_heads=heads, num_key_value_heads=groups, hidden_size=16 * heads)
     held = shard.split(model, world.ranks.rank, world.ranks.size)
+    sums, own = [], dist.all_reduce
+    dist.all_reduce = lambda part, **kwargs: sums.append(part.shape) or own(part, **kwargs)
+    model(tokens(2, 1))
+    dist.all_reduce = own
     found = outputs(model, held, world, {"basis": Path(basis), "thresholds": Path(thresholds)})
+    found["sums"] = (len(sums), held.sums)
     if world.ranks.rank == 0:
         torch.save(found, path)
     world.leave()
