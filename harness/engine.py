@@ -46,6 +46,16 @@ class Sampled:
         return (share_BV / torch.empty_like(share_BV).exponential_()).argmax(-1)
 
 
+def copied(session: Session, state: State, texts: int) -> State:
+    """The first text of a batch, so many times, each with a cache of its own."""
+    first = torch.zeros(texts, dtype=torch.long, device=state.logits.device)
+    state.cache.reorder_cache(first)
+    binding = session.binding
+    binding.first = None if binding.first is None else binding.first[first]
+    mask = None if state.mask is None else state.mask[first]
+    return State(state.cache, mask, state.length[first], state.logits[first])
+
+
 class Engine:
     """Steps of one batch of texts after its prompt.
 
@@ -132,6 +142,25 @@ class Engine:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._once()
         self._graph = graph
+
+    def agrees(self) -> bool:
+        """Make one step twice, as steps are made and eagerly, and compare the logits bit for bit; counted once."""
+        before = [(part, part.clone()) for part in self._state()]
+        self._once()
+        eager = self.logits.clone()
+        for part, old in before:
+            part.copy_(old)
+        self.step()
+        return torch.equal(eager.view(torch.int32), self.logits.view(torch.int32))
+
+    def _state(self) -> Iterator[Tensor]:
+        """All that a step changes, but the row that it writes: made twice, it is written twice."""
+        clock, ledger = self.clock, self.ledger
+        yield from (clock.row, clock.seen, clock.hi_B, clock.context_BT, self.token, self.logits, self._tokens_BN)
+        yield from (part for part in (ledger.common, ledger.layers, ledger.most) if part is not None)
+        for memory in self.session.binding.memories(self.cache):
+            yield from memory.extra.values()
+            yield from () if memory.columns is None else (memory.columns,)
 
     def release(self) -> None:
         """Let the graph and the cache go; the session decodes as usual again."""

@@ -168,7 +168,7 @@ def _guarded(work: Callable[[], Any]) -> Any:
     try:
         return work()
     except (torch.OutOfMemoryError, MemoryError) as error:
-        return _failed("oom", error)
+        return _failed("oom", error)  # says how many bytes were asked for
     except CellTimeoutError as error:
         return _failed("timeout", error)
     except Exception as error:  # noqa: BLE001 - whatever a plug-in does, its group goes on
@@ -212,6 +212,8 @@ def _verdict(cell: Cell, worst: Try, outcome: Outcome, counted: dict[str, Any]) 
     wrong = sorted(k for k, v in outcome.metrics.items() if not math.isfinite(v))
     if wrong:
         return "invalid", f"{', '.join(wrong)} came out as no finite number"
+    if outcome.invalid:
+        return "invalid", outcome.invalid
     decode = counted.get("decode", {})
     if make("methods", cell.method).expects_gaps() and decode.get("density", 1.0) >= 1:
         ran = f"attended every row of {decode['tokens']} tokens" if decode.get("tokens") else "never acted on a row"

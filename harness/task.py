@@ -19,11 +19,13 @@ class Outcome:
         metrics: numbers with units in their names.
         samples: raw values that the metrics come from.
         artifact: content of a safetensors file, for tasks that calibrate.
+        invalid: why what was measured is not what was asked for; empty if it is.
     """
 
     metrics: Mapping[str, float]
     samples: Sequence[Mapping[str, Any]] = ()
     artifact: bytes | None = None
+    invalid: str = ""
 
 
 class Task(ABC):

@@ -51,6 +51,14 @@ def quantile(values: Sequence[float], q: float) -> float:
     return float(torch.tensor(values, dtype=torch.float64).quantile(q))
 
 
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Bytes of this rank's weights that a step reads: all, but of a table of embeddings only a few rows."""
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    whole = sum(weight.nbytes for weight in model.parameters())
+    tied = head is not None and head.weight is table.weight
+    return whole if tied else whole - int(table.weight.nbytes)
+
+
 class MemoryMeter:
     """Peak and resident memory of this process: of the GPU there, of the process (VmHWM, VmRSS) on a CPU."""
 

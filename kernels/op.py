@@ -6,7 +6,9 @@ D head dim, R low-rank dims, N row sets (G or H), K kept rows.
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +16,8 @@ import torch
 
 Inputs = dict[str, Any]
 Reduce = Literal["max", "sum", "none"]
+Watch = Callable[["Op", tuple[Any, ...], Callable[..., Any]], Any]
+_WATCH: ContextVar[Watch | None] = ContextVar("watch", default=None)
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
@@ -161,7 +165,8 @@ class Op:
             What the twins return.
         """
         twin = self.fused if arguments[0].is_cuda else self.eager
-        return twin(*arguments)
+        watch = _WATCH.get()
+        return twin(*arguments) if watch is None else watch(self, arguments, twin)
 
     def reference(self, inputs: Inputs) -> Any:
         """Run the eager twin in float64.
@@ -184,6 +189,23 @@ class Op:
         if not found:
             raise ValueError(f"expected a case of {self.name} among {[c.name for c in self.cases]}, got {name!r}")
         return found[0]
+
+
+@contextmanager
+def watched(watch: Watch) -> Iterator[None]:
+    """Hand every call of an operation to someone else for a while.
+
+    Args:
+        watch: (operation, arguments, twin that would run) -> what the call returns.
+
+    Yields:
+        Nothing.
+    """
+    token = _WATCH.set(watch)
+    try:
+        yield
+    finally:
+        _WATCH.reset(token)
 
 
 def _widest(value: Any) -> Any:

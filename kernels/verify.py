@@ -98,12 +98,28 @@ def judge(op: Op, case: Case, inputs: Inputs, plan: Plan | None = None) -> Verdi
     Returns:
         The verdict.
     """
+    return weigh(op, case.name, inputs, run_poisoned(op, with_plan(inputs, plan)))
+
+
+def weigh(op: Op, name: str, inputs: Inputs, output: Any) -> Verdict:
+    """Judge an output that exists already.
+
+    Args:
+        op: The operation.
+        name: Of the case.
+        inputs: The arguments of the twins.
+        output: What the fused twin made of them, or the eager one, which then must not err more than its dtype rounds.
+
+    Returns:
+        The verdict.
+    """
     reference = op.reference(inputs)
     eager = op.compare(inputs, op.eager(**inputs), reference)
-    fused = op.compare(inputs, run_poisoned(op, with_plan(inputs, plan)), reference)
+    fused = op.compare(inputs, output, reference)
     reason = _complaint(fused, eager)
-    device = next(value.device.type for value in inputs.values() if torch.is_tensor(value))
-    return Verdict(op.name, case.name, device, case.dtype, fused.error, eager.error, not reason, reason)
+    tensors = [value for value in inputs.values() if torch.is_tensor(value)]
+    dtype = str(tensors[0].dtype).removeprefix("torch.")
+    return Verdict(op.name, name, tensors[0].device.type, dtype, fused.error, eager.error, not reason, reason)
 
 
 def run_poisoned(op: Op, inputs: Inputs) -> Any:

@@ -78,11 +78,16 @@ class Binding:
         if getattr(self.model.config.get_text_config(), "sliding_window", None):
             raise ValueError("models with a sliding window are not captured: their mask is made on the host")
         assert self.first is not None
-        memories = [layer.memory for layer in cache.layers if isinstance(layer, _Layer) and layer.memory]
+        memories = self.memories(cache)
         self.clock = Clock(int(memories[0].seen), self.first)
         for memory in memories:
             memory.pin(self.method.room(memory, steps), self.clock)
         return self.clock
+
+    @staticmethod
+    def memories(cache: Cache) -> list[Memory]:
+        """What the layers of a cache remember."""
+        return [layer.memory for layer in cache.layers if isinstance(layer, _Layer) and layer.memory]
 
     def cache(self) -> Cache:
         """A new, empty cache in the method's own layout, for `past_key_values`."""

@@ -113,6 +113,7 @@ class StepLedger(Ledger):
         if self.common is None or self.layers is None:
             return table
         rows, context = self.common.tolist()
+        table = torch.cat([table, table.new_zeros(1 + max(self._now) - len(table), 3, 6)]) if len(table) == 0 else table
         for layer, (attended, beside, kept) in zip(sorted(self._now), self.layers.T.tolist(), strict=True):
             now = self._now[layer]
             memory = now.memory

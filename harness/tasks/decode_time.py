@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
+from ...kernels.clock import copy_gb_s
+from ...models import ledger
 from ...results.fields import Data, Within
+from ..engine import WARM_UP, Engine, Pick, Sampled, copied, engine, greedy
 from ..lm import Session, State
+from ..parity import Parity, checked
+from ..stages import stage_ms
 from ..task import Outcome, Task, read_corpus
-from ..timing import EnergyMeter, MemoryMeter, quantile, times_ms
+from ..timing import EnergyMeter, MemoryMeter, quantile, times_ms, weight_bytes
 
 ENERGY_MS = 1000.0
+PROFILED = 8  # steps of the stage breakdown, after those that are timed
 
 
 @dataclass(frozen=True)
 class DecodeTime(Task):
     """Time to first token and time per output token after a prompt of real prose, prefill and decode apart.
 
-    Greedy decoding; the slowest rank counts. Peak and resident memory are of this rank's process or GPU. Energy is
-    summed over the ranks, on GPUs and where the steps take a second or more: NVML's counter is too coarse for less.
+    The slowest rank counts. Peak and resident memory are of this rank's process or GPU. Energy is summed over the
+    ranks, on GPUs and where the steps take a second or more: NVML's counter is too coarse for less. On a GPU bytes per
+    second, the copy bandwidth measured before, the speed-up that bytes allow against dense attention in the same step
+    (ideal) and if attention cost nothing (Amdahl), and the time of each stage.
+
+    Before anything is timed, the ops of one step are held against float64 on this run's own cache, and a replayed step
+    against the same step made eagerly; the record has the digest of that, and is invalid where it failed.
 
     Arguments: `batch` texts at once; `prompt` tokens each; `steps` timed, after `warmup` that are not; `prefills`
-    timed.
+    timed. `engine: dynamic` is the path that scores use; `static` has caches of fixed places; `graph` replays these
+    steps from one CUDA graph. `fill: copy` prefills one text and copies its cache, where a batch of long prompts would
+    take minutes: the time to first token is then that of one text. `temperature` 0 is greedy. `gpu` is a part of the
+    name that the GPU must have. A tokenizer that knows no token gives random ones.
     """
 
     batch: Annotated[int, Within(1)] = 1
@@ -32,54 +47,147 @@ class DecodeTime(Task):
     steps: Annotated[int, Within(2)] = 32
     warmup: Annotated[int, Within(0)] = 4
     prefills: Annotated[int, Within(1)] = 3
+    engine: Literal["dynamic", "static", "graph"] = "dynamic"
+    fill: Literal["prefill", "copy"] = "prefill"
+    temperature: Annotated[float, Within(0)] = 0.0
+    gpu: str = ""
     corpus: Annotated[str, Data("harness/data")] = "prose"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     headline: ClassVar[str] = "decode_ms_median"
     better: ClassVar[Literal["lower", "higher"]] = "lower"
 
     def run(self, session: Session) -> Outcome:
         """Time prefills, then steps; one sample each."""
+        _check_gpu(self.gpu, session)
+        ceiling = copy_gb_s(session.device) if session.device.type == "cuda" else None
+        session.binding.room = self.prompt + self._room
         texts = self._prompts(session)
         memory = MemoryMeter(session.device)
-        first = self._slowest(session, times_ms(lambda: session.prefill(texts), self.prefills, 1, session.device))
-        state = session.prefill(texts)
+        first = _slowest(session, times_ms(lambda: session.prefill(texts), self.prefills, 1, session.device))
+        state = self._filled(session, texts)
         session.binding.reset()
-        steps, joules = self._steps(session, state)
-        metrics = self._metrics(first, steps) | memory.read()
-        if joules is not None:
-            metrics["energy_j_per_token"] = joules / (self.batch * self.steps)
-        samples = [{"phase": "prefill", "ms": ms} for ms in first] + [{"phase": "decode", "ms": ms} for ms in steps]
-        return Outcome(metrics, samples)
+        if self.engine == "dynamic":
+            return self._outcome(session, first, ceiling, memory, self._dynamic(session, state))
+        with engine(session, state, self._room, self._pick) as steps:
+            return self._outcome(session, first, ceiling, memory, self._fixed(session, steps))
+
+    @property
+    def _room(self) -> int:
+        return 2 + WARM_UP + self.warmup + self.steps + PROFILED
+
+    @property
+    def _pick(self) -> Pick:
+        return Sampled(self.temperature) if self.temperature else greedy
 
     def _prompts(self, session: Session) -> list[list[int]]:
         tokens = [t for d in read_corpus(self.corpus) for t in session.encode(d.text)]
+        if not tokens:
+            vocabulary = session.lm.model.config.get_text_config().vocab_size
+            generator = torch.Generator().manual_seed(session.cell.seed)
+            tokens = torch.randint(vocabulary, (self.prompt * self.batch,), generator=generator).tolist()
         stream = cycle(tokens)
-        return [list(islice(stream, self.prompt)) for _ in range(self.batch)]
+        count = 1 if self.fill == "copy" else self.batch
+        return [list(islice(stream, self.prompt)) for _ in range(count)]
 
-    def _steps(self, session: Session, state: State) -> tuple[list[float], float | None]:
-        token = state.logits.argmax(-1)
+    def _filled(self, session: Session, texts: list[list[int]]) -> State:
+        state = session.prefill(texts)
+        return copied(session, state, self.batch) if self.fill == "copy" else state
+
+    def _dynamic(self, session: Session, state: State) -> _Steps:
+        token = self._pick(state.logits)
 
         def step() -> None:
             nonlocal token
-            token = session.step(state, token).argmax(-1)
+            token = self._pick(session.step(state, token))
 
+        with checked() as parity:
+            step()
+        return self._timed(session, step, parity, lambda: state.logits)
+
+    def _fixed(self, session: Session, steps: Engine) -> _Steps:
+        with checked() as parity:
+            steps.step()
+        if self.engine == "graph":
+            steps.capture()
+            parity.replay = steps.agrees()
+        return self._timed(session, steps.step, parity, lambda: steps.logits)
+
+    def _timed(
+        self, session: Session, step: Callable[[], None], parity: Parity, logits: Callable[[], torch.Tensor]
+    ) -> _Steps:
         for _ in range(self.warmup):
             step()
         meter = EnergyMeter(session.device)
-        times = self._slowest(session, times_ms(step, self.steps, 0, session.device))
+        times = _slowest(session, times_ms(step, self.steps, 0, session.device))
         joules = [j for j in session.lm.world.gather(meter.joules()) if j is not None]
-        return times, sum(joules) if joules and sum(times) >= ENERGY_MS else None
+        energy = sum(joules) if joules and sum(times) >= ENERGY_MS else None
+        stages = stage_ms(step, PROFILED) if session.device.type == "cuda" else {}
+        complaints = [c for c in session.lm.world.gather(parity.complaint) if c]
+        if not logits().isfinite().all():
+            complaints.append("the last step's logits are not finite")
+        return _Steps(times, energy, stages, parity.sample(), "; ".join(sorted(set(complaints))))
 
-    @staticmethod
-    def _slowest(session: Session, times: list[float]) -> list[float]:
-        return torch.tensor(session.lm.world.gather(times), dtype=torch.float64).amax(0).tolist()
+    def _outcome(
+        self, session: Session, first: list[float], ceiling: float | None, memory: MemoryMeter, steps: _Steps
+    ) -> Outcome:
+        metrics = self._metrics(first, steps.ms) | memory.read() | _bytes(session, self.batch, steps.ms, ceiling)
+        metrics |= {f"stage_{name}_ms": ms for name, ms in steps.stages.items()}
+        if steps.joules is not None:
+            metrics["energy_j_per_token"] = steps.joules / (self.batch * self.steps)
+        samples = [{"phase": "prefill", "ms": ms} for ms in first] + [{"phase": "decode", "ms": ms} for ms in steps.ms]
+        told = steps.parity | {"engine": self.engine, "sums": session.lm.shard.sums}
+        return Outcome(metrics, [*samples, told], invalid=steps.complaint)
 
     def _metrics(self, first: list[float], steps: list[float]) -> dict[str, float]:
         spread = {f"decode_ms_p{p}": quantile(steps, p / 100) for p in (10, 90, 99)}
-        rate = self.batch * len(steps) / (sum(steps) / 1e3)
+        texts = 1 if self.fill == "copy" else self.batch
         return {
             "ttft_ms": quantile(first, 0.5),
+            "prefill_tok_s": texts * self.prompt / (quantile(first, 0.5) / 1e3),
             "decode_ms_median": quantile(steps, 0.5),
             **spread,
-            "decode_tok_s": rate,
+            "decode_tok_s": self.batch * len(steps) / (sum(steps) / 1e3),
         }
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Raw times, energy of all of them, times of stages, and what was verified."""
+
+    ms: list[float]
+    joules: float | None
+    stages: dict[str, float]
+    parity: dict[str, Any]
+    complaint: str
+
+
+def _check_gpu(name: str, session: Session) -> None:
+    """A time of another GPU than the one that was meant is none."""
+    if not name:
+        return
+    found = torch.cuda.get_device_name(session.device) if session.device.type == "cuda" else "a CPU"
+    if name not in found:
+        raise ValueError(f"decode_time is to be measured on {name!r}, this is {found}: nothing was timed")
+
+
+def _slowest(session: Session, times: list[float]) -> list[float]:
+    return torch.tensor(session.lm.world.gather(times), dtype=torch.float64).amax(0).tolist()
+
+
+def _bytes(session: Session, batch: int, ms: list[float], ceiling_gb_s: float | None) -> dict[str, float]:
+    """Bytes that a step must read, and what they would allow; all ranks together."""
+    tables = session.lm.world.gather(session.binding.ledger.sums())
+    weights = sum(session.lm.world.gather(weight_bytes(session.lm.model)))
+    decode = ledger.summary(tables)["decode"]
+    read, dense = (batch * decode[f"bytes_{kind}_per_token"] for kind in ("read", "dense"))
+    found = {
+        "step_gb": (weights + read) / 1e9,
+        "ideal_gain": (weights + dense) / (weights + read),
+        "amdahl_gain": (weights + dense) / weights,
+    }
+    if ceiling_gb_s is not None:  # of one GPU
+        ranks = session.lm.world.ranks.size
+        achieved = (weights + read) / (quantile(ms, 0.5) * 1e6) / ranks
+        found |= {"achieved_gb_s": achieved, "ceiling_gb_s": ceiling_gb_s}
+        found |= {"percent_of_ceiling": 100 * achieved / ceiling_gb_s}
+    return found

@@ -1,5 +1,6 @@
 """Tasks against definitions written down here once more, with the model that ships."""
 
+import functools
 import math
 import re
 
@@ -121,7 +122,66 @@ def test_decode_time_has_what_it_promises(sweep, run):
     assert record.metrics["decode_ms_median"] == times[2] > 0
     assert record.metrics["decode_tok_s"] == pytest.approx(2 * 5 / (sum(times) / 1e3))
     assert record.metrics["peak_gib"] >= record.metrics["resident_gib"] > 0.05
-    assert record.ledger["decode"]["tokens"] == 2 * 9  # warm-up rows are counted too
+    assert record.ledger["decode"]["tokens"] == 2 * 10  # warm-up rows, and the one that is verified, count too
+
+
+def parity_of(record):
+    (sample,) = (s for s in record.samples if s["phase"] == "parity")
+    return sample
+
+
+@pytest.mark.parametrize("fill", ["prefill", "copy"])
+def test_steps_at_fixed_places_are_timed_with_their_proof(sweep, run, fill):
+    """A speed would be told of steps that nobody held against float64, or whose ledger is not theirs."""
+    args = f"prompt: 64, steps: 5, prefills: 1, batch: 3, engine: static, fill: {fill}, temperature: 0.7"
+    records, _ = run(sweep(f"method: {{topk: {{k: 8}}}}\ntask: {{decode_time: {{{args}}}}}\n"))
+    (record,) = records.values()
+    assert record.status == "ok", record.reason
+    sample = parity_of(record)
+    assert sample["calls"] == {"gather_decode": 8, "lowrank_score": 8, "select_topk": 8}
+    assert len(sample["digest"]) == 16
+    decode = record.ledger["decode"]
+    assert decode["tokens"] == 3 * 10
+    assert decode["rows_attended_mean"] == 8
+    gains = record.metrics
+    assert 1 < gains["ideal_gain"] < gains["amdahl_gain"]
+    weights = sum(p.stat().st_size for p in POCKET.glob("*.safetensors"))
+    assert gains["step_gb"] * 1e9 > weights
+
+
+def test_a_wrong_op_makes_a_speed_invalid(sweep, run, monkeypatch):
+    """The time of an op that computes something else would stand in a table."""
+    import lacuna.kernels.gather_decode as op
+
+    right = op.OP.eager
+    calls = []
+
+    @functools.wraps(right)
+    def wrong(*arguments, **named):  # wrong in the step, right where it is held against itself
+        calls.append(0)
+        return right(*arguments, **named) * (1 + 0.01 * (len(calls) % 3 == 1))
+
+    monkeypatch.setitem(vars(op.OP), "eager", wrong)
+    records, _ = run(sweep("method: {topk: {k: 8}}\ntask: {decode_time: {prompt: 64, steps: 2, prefills: 1}}\n"))
+    (record,) = records.values()
+    assert record.status == "invalid"
+    assert "failed verification" in record.reason
+
+
+def test_another_gpu_is_refused(sweep, run):
+    """A time of the machine at hand would be told as that of the machine that was named."""
+    records, _ = run(sweep("method: full\ntask: {decode_time: {prompt: 64, steps: 2, gpu: H200}}\n"))
+    (record,) = records.values()
+    assert (record.status, record.metrics) == ("error", {})
+    assert "this is a CPU" in record.reason
+
+
+def test_a_graph_on_a_cpu_is_refused(sweep, run):
+    """Eager steps would be timed under the name of a graph."""
+    records, _ = run(sweep("method: full\ntask: {decode_time: {prompt: 64, steps: 2, engine: graph}}\n"))
+    (record,) = records.values()
+    assert record.status == "error"
+    assert "engine: static" in record.reason
 
 
 def test_query_aware_and_sparse_prefill_are_other_questions(sweep, run):

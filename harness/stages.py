@@ -1,0 +1,44 @@
+"""Where a step's time goes, by what its kernels are for, from the profiler of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+# the beginning of a kernel's name, or a part of it -> what it is for; the first that fits counts
+STAGES = (
+    ("append", ("append_kernel", "index_copy", "index_put", "indexFunc")),
+    ("score", ("score_kernel", "score_and_keep", "sparq_score", "page_score", "theta_score")),
+    ("select", ("select_kernel", "count_kernel", "tally", "write_kernel", "write_passing", "bound_kernel")),
+    ("gather", ("attend_chosen", "value_gather")),
+    ("attend", ("attend_kernel", "flash", "fmha", "cudnn_generated")),
+    ("merge", ("combine_kernel", "merge_kernel")),
+    ("collective", ("nccl", "one_shot", "all_reduce", "symm_mem")),
+    ("matmul", ("gemm", "gemv", "cutlass", "cublas", "nvjet", "splitk", "splitKreduce")),
+)
+
+
+def stage_of(kernel: str) -> str:
+    """What a kernel is for; `other` if no name fits."""
+    return next((stage for stage, names in STAGES if any(name in kernel for name in names)), "other")
+
+
+def stage_ms(step: Callable[[], object], steps: int) -> dict[str, float]:
+    """Milliseconds of kernels in a step, by stage; empty without a GPU.
+
+    They are busy times: kernels that overlap count twice, gaps between them not at all.
+    """
+    if not torch.cuda.is_available():
+        return {}
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+    found: dict[str, float] = {}
+    for event in profiler.key_averages():
+        stage = stage_of(event.key)
+        found[stage] = found.get(stage, 0.0) + event.self_device_time_total / 1e3 / steps
+    return found
