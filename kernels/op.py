@@ -37,7 +37,8 @@ class Case:
         reduce: How the scores of one group are reduced; "none" gives each query head its own set of rows.
         dtype: Name of the dtype of queries, keys and values.
         visible: "full" shows each sequence all S rows; "ragged" draws an interval for each (one of them empty).
-        purpose: "test" cases are small enough for Triton's interpreter; "time" cases fill a GPU.
+        purpose: "test" cases are small enough for Triton's interpreter; "time" cases fill a GPU; "compile" cases say
+            for which shapes a test compiles the kernels of an operation that the usual ones do not fit.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Case:
     reduce: Reduce = "max"
     dtype: str = "bfloat16"
     visible: Literal["full", "ragged"] = "ragged"
-    purpose: Literal["test", "time"] = "test"
+    purpose: Literal["test", "time", "compile"] = "test"
 
     def __post_init__(self) -> None:
         """Refuse what no kernel could run.

@@ -16,6 +16,7 @@ from triton.runtime.jit import JITFunction
 from lacuna.kernels.op import Case, load_op
 from lacuna.kernels.select_topk.long_rows.fused import select_long
 from lacuna.kernels.threshold_compact.fused import threshold_compact
+from lacuna.results.plugins import names
 
 TARGET = GPUTarget("cuda", 90, 32)
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32"}
@@ -58,16 +59,10 @@ def main(dtypes):
             Case("gqa", 4, 32, 8, 4096, kept=1024, dtype=dtype, visible="full"),
             Case("mha", 1, 2, 2, 1000, head_dim=96, low_dims=24, kept=250, dtype=dtype, reduce="none", visible="full"),
         )
-        for case in shapes:
-            for name in (
-                "dense_decode",
-                "lowrank_score",
-                "select_topk",
-                "gather_decode",
-                "threshold_compact",
-                "threshold_score",
-            ):
-                op = load_op(name)
+        for name in names("ops"):
+            op = load_op(name)
+            own = [case for case in op.cases if case.purpose == "compile"]
+            for case in [case for case in own if case.dtype == dtype] if own else shapes:
                 op.fused(**op.make(case, device, 0))
     threshold_compact(*load_op("threshold_compact").make(shapes[0], device, 0).values(), chunk_rows=1024)
     select_long(*load_op("select_topk").make(shapes[0], device, 0).values())
