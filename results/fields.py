@@ -7,7 +7,10 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,25 @@ class Data:
         return None if isinstance(value, str) else "a file's name"
 
 
+@dataclass(frozen=True)
+class Module:
+    """The name of a file of Python in a folder of the package (`taylor` is models/feature_maps/taylor.py)."""
+
+    folder: str
+
+    def problem(self, value: str) -> str | None:
+        """Say what is wrong with value, or nothing."""
+        known = [path.stem for path in (ROOT / self.folder).glob("*.py")]
+        return None if value in known else f"a file of {self.folder} ({near(str(value), known)})"
+
+
 NAMESPACE = {
     "Annotated": typing.Annotated,
     "Any": Any,
     "Data": Data,
     "Literal": Literal,
     "Mapping": Mapping,
+    "Module": Module,
     "Needs": Needs,
     "Share": Share,
     "Within": Within,

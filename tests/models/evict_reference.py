@@ -24,7 +24,7 @@ def draw(rows, heads=4, groups=2, batch=2, seed=0):
 def fresh(method, groups=2, layer=0, layers=1, batch=2, **changes):
     given = {"layer": layer, "layers": layers, "kv_heads": tuple(range(groups)), "kv_heads_real": groups}
     place = Site(**{**given, "head_dim": DIM, "rotate": None, **changes})
-    memory = Memory(place, method.constants(place))
+    memory = Memory(place, {**method.constants(place), **method.tables(place)})
     memory.first = torch.zeros(batch, dtype=torch.long)
     return memory
 
