@@ -55,7 +55,7 @@ class Residual(Stepwise):
     def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Append rows; sinks bear a mark, the first the highest."""
         assert memory.first is not None
-        numbers = torch.arange(memory.seen, memory.seen + k_BGTD.shape[2], device=k_BGTD.device)
+        numbers = memory.seen + torch.arange(k_BGTD.shape[2], device=k_BGTD.device)
         place = (numbers - memory.first[:, None])[:, None, :, None]
         is_sink = (place >= 0) & (place < self.sinks)
         mark = torch.where(is_sink, SINK / (place.clamp(min=0) + 1.0), 0.0).float()
