@@ -21,7 +21,7 @@ import pandas as pd
 from . import significance, stats
 from .headlines import DENSE, headline
 from .numbers import number, plural, signed
-from .points import grouped, read_share, sample_units, values
+from .pool import Pool, grouped
 from .table import TextTable
 
 LEVELS = (0.5, 0.25, 0.125, 0.0625, 0.03125)  # bytes read over those of dense attention
@@ -31,12 +31,14 @@ CHANGE = ("difference", "low", "high", "n", "p", "p_holm")
 
 @dataclass(frozen=True)
 class Budget:
-    """One method at one budget: the share of bytes, its samples, and what they are of."""
+    """One method at one budget: the share of bytes, its score with resamples, and what its n samples are of."""
 
     label: str
     share: float
-    samples_nC: stats.Array
-    units: tuple[Any, ...]
+    score: float
+    draws_R: stats.Array
+    n: int
+    units: str
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,23 @@ class Mix:
     def _nearest(self) -> Budget:
         return self.above if self.weight == 1 else self.below
 
-    def value(self, statistic: stats.Statistic) -> float:
+    @property
+    def value(self) -> float:
         """The interpolated score."""
-        low, high = (statistic.value(b.samples_nC) for b in (self.below, self.above))
-        return low + self.weight * (high - low)
+        return self.below.score + self.weight * (self.above.score - self.below.score)
 
-    def draws(self, statistic: stats.Statistic) -> stats.Array:
+    @property
+    def draws_R(self) -> stats.Array:
         """The same of each resample."""
-        low, high = (statistic.draws(b.samples_nC) for b in (self.below, self.above))
-        return np.asarray(low + self.weight * (high - low))
+        return np.asarray(self.below.draws_R + self.weight * (self.above.draws_R - self.below.draws_R))
 
 
 def compare(cells: pd.DataFrame) -> pd.DataFrame:
     """Every pair of methods at the levels of bytes that both curves reach: values, difference a - b, interval, p."""
-    rows = [row for key, curves in _curves(cells).items() for row in _pairs(key, curves)]
+    found = [pair for key, curves in _curves(cells).items() for pair in _pairs(key, curves)]
+    changes = stats.of_draws([a.value - b.value for _, a, b in found], [a.below.n for _, a, _ in found],
+                             [a.draws_R - b.draws_R for _, a, b in found])  # fmt: skip
+    rows = [{**who, **_difference(a, b, change)} for (who, a, b), change in zip(found, changes, strict=True)]
     table = pd.DataFrame(rows, columns=[*COLUMNS, *CHANGE])
     table["p_holm"] = significance.holm(table["p"].to_numpy(dtype=float))
     return table
@@ -88,14 +93,13 @@ def interpolate(curve: list[Budget], share: float) -> Mix | None:
 def _curves(cells: pd.DataFrame) -> dict[tuple[str, ...], dict[str, list[Budget]]]:
     found = defaultdict[tuple[str, ...], dict[str, list[Budget]]](lambda: defaultdict(list))
     scores = cells[cells["task"].map(_has_score).astype(bool) & (cells["method"] != DENSE)]
-    for rows in grouped(scores):
-        first, ok = rows[0], [row for row in rows if row["status"] == "ok"]
-        arrays, share = [a for a in values(ok).values() if len(a)], read_share(ok)["bytes_ratio"]
-        if arrays and share > 0:
-            key = (first["model_label"], first["setting"], first["task_label"])
-            units = tuple(sample_units(ok, [row["task_id"] for row in ok]))
-            budget = Budget(first["method_label"], share, np.concatenate(arrays), units)
-            found[key][first["method"]].append(budget)
+    pools = [pool for pool in map(Pool, grouped(scores)) if pool.arrays and pool.read_share["bytes_ratio"] > 0]
+    draws = stats.draws([(np.concatenate(list(p.arrays.values())), p.head.statistic) for p in pools])
+    for pool, (value, draws_R, n) in zip(pools, draws, strict=True):
+        units = json.dumps([pool.units(task) for task in pool.arrays])
+        share = pool.read_share["bytes_ratio"]
+        budget = Budget(str(pool.rows[0]["method_label"]), share, value, draws_R, n, units)
+        found[pool.named(("model_label", "setting", "task_label"))][str(pool.rows[0]["method"])].append(budget)
     # two arguments that vary make a surface, along which no line is the method's curve
     return {key: {m: c for m, c in curves.items() if _is_curve(c)} for key, curves in found.items()}
 
@@ -111,12 +115,12 @@ def _has_score(task: str) -> bool:
     return head is not None and not head.is_time
 
 
-def _pairs(key: tuple[str, ...], curves: Mapping[str, list[Budget]]) -> Iterator[dict[str, Any]]:
+def _pairs(key: tuple[str, ...], curves: Mapping[str, list[Budget]]) -> Iterator[tuple[dict[str, Any], Mix, Mix]]:
     for (a, ours), (b, theirs) in itertools.combinations(sorted(curves.items()), 2):
         for share in _levels(ours, theirs):
             mixes = interpolate(ours, share), interpolate(theirs, share)
             if mixes[0] and mixes[1] and _same_samples(mixes[0], mixes[1]):
-                yield {**_who(key), "bytes": share, "a": a, "b": b, **_difference(key[2], mixes[0], mixes[1])}
+                yield {**_who(key), "bytes": share, "a": a, "b": b}, mixes[0], mixes[1]
 
 
 def _levels(ours: list[Budget], theirs: list[Budget]) -> list[float]:
@@ -127,7 +131,7 @@ def _levels(ours: list[Budget], theirs: list[Budget]) -> list[float]:
 
 
 def _same_samples(ours: Mix, theirs: Mix) -> bool:
-    return len({json.dumps(b.units) for m in (ours, theirs) for b in (m.below, m.above)}) == 1
+    return len({b.units for m in (ours, theirs) for b in (m.below, m.above)}) == 1
 
 
 def _who(key: tuple[str, ...]) -> dict[str, Any]:
@@ -136,18 +140,12 @@ def _who(key: tuple[str, ...]) -> dict[str, Any]:
     return {"model": key[0], "setting": key[1], "heading": head.words + key[2].removeprefix(head.task)}
 
 
-def _difference(task_label: str, ours: Mix, theirs: Mix) -> dict[str, Any]:
-    head = headline(task_label.split(maxsplit=1)[0])
-    assert head is not None, "_curves keeps tasks with a score only"
-    mine, other = ours.value(head.statistic), theirs.value(head.statistic)
-    change = stats.of_draws(
-        mine - other, len(ours.below.samples_nC), lambda: ours.draws(head.statistic) - theirs.draws(head.statistic)
-    )
+def _difference(ours: Mix, theirs: Mix, change: stats.Interval) -> dict[str, Any]:
     return {
         "a_between": ours.between,
         "b_between": theirs.between,
-        "value_a": mine,
-        "value_b": other,
+        "value_a": ours.value,
+        "value_b": theirs.value,
         "difference": change.value,
         "low": change.low,
         "high": change.high,

@@ -1,7 +1,8 @@
 """Bootstrap intervals. Every number that a table or a figure shows with an interval gets it here.
 
-Percentile bootstrap with a fixed seed: equal samples give equal intervals. A statistic gives its value and its
-resamples [R] of samples [n, C]; the C columns are what it needs (one score; or the sum of nll and the tokens).
+Percentile bootstrap with a fixed seed: equal samples give equal intervals. A statistic gives its value of samples
+[n, C], and its resamples [G, R] of G runs of n samples at once; the C columns are what it needs (one score; or the sum
+of nll and the tokens).
 The units that are drawn are samples of one run: the intervals hold for other prompts or steps, not for other machines.
 """
 
@@ -9,8 +10,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -52,25 +54,27 @@ class Statistic(Protocol):
     def value(self, samples_nC: Array) -> float:
         """The estimate; NaN of no samples."""
 
-    def draws(self, samples_nC: Array, seed: int = 0) -> Array:
-        """The estimate of each resample; equal n and seed draw the same samples."""
+    def draws(self, samples_GnC: Array, seed: int = 0) -> Array:
+        """The estimate of each resample [G, R] of G runs; equal n and seed draw the same samples for every run."""
 
 
 @dataclass(frozen=True)
 class OfSums:
-    """A function of the columns' sums [R, C] and n; a resample is then a row of counts times the samples, uncopied."""
+    """A function of the columns' sums [..., C] and n; a resample is a row of counts times the samples, uncopied."""
 
     finish: Callable[[Array, int], Array]
 
     def value(self, samples_nC: Array) -> float:
         """The estimate; NaN of no samples."""
         n = len(samples_nC)
-        return float(self.finish(samples_nC.sum(0, keepdims=True), n)[0]) if n else math.nan
+        return float(self.finish(samples_nC.sum(0), n)) if n else math.nan
 
-    def draws(self, samples_nC: Array, seed: int = 0) -> Array:
-        """The estimate of each resample."""
-        n = len(samples_nC)
-        return self.finish(np.concatenate([counts_Rn @ samples_nC for counts_Rn in _counts(n, seed)]), n)
+    def draws(self, samples_GnC: Array, seed: int = 0) -> Array:
+        """The estimate of each resample: one matrix product for all runs."""
+        runs, n, columns = samples_GnC.shape
+        flat = samples_GnC.transpose(0, 2, 1).reshape(runs * columns, n)
+        sums = np.concatenate([flat @ counts_Rn.T for counts_Rn in _counts(n, seed)], axis=1)
+        return self.finish(sums.reshape(runs, columns, RESAMPLES).transpose(0, 2, 1), n)
 
 
 @dataclass(frozen=True)
@@ -81,21 +85,21 @@ class Median:
         """The estimate; NaN of no samples."""
         return float(np.median(samples_nC[:, 0])) if len(samples_nC) else math.nan
 
-    def draws(self, samples_nC: Array, seed: int = 0) -> Array:
+    def draws(self, samples_GnC: Array, seed: int = 0) -> Array:
         """The estimate of each resample."""
-        ordered = np.sort(samples_nC[:, 0])
-        low, high = _middle_ranks(len(ordered), seed)
-        return np.asarray((ordered[low] + ordered[high]) / 2)
+        ordered = np.sort(samples_GnC[:, :, 0], axis=1)
+        low, high = _middle_ranks(ordered.shape[1], seed)
+        return np.asarray((ordered[:, low] + ordered[:, high]) / 2)
 
 
-def _mean(sums_RC: Array, n: int) -> Array:
-    return np.asarray(sums_RC[:, 0] / n)
+def _mean(sums: Array, n: int) -> Array:
+    return np.asarray(sums[..., 0] / n)
 
 
-def _perplexity(sums_RC: Array, n: int) -> Array:
+def _perplexity(sums: Array, n: int) -> Array:
     assert n, "no windows"
     # a model that broke has a number too, and inf - inf is none
-    return np.asarray(np.exp(np.minimum(sums_RC[:, 0] / sums_RC[:, 1], 600)))
+    return np.asarray(np.exp(np.minimum(sums[..., 0] / sums[..., 1], 600)))
 
 
 mean = OfSums(_mean)  # of column 0: accuracy, or any score
@@ -104,49 +108,78 @@ median = Median()  # of column 0: latency
 
 
 def interval(samples_nC: Array, statistic: Statistic) -> Interval:
-    """Estimate and percentile interval of one run.
+    """Estimate and percentile interval of one run; see `intervals`."""
+    return intervals([samples_nC], statistic)[0]
+
+
+def intervals(runs: Sequence[Array], statistic: Statistic) -> list[Interval]:
+    """Estimates and percentile intervals of many runs [n, C]; those of equal n are resampled together.
 
     Scores that are all 0 or 1 are a proportion and get Wilson's interval, which holds at its ends too, where the
     bootstrap has no width.
     """
-    n, value = len(samples_nC), statistic.value(samples_nC)
-    if statistic is mean and n > 1 and is_binary(samples_nC):
-        return wilson(round(value * n), n)
-    return _interval(value, n, statistic.draws(samples_nC) if n > 1 else None)
+    found = [Interval(statistic.value(run), math.nan, math.nan, len(run)) for run in runs]
+    plain = [not (statistic is mean and len(run) > 1 and is_binary(run)) for run in runs]
+    for i, one in enumerate(found):
+        found[i] = one if plain[i] else wilson(round(one.value * one.n), one.n)
+    for members in _alike([(len(run) if ok else 0,) for run, ok in zip(runs, plain, strict=True)]):
+        _spread(found, members, statistic.draws(np.stack([runs[i] for i in members])))
+    return found
 
 
 def difference(ours_nC: Array, theirs_nC: Array, statistic: Statistic) -> Interval:
+    """Statistic of ours minus that of theirs on the SAME samples; see `differences`."""
+    return differences([(ours_nC, theirs_nC)], statistic)[0]
+
+
+def differences(pairs: Sequence[tuple[Array, Array]], statistic: Statistic) -> list[Interval]:
     """Statistic of ours minus that of theirs on the SAME samples (paired: a sample is drawn for both or for none).
 
     Where no pair of scores 0 or 1 differs the bootstrap has no width; n pairs then bound the share that could differ,
     either way, by Wilson's interval of 0 in n.
     """
-    n = len(ours_nC)
-    assert n == len(theirs_nC), "pairs need samples of equal number and order"
+    assert all(len(a) == len(b) for a, b in pairs), "pairs need samples of equal number and order"
     assert statistic is not median, "draws of a median are of sorted samples, which are no pairs"
-    if statistic is mean and n > 1 and is_binary(ours_nC) and np.array_equal(ours_nC, theirs_nC):
-        most = wilson(0, n).high
-        return Interval(0.0, -most, most, n, math.sqrt(most / n))
-    value = statistic.value(ours_nC) - statistic.value(theirs_nC)
-    return _interval(value, n, statistic.draws(ours_nC) - statistic.draws(theirs_nC) if n > 1 else None)
+    found = [Interval(statistic.value(a) - statistic.value(b), math.nan, math.nan, len(a)) for a, b in pairs]
+    same = [statistic is mean and len(a) > 1 and is_binary(a) and np.array_equal(a, b) for a, b in pairs]
+    for i, (one, equal) in enumerate(zip(found, same, strict=True)):
+        most = wilson(0, one.n).high if equal else 0.0
+        found[i] = Interval(0.0, -most, most, one.n, math.sqrt(most / one.n)) if equal else one
+    for members in _alike([(0 if equal else len(a),) for (a, _), equal in zip(pairs, same, strict=True)]):
+        ours, theirs = (np.stack([pairs[i][side] for i in members]) for side in (0, 1))
+        _spread(found, members, statistic.draws(ours) - statistic.draws(theirs))
+    return found
 
 
 def unpaired(ours_nC: Array, theirs_nC: Array, statistic: Statistic) -> Interval:
     """The same difference where the samples are not of the same units: each side is drawn for itself."""
     value = statistic.value(ours_nC) - statistic.value(theirs_nC)
     n = min(len(ours_nC), len(theirs_nC))
-    return _interval(value, n, statistic.draws(ours_nC) - statistic.draws(theirs_nC, 1) if n > 1 else None)
+    if n < 2:
+        return Interval(value, math.nan, math.nan, n)
+    return of_draws([value], [n], [statistic.draws(ours_nC[None])[0] - statistic.draws(theirs_nC[None], 1)[0]])[0]
 
 
 def ratio(ours_nC: Array, theirs_nC: Array, statistic: Statistic) -> Interval:
-    """Statistic of ours over that of theirs, unpaired: the speed-up of `theirs` where ours is dense."""
-    value = statistic.value(ours_nC) / statistic.value(theirs_nC)
-    n = min(len(ours_nC), len(theirs_nC))
-    if n < 2:
-        return Interval(value, math.nan, math.nan, n)
-    draws = statistic.draws(ours_nC) / statistic.draws(theirs_nC, 1)
-    found = _interval(value, n, draws)
-    return Interval(value, found.low, found.high, n, float(np.log(draws).std(ddof=1)))
+    """Statistic of ours over that of theirs, unpaired; see `ratios`."""
+    return ratios([(ours_nC, theirs_nC)], statistic)[0]
+
+
+def ratios(pairs: Sequence[tuple[Array, Array]], statistic: Statistic) -> list[Interval]:
+    """Statistic of ours over that of theirs, unpaired: the speed-up of `theirs` where ours is dense.
+
+    The error is that of the ratio's logarithm.
+    """
+    found = [_over(statistic.value(a), statistic.value(b), min(len(a), len(b))) for a, b in pairs]
+    for members in _alike([(len(a), len(b)) for a, b in pairs]):
+        ours, theirs = (np.stack([pairs[i][side] for i in members]) for side in (0, 1))
+        with np.errstate(divide="ignore", invalid="ignore"):  # times of 0 ms are wrong, and shown as what they are
+            draws = statistic.draws(ours) / statistic.draws(theirs, 1)
+            errors = np.log(draws).std(axis=1, ddof=1)
+        _spread(found, members, draws)
+        for i, error in zip(members, errors, strict=True):
+            found[i] = replace(found[i], error=float(error))
+    return found
 
 
 def wilson(hits: int, n: int) -> Interval:
@@ -157,9 +190,17 @@ def wilson(hits: int, n: int) -> Interval:
     return Interval(share, max(0.0, middle - half), min(1.0, middle + half), n, math.sqrt(share * (1 - share) / n))
 
 
-def of_draws(value: float, n: int, draws: Callable[[], Array]) -> Interval:
-    """Estimate and percentile interval of what was resampled elsewhere from n samples."""
-    return _interval(value, n, draws() if n > 1 else None)
+def of_draws(values: Sequence[float], counts: Sequence[int], draws: Sequence[Array]) -> list[Interval]:
+    """Estimates and percentile intervals of what was resampled elsewhere from so many samples each."""
+    found = [Interval(value, math.nan, math.nan, n) for value, n in zip(values, counts, strict=True)]
+    for members in _alike([(n,) for n in counts]):
+        _spread(found, members, np.stack([draws[i] for i in members]))
+    return found
+
+
+def draws(runs: Sequence[tuple[Array, Statistic]]) -> list[tuple[float, Array, int]]:
+    """Estimate, resamples [R] and number of samples of each run; those of equal n share their draws, as pairs do."""
+    return [(statistic.value(run), statistic.draws(run[None])[0], len(run)) for run, statistic in runs]
 
 
 def is_binary(samples_nC: Array) -> bool:
@@ -167,12 +208,41 @@ def is_binary(samples_nC: Array) -> bool:
     return bool(np.isin(samples_nC[:, 0], (0.0, 1.0)).all())
 
 
-def _interval(value: float, n: int, draws: Array | None) -> Interval:
-    if draws is None:
-        return Interval(value, math.nan, math.nan, n)
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    with np.errstate(over="ignore"):  # the spread of a model that broke is infinite
-        return Interval(value, float(low), float(high), n, float(draws.std(ddof=1)))
+def _over(ours: float, theirs: float, n: int) -> Interval:
+    return Interval(ours / theirs if theirs else math.nan, math.nan, math.nan, n)
+
+
+def _alike(sizes: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
+    """Places of equal size, at most as many at once as fit into a block; a size below 2 has none."""
+    places = defaultdict[tuple[int, ...], list[int]](list)
+    for place, size in enumerate(sizes):
+        if min(size) > 1:
+            places[size].append(place)
+    for size, members in places.items():
+        most = max(1, BLOCK // max(RESAMPLES, *size))
+        yield from (members[start : start + most] for start in range(0, len(members), most))
+
+
+def _spread(found: list[Interval], members: Sequence[int], draws_GR: Array) -> None:
+    low, high = quantiles(draws_GR)
+    with np.errstate(over="ignore", invalid="ignore"):  # the spread of a model that broke is infinite
+        errors = draws_GR.std(axis=1, ddof=1)
+    for i, a, b, error in zip(members, low, high, errors, strict=True):
+        found[i] = replace(found[i], low=float(a), high=float(b), error=float(error))
+
+
+def quantiles(draws_GR: Array) -> tuple[Array, Array]:
+    """The ends [G] of the 95% percentile interval of each row, by linear interpolation between ranks."""
+    count = draws_GR.shape[1]
+    places = [(count - 1) * (1 - LEVEL) / 2, (count - 1) * (1 + LEVEL) / 2]
+    ranks = [r for place in places for r in (math.floor(place), min(math.floor(place) + 1, count - 1))]
+    ordered = np.partition(draws_GR, sorted(set(ranks)), axis=1)
+    broken, ends = np.isnan(draws_GR).any(axis=1), []
+    for place, (below, above) in zip(places, (ranks[:2], ranks[2:]), strict=True):
+        a, b = ordered[:, below], ordered[:, above]
+        step = np.subtract(b, a, out=np.zeros_like(a), where=a != b)
+        ends.append(np.where(broken, math.nan, a + (place - below) * step))
+    return ends[0], ends[1]
 
 
 def _counts(n: int, seed: int) -> Iterator[Array]:
