@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+    from .analysis.sources import Sources
     from .jobs.plan import Plan
     from .jobs.sweep import Sweep
     from .results.store import Store
@@ -163,26 +164,43 @@ def _collect(args: argparse.Namespace) -> int:
     return 0
 
 
-def _report(args: argparse.Namespace) -> int:
-    from .analysis.render import terminal_table
-    from .analysis.report import write_report
-    from .analysis.select import where
+def _sources(args: argparse.Namespace) -> tuple[Sources, str]:
+    """The records and times of sweeps and files, those of `--where`, and their title."""
+    from .analysis import sources
 
-    whole, title = _frame(args, args.source)
-    frame = where(whole, args.where)
+    found, titles = [], []
+    for source in args.source:
+        if source.suffix in (".parquet", ".csv"):
+            found.append(sources.read(source))
+            titles.append(source.stem)
+        else:
+            frame, title = _frame(args, source)
+            found.append(sources.of_frame(frame))
+            titles.append(title)
+    return sources.together(found).where(args.where), ", ".join(titles)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from .analysis.render import terminal_tables
+    from .analysis.report import write_sources
+
+    found, title = _sources(args)
     chosen = [part for condition in args.where for part in ("--where", condition)]
-    command = shlex.join(["lacuna", "report", str(args.source), "-o", str(args.output), *chosen])
-    paths = write_report(frame, args.output, title, command)
-    print(terminal_table(frame))
+    command = shlex.join(["lacuna", "report", *map(str, args.source), "-o", str(args.output), *chosen])
+    paths = write_sources(found, args.output, title, command)
+    if len(found.archive.lean):
+        print(terminal_tables(found.study.points, "method"))
     print("\n".join(map(str, paths)))
     return 0
 
 
 def _table(args: argparse.Namespace) -> int:
+    from .analysis.doubts import doubtful
     from .analysis.render import terminal_tables
-    from .analysis.select import where
 
-    print(terminal_tables(where(_frame(args, args.source)[0], args.where), args.by))
+    found, _ = _sources(args)
+    print(terminal_tables(found.study.points, args.by))
+    print("\n".join(doubtful(found.archive)))
     return 0
 
 

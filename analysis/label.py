@@ -19,8 +19,9 @@ def label_cells(frame: pd.DataFrame) -> pd.DataFrame:
     """The cells of tasks that have a headline, each key once, with parsed samples and labels.
 
     Adds `model_label`, `setting`, `method_label` (made unique), `task_label`, `task_id` (equal for equal questions),
-    `samples`, `ledger`. What does not vary in the table is not named; an argument of a task that its samples carry too
-    (a needle's length) is a condition inside the measurement and does not split it.
+    `samples`, `ledger`, and `unread` where these two cannot be parsed. What does not vary in the table is not named; an
+    argument of a task that its samples carry too (a needle's length) is a condition inside the measurement and does not
+    split it.
 
     Raises:
         ValueError: there are no records at all.
@@ -31,10 +32,13 @@ def label_cells(frame: pd.DataFrame) -> pd.DataFrame:
     needed = [c for c in frame.columns if c not in UNUSED]
     # plain Python texts: a group is a few rows, and picking them out of Arrow's columns takes most of the time
     cells = frame.loc[known.astype(bool), needed].drop_duplicates("key", keep="last").sort_values("key").astype(object)
-    cells["samples"] = [json.loads(text) for text in cells["samples_json"]]
-    cells["ledger"] = [json.loads(text) for text in cells["ledger_json"]]
-    specs = [json.loads(text) for text in cells["cell_json"]]
-    return _labelled(cells, specs)
+    samples = [_parsed(text, list) for text in cells["samples_json"]]
+    ledgers = [_parsed(text, dict) for text in cells["ledger_json"]]
+    cells["unread"] = [a is None or b is None for a, b in zip(samples, ledgers, strict=True)]
+    cells["samples"] = [found or [] for found in samples]
+    whole: list[Any] = [found or {} for found in ledgers]
+    cells["ledger"] = whole
+    return _labelled(cells, [json.loads(text) for text in cells["cell_json"]])
 
 
 def tell_apart(names: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -52,6 +56,14 @@ def tell_apart(names: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> list
 def condition(point: pd.Series[Any]) -> str:
     """Model and setting of a point, as the heading of a panel or a sentence has them."""
     return " ".join(str(part) for part in (point["model"], point["setting"]) if part)
+
+
+def _parsed(text: str, kind: type) -> Any | None:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, kind) else None
 
 
 def _labelled(cells: pd.DataFrame, specs: list[dict[str, Any]]) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .label import condition
-from .style import legend, look, panels, paper, whiskers
+from .style import fewer, legend, look, panels, paper, whiskers
 
 
 def scores(points: pd.DataFrame, place: str) -> pd.DataFrame:
@@ -28,9 +28,10 @@ def scores(points: pd.DataFrame, place: str) -> pd.DataFrame:
 
 def score_panels(found: pd.DataFrame, place: str, words: str) -> Figure:
     """One panel per model, setting and task: the score by `place`, and the dense one as a line with its interval."""
+    found, note = fewer(found, "method")
     groups = [g for _, g in found.groupby(["model", "setting", "task_label"], sort=True)]
     with paper():
-        figure, pairs = panels(groups, min(3, len(found["task_label"].unique())), 2.5, 2.2)
+        figure, pairs = panels(groups, min(3, len(found["task_label"].unique())), 2.5, 2.2, note=note)
         for axis, group in pairs:
             _panel(axis, group, place)
             axis.set_xlabel(words)

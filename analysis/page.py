@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-import pandas as pd
-
-from ..results.cell import Cell
+from ..results.archive import Archive
 from ..results.plugins import describe
+from . import failures
+from .content import Content
 from .table import TextTable
 
 BAND = re.compile(r" (\[[^\]]*, [^\]]*\])")  # an interval goes below its estimate, in a smaller hand
@@ -48,24 +47,20 @@ class Page:
 
     title: str
     command: str
-    sentences: Sequence[str]
-    notices: Sequence[str]
-    table: TextTable
-    equal_bytes: TextTable
+    content: Content
     drawings: Sequence[Drawing]
-    frame: pd.DataFrame
-    origins: Sequence[tuple[str, str]]
+    archive: Archive
 
     def html(self) -> str:
         """The whole file."""
+        tables = {self.content.titles[name]: _table(table) for name, table in self.content.tables.items()}
         sections = {
-            "Summary": _list(self.sentences) + _notices(self.notices),
-            "Table": _table(self.table),
-            "At equal bytes": _equal(self.equal_bytes),
+            "Summary": _list(self.content.said) + _notices(self.content.warned),
+            **tables,
             "Figures": "".join(map(_drawing, self.drawings)),
-            "Methods": "".join(map(_method, sorted(self.frame["method"].unique()))),
-            "Cells that failed": _failed(self.frame),
-            "Provenance": _origins(self.origins),
+            "Methods": "".join(map(_method, sorted(map(str, self.archive.lean["method"].unique())))),
+            "Cells that failed": _failed(self.archive),
+            "Provenance": _origins(self.content.origins),
         }
         links = "".join(f'<a href="#{_anchor(name)}">{name}</a> ' for name in sections)
         bodies = [f'<section id="{_anchor(n)}"><h2>{n}</h2>\n{body}</section>' for n, body in sections.items()]
@@ -103,11 +98,6 @@ def _table(table: TextTable) -> str:
     return f"<div class=scroll tabindex=0>{body}</div>{notes}"
 
 
-def _equal(table: TextTable) -> str:
-    none = "<p>No two methods have curves that reach the same bytes, on the same samples.</p>"
-    return _table(table) if table.rows else none
-
-
 def _row(row: Sequence[str], names: int) -> str:
     heads = "".join(f"<th scope=row>{_safe(text)}</th>" for text in row[:names])
     cells = "".join(f"<td>{BAND.sub(SMALL, _safe(text))}</td>" for text in row[names:])
@@ -135,21 +125,20 @@ def _method(name: str) -> str:
     return f"<details>{summary}<p class=doc>{_marked(rest.strip())}</p></details>"
 
 
-def _failed(frame: pd.DataFrame) -> str:
-    bad = frame[frame["status"] != "ok"].sort_values("key")
+def _failed(archive: Archive) -> str:
+    bad = failures.listed(archive)
     if bad.empty:
         return "<p>None.</p>"
     texts = zip(bad["key"], bad["status"], bad["reason"], bad["trace"], bad["cell_json"], strict=True)
     rows = "".join(_failure(*text) for text in texts)
     titles = "<th class=name>status</th><th class=name>cell</th><th class=name>reason</th>"
     table = f"<table class=failed><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table>"
-    return f"<div class=scroll tabindex=0>{table}</div>"
+    return f"{_list(failures.counted(archive))}<div class=scroll tabindex=0>{table}</div>"
 
 
 def _failure(key: str, status: str, reason: str, trace: str, cell_json: str) -> str:
-    cell = str(Cell.from_json(json.loads(cell_json)))
     more = f"<details><summary>trace</summary><pre>{_safe(trace)}</pre></details>" if trace else ""
-    who = f"{_safe(cell)}<br><span class=small>{_safe(key)}</span>"
+    who = f"{_safe(failures.name(cell_json))}<br><span class=small>{_safe(key)}</span>"
     return (
         f"<tr><td>{_safe(status)}</td><td>{who}</td><td>{_safe(reason or 'no reason was recorded')}{more}</td></tr>\n"
     )

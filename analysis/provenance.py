@@ -7,9 +7,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from ..results.archive import Archive
 from ..results.plugins import names
+from .doubts import doubtful, listed
 from .numbers import plural
 
 ASKED = ("dtype", "device", "ranks", "prefill", "query_aware", "seed")
@@ -23,39 +26,47 @@ MIXED = {
 MOST = 6  # values that are listed; a job's number has as many as there are jobs
 
 
-def origins(frame: pd.DataFrame) -> list[tuple[str, str]]:
+def origins(archive: Archive) -> list[tuple[str, str]]:
     """(What, its values with the number of cells): conditions first, then provenance; nothing is listed twice."""
-    asked = [(name, _counted(Counter(map(str, frame[name])))) for name in ASKED]
-    return [*asked, *((name, _counted(values)) for name, values in sorted(_values(frame).items()))]
+    if archive.lean.empty:
+        return []
+    asked = [(name, _counted(Counter(_counts(archive.lean[name])))) for name in ASKED]
+    return [*asked, *((name, _counted(values)) for name, values in sorted(_values(archive).items()))]
 
 
-def notices(frame: pd.DataFrame, found: pd.DataFrame) -> list[str]:
-    """Sentences on what makes cells hard to compare, or keeps them out of the table."""
-    values = _values(frame)
+def notices(archive: Archive, cells: pd.DataFrame, found: pd.DataFrame) -> list[str]:
+    """Sentences on what makes records hard to compare, or keeps them out of the table.
+
+    Args:
+        archive: all records.
+        cells: those that are shown, labelled.
+        found: their points.
+    """
+    values = _values(archive)
     said = [_mixed(values.get(name, Counter()), words) for name, words in MIXED.items()]
     said += [_mixed(v, f"versions of {k.split('.', 1)[1]}") for k, v in sorted(values.items()) if k[:9] == "packages."]
-    return [
-        s
-        for s in [
-            *said,
-            *_versions(frame),
-            _dirty(values),
-            _twice(frame),
-            _empty(found),
-            _unknown(frame),
-            _alone(found),
-        ]
-        if s
-    ]
+    said += [*_versions(archive), _dirty(values), *doubtful(archive), _unread(cells), _empty(found)]
+    return [text for text in [*said, _unknown(archive), _alone(found)] if text]
 
 
-def _values(frame: pd.DataFrame) -> dict[str, Counter[str]]:
-    counts = Counter(frame["provenance_json"])
+def _counts(column: pd.Series[Any]) -> dict[str, int]:
+    return {str(value): int(count) for value, count in column.value_counts().items()}
+
+
+def _values(archive: Archive) -> dict[str, Counter[str]]:
     values: dict[str, Counter[str]] = {}
-    for text, times in counts.items():
-        for name, value in _flat(json.loads(text)).items():
+    for text, times in archive.provenance.items():
+        for name, value in _flat(_parsed(text)).items():
             values.setdefault(name, Counter())[value] += times
     return values
+
+
+def _parsed(text: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {"provenance": "cannot be read"}
+    return found if isinstance(found, dict) else {"provenance": "cannot be read"}
 
 
 def _flat(raw: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -87,26 +98,22 @@ def _dirty(values: Mapping[str, Counter[str]]) -> str:
     return f"{plural(count, 'cell')} ran from a working tree with changes that no revision holds." if count else ""
 
 
-def _twice(frame: pd.DataFrame) -> str:
-    count = int(frame.duplicated("key").sum())
-    other = frame.drop_duplicates(["key", "status", "samples_json"])
-    differ = int(other.loc[other.duplicated("key"), "key"].nunique())
-    said = f", and {plural(differ, 'key')} has other results" if differ else ""
-    return f"{plural(count, 'record')} too many: of those with the same key the last was used{said}." if count else ""
-
-
-def _versions(frame: pd.DataFrame) -> list[str]:
+def _versions(archive: Archive) -> list[str]:
     # results of another version answer another question, though the row has the same name
     seen: dict[tuple[str, str], Counter[str]] = {}
-    for text in frame["cell_json"]:
-        spec = json.loads(text)
-        for part in ("method", "task"):
-            seen.setdefault((part, spec[part]["name"]), Counter())[str(spec[part]["version"])] += 1
-    return [
-        said
-        for (part, name), values in sorted(seen.items())
-        if (said := _mixed(values, f"versions of the {part} {name}"))
-    ]
+    for part in ("method", "task"):
+        codes = archive.codes[part]
+        counts = np.bincount(codes[codes >= 0], minlength=len(archive.specs[part]))
+        for spec, count in zip(archive.specs[part], counts, strict=True):
+            if count:
+                seen.setdefault((part, str(spec["name"])), Counter())[str(spec["version"])] += int(count)
+    said = [_mixed(values, f"versions of the {part} {name}") for (part, name), values in sorted(seen.items())]
+    return [text for text in said if text]
+
+
+def _unread(cells: pd.DataFrame) -> str:
+    bad = cells.loc[cells["unread"].astype(bool), "key"]
+    return f"{plural(len(bad), 'record')} with samples or a ledger that cannot be read: {listed(bad)}." * bool(len(bad))
 
 
 def _empty(found: pd.DataFrame) -> str:
@@ -115,8 +122,8 @@ def _empty(found: pd.DataFrame) -> str:
     return f"{plural(len(empty), 'result')} ended well and has no number: {text}." if len(empty) else ""
 
 
-def _unknown(frame: pd.DataFrame) -> str:
-    missing = sorted(set(frame["task"]) - set(names("tasks")))
+def _unknown(archive: Archive) -> str:
+    missing = sorted(set(map(str, archive.lean["task"].unique())) - set(names("tasks")))
     return f"This version has no file for the tasks {', '.join(missing)}; their cells are not shown." if missing else ""
 
 

@@ -54,24 +54,20 @@ def escape_latex(text: str) -> str:
 
 
 def terminal_table(frame: pd.DataFrame) -> str:
-    """The table for a terminal of 118 columns.
+    """The table of records for a terminal of 118 columns.
 
     Raises:
         ValueError: there are no records, or none of a task with a headline.
     """
-    return aligned(lay_out(points(frame), short_cells))
+    return terminal_tables(points(frame), "method")
 
 
-def terminal_tables(frame: pd.DataFrame, by: str) -> str:
-    """The same, or a table for each task, model or setting.
-
-    Raises:
-        ValueError: there are no records, or none of a task with a headline.
-    """
+def terminal_tables(found: pd.DataFrame, by: str) -> str:
+    """Points as one table (`by="method"`), or a table for each task, model or setting."""
     if by == "method":
-        return terminal_table(frame)
+        return aligned(lay_out(found, short_cells))
     column = "task_label" if by == "task" else by
-    groups = [(str(name), rows) for name, rows in points(frame).groupby(column, sort=True)]
+    groups = [(str(name), rows) for name, rows in found.groupby(column, sort=True)]
     return "\n".join(f"{by} {name}\n\n{aligned(lay_out(rows, short_cells))}" for name, rows in groups)
 
 

@@ -12,15 +12,12 @@ from matplotlib.figure import Figure
 
 from ..results.plugins import describe, load, names
 from ..results.store import write_atomically
-from . import equal_bytes
+from .content import tabled
 from .page import Drawing, Page
 from .paper import paper_files
-from .provenance import notices, origins
-from .render import to_csv, to_latex, to_markdown
+from .sources import Sources, of_frame
 from .study import Study
 from .style import paper
-from .table import lay_out, long_cells, wide
-from .words import sentences
 
 # the files are equal for equal records: no time of making, no random ids
 FORMATS: dict[str, dict[str, Any]] = {
@@ -31,33 +28,30 @@ FORMATS: dict[str, dict[str, Any]] = {
 
 
 def write_report(frame: pd.DataFrame, folder: Path, title: str, command: str) -> list[Path]:
+    """`write_sources` of records in memory, from `results.frame.to_frame` or `read`."""
+    return write_sources(of_frame(frame), folder, title, command)
+
+
+def write_sources(sources: Sources, folder: Path, title: str, command: str) -> list[Path]:
     """Write `index.html`, tables, `figures/*.{pdf,png,svg}` and `paper/`; returns the paths, the page first.
 
     Args:
-        frame: records, from `results.frame.to_frame` or `read`.
+        sources: records and times of operations.
         folder: made if it is not there; files of the same names are replaced.
         title: the page's heading.
         command: how to make the report again, shown as it is.
 
     Raises:
-        ValueError: there are no records.
+        ValueError: there are no records and no times.
     """
-    study = Study(frame)
-    found = study.points
-    table = lay_out(found, long_cells)
-    pairs = equal_bytes.compare(study.cells)
-    equal = equal_bytes.lay_out(pairs)
-    files = {"table.md": to_markdown(table), "table.csv": to_csv(wide(found)), "table.tex": to_latex(table)}
-    files["equal_bytes.csv"] = to_csv(pairs)
-    contents = {name: text.encode() for name, text in files.items()}
+    content = tabled(sources)
+    contents = {name: text.encode() for name, text in content.files.items()}
     drawings = []
-    for drawing, images in _drawings(study):
+    for drawing, images in _drawings(sources.study):
         drawings.append(drawing)
         contents |= images
-    tables = {"table": table, **({"equal_bytes": equal} if equal.rows else {})}
-    contents |= paper_files(drawings, contents, tables)
-    said, warned = sentences(frame, found), notices(frame, found)
-    page = Page(title, command, said, warned, table, equal, drawings, frame, origins(frame))
+    contents |= paper_files(drawings, contents, content.tables)
+    page = Page(title, command, content, drawings, sources.archive)
     return [_write(folder / n, data) for n, data in {"index.html": page.html().encode(), **contents}.items()]
 
 

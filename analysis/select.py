@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ..results.fields import near
 
@@ -15,15 +17,20 @@ def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
     Raises:
         ValueError: a condition is not of that form, names no column, or nothing is left.
     """
-    kept = frame
+    return frame[matches(frame, conditions)] if conditions else frame
+
+
+def matches(frame: pd.DataFrame, conditions: Sequence[str]) -> NDArray[np.bool_]:
+    """Which records meet every condition; raises as `where` does."""
+    kept = np.ones(len(frame), dtype=bool)
     for condition in conditions:
         name, equals, value = condition.partition("=")
         if not equals:
             raise ValueError(f"--where {condition}: expected COLUMN=VALUE, such as task=needle")
         if name not in frame.columns:
             raise ValueError(f"--where {condition}: there is no column {name!r}; {near(name, map(str, frame.columns))}")
-        kept = kept[_equals(kept[name], value)]
-        if kept.empty:
+        kept &= _equals(frame[name], value).to_numpy(dtype=bool)
+        if not kept.any():
             there = ", ".join(sorted({str(v) for v in frame[name].dropna()})[:12])
             raise ValueError(f"--where {condition}: no record has that; {name} has: {there}")
     return kept

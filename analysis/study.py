@@ -1,4 +1,7 @@
-"""Records with what is computed of them, once for a whole report: every figure takes a Study."""
+"""Records with what is computed of them, once for a whole report: every figure takes a Study.
+
+Of a large archive these are the records that are shown (see `survey.choose`).
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,21 @@ import functools
 
 import pandas as pd
 
+from .bench import none
 from .label import label_cells
 from .points import from_cells
 
 
 class Study:
-    """A table of records, its labelled cells, and its points.
+    """A table of records, its labelled cells, its points, and what `lacuna bench` timed.
 
     Raises:
         ValueError: when cells or points are asked for and there are no records.
     """
 
-    def __init__(self, frame: pd.DataFrame) -> None:
+    def __init__(self, frame: pd.DataFrame, bench: pd.DataFrame | None = None) -> None:
         self.frame = frame
+        self.bench = none() if bench is None else bench
 
     @functools.cached_property
     def cells(self) -> pd.DataFrame:

@@ -20,6 +20,8 @@ Group = TypeVar("Group")
 COLUMN = 3.4  # inches: one column of a two-column paper
 PAGE = 7.0
 MOST_PANELS = 6
+MOST_LINES = 8  # that a reader tells apart in one panel
+MOST_ROWS = 24
 DENSE_COLOUR = "#000000"
 
 
@@ -63,12 +65,25 @@ def paper() -> Iterator[None]:
         yield
 
 
+def fewer(found: pd.DataFrame, column: str = "method_label", most: int = MOST_LINES) -> tuple[pd.DataFrame, str]:
+    """The points of at most so many methods (`column="method"`) or budgets, and what to say of the others.
+
+    Every method comes to its turn before one has a second budget; dense, the first of all points, always stays.
+    """
+    firsts = found.drop_duplicates(column)
+    turns = firsts.groupby("method", sort=False).cumcount()
+    kept = firsts.assign(turn=turns).sort_values("turn", kind="stable")[column].head(most)
+    note = f"{most} of {len(firsts)} methods" if len(firsts) > most else ""
+    return found[found[column].isin(kept)], note
+
+
 def panels(
-    groups: Sequence[Group], columns: int, width: float, height: float, most: int = MOST_PANELS
+    groups: Sequence[Group], columns: int, width: float, height: float, most: int = MOST_PANELS, note: str = ""
 ) -> tuple[Figure, list[tuple[Axes, Group]]]:
     """A figure with a panel of `width` x `height` inches for each group, at most `columns` beside each other.
 
-    The first `most` are drawn, and the figure says so: nobody reads two hundred, or waits for them.
+    The first `most` are drawn, and the figure says so: nobody reads two hundred, or waits for them. `note` is what else
+    was left out (see `fewer`).
     """
     drawn = groups[:most]
     across = min(columns, len(drawn))
@@ -77,9 +92,10 @@ def panels(
     grid = np.asarray(figure.subplots(down, across, squeeze=False)).ravel()
     for unused in grid[len(drawn) :]:
         unused.remove()
-    if len(drawn) < len(groups):
-        note = f"{len(drawn)} of {len(groups)} panels; --where chooses others"
-        figure.suptitle(note, fontsize=7, color="#b3261e")
+    left = f"{len(drawn)} of {len(groups)} panels" if len(drawn) < len(groups) else ""
+    if left or note:
+        said = f"{', '.join(text for text in (left, note) if text)}; --where chooses others"
+        figure.suptitle(said, fontsize=7, color="#b3261e")
     return figure, list(zip(grid, drawn, strict=False))
 
 

@@ -13,12 +13,12 @@ from .numbers import number, plural, signed, times
 MOST = 16  # what a person reads in a minute
 
 
-def sentences(frame: pd.DataFrame, found: pd.DataFrame) -> list[str]:
+def sentences(lean: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     """How many cells ended well; then, per model and task, what is lost; then what time it takes."""
-    good = int((frame["status"] == "ok").sum())
-    bad = len(frame) - good
+    good = int((lean["status"] == "ok").sum())
+    bad = len(lean) - good
     count = (
-        f"{plural(len(frame), 'cell')}: {good} ended well, {bad} did not (listed below)."
+        f"{plural(len(lean), 'cell')}: {good} ended well, {bad} did not (listed below)."
         if bad
         else f"All {good} cells ended well."
     )

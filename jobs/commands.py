@@ -107,14 +107,14 @@ def _add_result_commands(commands: Commands) -> None:
     collect = _command(commands, "collect", "fold a sweep's records into one file", _sweep())
     collect.add_argument("-o", dest="output", type=Path, required=True, metavar="FILE", help=".parquet or .csv")
     report = _command(commands, "report", "table, figures and an HTML page", _settings())
-    report.add_argument("source", type=Path, metavar="SWEEP|FILE", help="a sweep, or what `collect` wrote")
     report.add_argument("-o", dest="output", type=Path, default=Path("report"), metavar="DIR")
     table = _command(commands, "table", "the table in the terminal, of the cells you choose", _settings())
-    table.add_argument("source", type=Path, metavar="SWEEP|FILE", help="a sweep, or what `collect` wrote")
     table.add_argument(
         "--by", choices=("method", "model", "setting", "task"), default="method", help="a table for each"
     )
     for shown in (report, table):
+        text = "sweeps, and what `collect` or `bench -o` wrote; several are shown as one"
+        shown.add_argument("source", type=Path, nargs="+", metavar="SWEEP|FILE", help=text)
         shown.add_argument(
             "--where", action="append", default=[], metavar="K=V", help="e.g. task=needle, method.k=0.25"
         )

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ COLUMNS: Mapping[str, str] = {
     "started": "str",
     "seconds": "float64",
 }
+ROW_GROUP = 16384
 TEXTS = ("trace", "cell_json", "samples_json", "ledger_json", "provenance_json", "artifact_json")
 NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 
@@ -77,7 +78,8 @@ def write(frame: pd.DataFrame, path: Path) -> None:
         raise ValueError(f"{path}: a table is written as .parquet or .csv, not {path.suffix or 'without a suffix'}")
     data = io.BytesIO()
     if path.suffix == ".parquet":
-        frame.to_parquet(data, index=False)
+        # groups of a few thousand rows: whoever needs some texts does not read all
+        frame.to_parquet(data, index=False, row_group_size=ROW_GROUP)
     else:
         # a lone carriage return inside a text is quoted only if every text is
         frame.to_csv(data, index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
@@ -90,20 +92,38 @@ def read(path: Path) -> pd.DataFrame:
     Raises:
         ValueError: there is no such file, or it is not such a table.
     """
-    mend = f"make one with: lacuna collect SWEEP -o {path}"
-    if path.suffix not in (".parquet", ".csv"):
-        raise ValueError(f"{path}: a table of records is a .parquet or .csv file; {mend}")
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; {mend}")
+    expect(path)
     try:
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
     except (ValueError, OSError) as error:
-        first = str(error).split("\n")[0]
-        raise ValueError(f"{path} cannot be read as {path.suffix[1:]} ({first}); {mend}") from error
-    missing = [c for c in (*COLUMNS, *TEXTS) if c not in frame.columns]
-    if missing:
-        raise ValueError(f"{path} is not a table of records: it has no column {missing[0]!r}; {mend}")
+        raise ValueError(unreadable(path, error)) from error
+    check(list(frame.columns), path)
     return frame if path.suffix == ".parquet" else _typed(frame)
+
+
+def expect(path: Path) -> None:
+    """Raise ValueError unless there is a file with a suffix of such tables."""
+    if path.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"{path}: a table of records is a .parquet or .csv file; {_mend(path)}")
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; {_mend(path)}")
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """What is said of a file that its library cannot read."""
+    first = str(error).split("\n")[0]
+    return f"{path} cannot be read as {path.suffix[1:]} ({first}); {_mend(path)}"
+
+
+def check(names: Sequence[str], path: Path) -> None:
+    """Raise ValueError if a column that every table of records has is missing."""
+    missing = [c for c in (*COLUMNS, *TEXTS) if c not in names]
+    if missing:
+        raise ValueError(f"{path} is not a table of records: it has no column {missing[0]!r}; {_mend(path)}")
+
+
+def _mend(path: Path) -> str:
+    return f"make one with: lacuna collect SWEEP -o {path}"
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -255,8 +255,9 @@ def test_a_condition_that_nothing_meets_is_one_sentence(runner, monkeypatch, cap
     def where(frame, conditions):
         raise ValueError(f"{conditions}: no record has that")
 
-    stand_in(monkeypatch, "results.frame", to_frame=list, read=lambda path: path)
-    stand_in(monkeypatch, "analysis.select", where=where)
+    sources = types.SimpleNamespace(where=lambda conditions: where(None, conditions))
+    stand_in(monkeypatch, "analysis.sources", read=lambda path: path, together=lambda several: sources)
+    stand_in(monkeypatch, "analysis.doubts", doubtful=None)
     stand_in(monkeypatch, "analysis.render", terminal_tables=None)
     code, out, err = outcome(capsys, "table", "a.csv", "--where", "task=lost")
     assert (code, out, err) == (2, "", "['task=lost']: no record has that\n")
@@ -264,7 +265,9 @@ def test_a_condition_that_nothing_meets_is_one_sentence(runner, monkeypatch, cap
 
 def test_report_of_nothing(runner, monkeypatch, capsys):
     """An empty report would look like a result."""
-    stand_in(monkeypatch, "analysis.report", write_report=None)
+    stand_in(monkeypatch, "analysis.report", write_sources=None)
+    stand_in(monkeypatch, "analysis.render", terminal_tables=None)
+    stand_in(monkeypatch, "analysis.sources")
     stand_in(monkeypatch, "results.frame", to_frame=list, read=None)
     code, _, err = outcome(capsys, "report", "tiny.yaml")
     assert (code, err) == (2, "no cell of tiny.yaml has a record in store; `lacuna run` it, or see --store\n")

@@ -23,7 +23,7 @@ DOORS = {
     "lm_eval": ["harness/tasks/lm_eval.py"],
     "matplotlib": ["analysis/*"],
     "mpi4py": ["harness/ranks.py"],
-    "pandas": ["results/frame.py", "analysis/*", "cli.py"],
+    "pandas": ["results/frame.py", "results/archive.py", "analysis/*", "cli.py"],
     "pynvml": ["harness/timing.py"],
     "submitit": ["jobs/submit.py"],
     "transformers": ["models/bind.py", "models/load.py", "models/shard.py", "harness/lm.py"],

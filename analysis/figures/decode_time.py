@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ..label import condition
 from ..numbers import number, times
 from ..study import Study
-from ..style import COLUMN, legend, look, panels, paper, whiskers
+from ..style import COLUMN, MOST_LINES, MOST_ROWS, fewer, legend, look, panels, paper, whiskers
 
 CONTEXT = "prompt"  # the argument of a timing task that says how many tokens are in the cache
 
@@ -34,10 +34,11 @@ def draw(study: Study) -> Figure:
     if found.empty:
         raise ValueError("needs a cell of a timing task (decode_time) that ended well")
     found = found.assign(context=[args.get(CONTEXT) for args in found["task_args"]], rest=_rest(found))
-    groups = [g for _, g in found.groupby(["model", "setting", "task", "rest"], sort=True)]
     several = len(found["context"].unique()) > 1
+    found, note = fewer(found, most=MOST_LINES if several else MOST_ROWS)
+    groups = [g for _, g in found.groupby(["model", "setting", "task", "rest"], sort=True)]
     with paper():
-        return _lines(groups) if several else _dots(groups)
+        return (_lines if several else _dots)(groups, note)
 
 
 def _rest(found: pd.DataFrame) -> list[str]:
@@ -45,9 +46,9 @@ def _rest(found: pd.DataFrame) -> list[str]:
     return [json.dumps(args, sort_keys=True) for args in others]
 
 
-def _dots(groups: list[pd.DataFrame]) -> Figure:
+def _dots(groups: list[pd.DataFrame], note: str) -> Figure:
     most = max(map(len, groups))
-    figure, pairs = panels(groups, 2, COLUMN, 0.7 + 0.21 * most)
+    figure, pairs = panels(groups, 2, COLUMN, 0.7 + 0.21 * most, note=note)
     for axis, group in pairs:
         _dot_panel(axis, group.iloc[::-1].reset_index(drop=True))
     return figure
@@ -71,8 +72,8 @@ def _said(point: pd.Series[Any]) -> str:
     return f"{number(point['value'], 3)} ms" if point["is_dense"] else times(point["change"])
 
 
-def _lines(groups: list[pd.DataFrame]) -> Figure:
-    figure, pairs = panels(groups, 2, COLUMN, 2.4)
+def _lines(groups: list[pd.DataFrame], note: str) -> Figure:
+    figure, pairs = panels(groups, 2, COLUMN, 2.4, note=note)
     for axis, group in pairs:
         contexts = sorted(group["context"].unique())
         for (_, label), marks in group.groupby(["method", "method_label"], sort=True):

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ..label import condition
 from ..numbers import number, times
 from ..study import Study
-from ..style import COLUMN, look, panels, paper
+from ..style import COLUMN, MOST_ROWS, fewer, look, panels, paper
 
 
 def draw(study: Study) -> Figure:
@@ -30,9 +30,10 @@ def draw(study: Study) -> Figure:
     if found.empty:
         raise ValueError("needs a cell of decode_time that ended well on a GPU whose driver counts energy")
     found = found.assign(prompt=[args.get("prompt", 0) for args in found["task_args"]])
+    found, note = fewer(found, most=MOST_ROWS)
     groups = [g.iloc[::-1] for _, g in found.groupby(["model", "setting", "prompt", "task_label"], sort=True)]
     with paper():
-        figure, pairs = panels(groups, 2, COLUMN, 0.7 + 0.21 * max(map(len, groups)))
+        figure, pairs = panels(groups, 2, COLUMN, 0.7 + 0.21 * max(map(len, groups)), note=note)
         for axis, group in pairs:
             _panel(axis, group)
     return figure

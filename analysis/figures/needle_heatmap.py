@@ -31,50 +31,53 @@ def draw(study: Study) -> Figure:
     Raises:
         ValueError: no cell that ended well has samples with length, depth and score.
     """
-    needles = _needles(study.cells)
-    if needles.empty:
+    titles = _titles(study.cells)
+    if titles.empty:
         raise ValueError("needs a cell of the task needle that ended well")
-    groups = [rows for _, rows in needles.groupby(NAMES, sort=True)]
-    edges = (sorted(needles["length"].unique()), sorted(needles["depth"].unique()))
+    groups = [cells for _, cells in titles.groupby(NAMES, sort=True)]
+    drawn = [_needles(cells) for cells in groups[:MOST_METHODS]]
+    whole = pd.concat(drawn)
+    depths = whole["depth"].round(1) if len(whole["depth"].unique()) > MOST else whole["depth"]
+    edges = (sorted(whole["length"].unique()), sorted(depths.unique()))
     with paper():
         figure, pairs = panels(groups, 4, 1.75, 1.75, MOST_METHODS)
-        images = [_panel(axis, rows, edges) for axis, rows in pairs]
+        images = [_panel(axis, rows, edges) for (axis, _), rows in zip(pairs, drawn, strict=True)]
         figure.supxlabel("prompt's length (tokens)", fontsize=8)
         figure.supylabel("depth of the needle", fontsize=8)
         figure.colorbar(images[0], ax=[axis for axis, _ in pairs], label="accuracy", shrink=0.8, aspect=30)
     return figure
 
 
-def _needles(cells: pd.DataFrame) -> pd.DataFrame:
+def _titles(cells: pd.DataFrame) -> pd.DataFrame:
     density = cells.groupby(["model_label", "setting", "method_label"])["density"].transform("mean").fillna(1.0)
-    good = cells.assign(falling=density)[cells["status"] == "ok"]
+    good = cells.assign(falling=-density)[cells["status"] == "ok"]
+    planted = [bool(s) and {"length", "depth", "score"} <= s[0].keys() for s in good["samples"]]
+    good = good[pd.Series(planted, index=good.index, dtype=bool)]
     several = {name: len(good[name].unique()) > 1 for name in ("model_label", "setting")}
-    rows = [row for cell in good.to_dict("records") for row in _rows(cell, _title(cell, several))]
-    found = pd.DataFrame(rows, columns=[*NAMES, "length", "depth", "score"])
-    scattered = len(found["depth"].unique()) > MOST
-    return found.assign(depth=found["depth"].round(1)) if scattered else found
+    return good.assign(
+        model=good["model_label"] if several["model_label"] else "",
+        setting=good["setting"] if several["setting"] else "",
+        order=(good["method"] != DENSE).astype(int),
+    )
 
 
-def _rows(cell: Mapping[Any, Any], title: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _needles(cells: pd.DataFrame) -> pd.DataFrame:
+    rows = [row for cell in cells.to_dict("records") for row in _rows(cell)]
+    return pd.DataFrame(rows, columns=["model", "setting", "method_label", "length", "depth", "score"])
+
+
+def _rows(cell: Mapping[Any, Any]) -> list[dict[str, Any]]:
     asked, kept = cell.get("task.length"), [s for s in cell["samples"] if {"length", "depth", "score"} <= s.keys()]
     # the length that was asked for makes a column; prompts differ from it by a few tokens
     column = None if asked is None or pd.isna(asked) else int(asked)
+    title = {name: cell[name] for name in ("model", "setting", "method_label")}
     return [{**title, "length": column or int(s["length"]), "depth": s["depth"], "score": s["score"]} for s in kept]
-
-
-def _title(cell: Mapping[Any, Any], several: dict[str, bool]) -> dict[str, Any]:
-    return {
-        "model": cell["model_label"] if several["model_label"] else "",
-        "setting": cell["setting"] if several["setting"] else "",
-        "order": int(cell["method"] != DENSE),
-        "method": cell["method"],
-        "falling": -cell["falling"],
-        "method_label": cell["method_label"],
-    }
 
 
 def _panel(axis: Axes, rows: pd.DataFrame, edges: tuple[list[float], list[float]]) -> AxesImage:
     lengths, depths = edges
+    if len(depths) < len(rows["depth"].unique()):
+        rows = rows.assign(depth=rows["depth"].round(1))
     share = rows.pivot_table(index="depth", columns="length", values="score", aggfunc="mean")
     grid = share.reindex(index=depths, columns=lengths).to_numpy(dtype=float)
     axis.set_facecolor("#dddddd")
@@ -82,8 +85,9 @@ def _panel(axis: Axes, rows: pd.DataFrame, edges: tuple[list[float], list[float]
     masked = np.ma.masked_invalid(grid)
     image = axis.imshow(masked, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="none")
     axis.grid(visible=False)
-    axis.set_xticks(range(len(lengths)), [f"{v:g}" for v in lengths], fontsize=6, rotation=90 * (len(lengths) > 5))
-    axis.set_yticks(range(len(depths)), [f"{v:.2g}" for v in depths], fontsize=6)
+    across, down = range(0, len(lengths), -(-len(lengths) // MOST)), range(0, len(depths), -(-len(depths) // MOST))
+    axis.set_xticks(across, [f"{lengths[i]:g}" for i in across], fontsize=6, rotation=90 * (len(lengths) > 5))
+    axis.set_yticks(down, [f"{depths[i]:.2g}" for i in down], fontsize=6)
     axis.set_title(_heading(rows.iloc[0]), fontsize=6.5)
     if max(grid.shape) <= MOST:
         _write(axis, grid)

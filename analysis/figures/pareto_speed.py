@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..label import condition
 from ..study import Study
-from ..style import legend, look, panels, paper, whiskers
+from ..style import fewer, legend, look, panels, paper, whiskers
 
 BY = ["model", "setting", "method_label"]
 
@@ -29,9 +29,10 @@ def draw(study: Study) -> Figure:
     found = _joined(study.points)
     if found.empty or found["is_dense"].all():
         raise ValueError("needs a cell of a task with a score and one of decode_time that ended well, of one method")
+    found, note = fewer(found, "method")
     groups = [g for _, g in found.groupby(["model", "setting", "task_label"], sort=True)]
     with paper():
-        figure, pairs = panels(groups, min(3, len(found["task_label"].unique())), 2.5, 2.2)
+        figure, pairs = panels(groups, min(3, len(found["task_label"].unique())), 2.5, 2.2, note=note)
         for axis, group in pairs:
             _panel(axis, group)
         legend(figure, [axis for axis, _ in pairs])
@@ -60,8 +61,8 @@ def _panel(axis: Axes, group: pd.DataFrame) -> None:
     first = group.iloc[0]
     sign = 1.0 if first["better"] == "higher" else -1.0
     front = on_front(group["speed"].to_numpy(dtype=float), sign * group["value"].to_numpy(dtype=float))
-    for (_, point), best in zip(group.iterrows(), front, strict=True):
-        _mark(axis, point.to_frame().T, "full" if best else "none")
+    for (method, best), marks in group.assign(best=front).groupby(["method", "best"], sort=True):
+        _marks(axis, str(method), marks, "full" if best else "none")
     edge = group[front].sort_values("speed")
     # the steps go through what is reached: never better than a mark
     axis.step(edge["speed"], edge["value"], where="pre", color="#777777", linewidth=0.8, zorder=0, label="front")
@@ -71,18 +72,18 @@ def _panel(axis: Axes, group: pd.DataFrame) -> None:
     axis.set_title(condition(first))
 
 
-def _mark(axis: Axes, one: pd.DataFrame, fill: str) -> None:
-    mine = look(str(one["method"].iloc[0]))
-    speed = one[["speed", "speed_low", "speed_high"]].set_axis(["value", "low", "high"], axis=1)
+def _marks(axis: Axes, method: str, marks: pd.DataFrame, fill: str) -> None:
+    mine = look(method)
+    speed = marks[["speed", "speed_low", "speed_high"]].set_axis(["value", "low", "high"], axis=1)
     axis.errorbar(
-        one["speed"].astype(float),
-        one["value"].astype(float),
+        marks["speed"].astype(float),
+        marks["value"].astype(float),
         xerr=whiskers(speed.astype(float)),
-        yerr=whiskers(one[["value", "low", "high"]].astype(float)),
+        yerr=whiskers(marks[["value", "low", "high"]].astype(float)),
         color=mine.colour,
         marker=mine.marker,
         fillstyle="full" if fill == "full" else "none",
         elinewidth=0.7,
         linestyle="none",
-        label=str(one["method"].iloc[0]),
+        label=method,
     )

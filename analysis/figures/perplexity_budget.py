@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from ..label import condition
 from ..marks import varied
 from ..study import Study
-from ..style import legend, look, panels, paper, whiskers
+from ..style import fewer, legend, look, panels, paper, whiskers
 
 PANEL = ["model", "setting", "task_label"]
 LINES = ("-", ":", "--", "-.")
@@ -36,9 +36,10 @@ def draw(study: Study) -> Figure:
     sparse = pd.concat(parts) if parts else found.iloc[:0]
     if sparse.empty:
         raise ValueError("needs a cell of the task perplexity that ended well, at two values of a budget or more")
+    sparse, note = fewer(sparse, "method")
     groups = [g for _, g in sparse.groupby([*PANEL, "argument"], sort=True)]
     with paper():
-        figure, pairs = panels(groups, min(3, len(sparse["argument"].unique())), 2.5, 2.2)
+        figure, pairs = panels(groups, min(3, len(sparse["argument"].unique())), 2.5, 2.2, note=note)
         for axis, group in pairs:
             same = (found[PANEL] == group[PANEL].iloc[0]).all(axis=1)
             _panel(axis, group, found[dense & same])

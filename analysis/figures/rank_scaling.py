@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from .. import stats
 from ..headlines import headline
 from ..study import Study
-from ..style import COLUMN, legend, look, panels, paper, whiskers
+from ..style import COLUMN, fewer, legend, look, panels, paper, whiskers
 
 SAME = ("model_label", "dtype", "device", "prefill", "query_aware", "task", "task_id")
 
@@ -33,10 +33,10 @@ def draw(study: Study) -> Figure:
     found = [line for rows in _same(study.cells) for line in _scaled(rows)]
     if not found:
         raise ValueError("needs a cell of decode_time that ended well at two numbers of ranks or more")
-    table = pd.DataFrame(found)
+    table, note = fewer(pd.DataFrame(found))
     groups = [g for _, g in table.groupby("panel", sort=True)]
     with paper():
-        figure, pairs = panels(groups, 2, COLUMN, 2.4)
+        figure, pairs = panels(groups, 2, COLUMN, 2.4, note=note)
         for axis, group in pairs:
             _panel(axis, group)
         legend(figure, [axis for axis, _ in pairs])

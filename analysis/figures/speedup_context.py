@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from ..label import condition
 from ..numbers import times
 from ..study import Study
-from ..style import COLUMN, legend, look, panels, paper, whiskers
+from ..style import COLUMN, MOST_LINES, MOST_ROWS, fewer, legend, look, panels, paper, whiskers
 
 
 def draw(study: Study) -> Figure:
@@ -37,11 +37,13 @@ def draw(study: Study) -> Figure:
     found = found[found["context"].notna()]
     if found.empty:
         raise ValueError("needs a cell of decode_time that ended well, of a sparse method and of full")
+    several = len(found["context"].unique()) > 1
+    found, note = fewer(found, most=MOST_LINES if several else MOST_ROWS)
     groups = [g for _, g in found.groupby(["model", "setting", "batch"], sort=True)]
-    if len(found["context"].unique()) == 1:
-        return _dots(groups)
+    if not several:
+        return _dots(groups, note)
     with paper():
-        figure, pairs = panels(groups, 2, COLUMN, 2.4)
+        figure, pairs = panels(groups, 2, COLUMN, 2.4, note=note)
         for axis, group in pairs:
             _panel(axis, group)
         legend(figure, [axis for axis, _ in pairs])
@@ -59,10 +61,10 @@ def break_even(contexts: list[float], speeds: list[float]) -> float | None:
     return None
 
 
-def _dots(groups: list[pd.DataFrame]) -> Figure:
+def _dots(groups: list[pd.DataFrame], note: str) -> Figure:
     # at one context, lines would be marks above each other
     with paper():
-        figure, pairs = panels(groups, 2, COLUMN, 0.7 + 0.21 * max(map(len, groups)))
+        figure, pairs = panels(groups, 2, COLUMN, 0.7 + 0.21 * max(map(len, groups)), note=note)
         for axis, group in pairs:
             _dot_panel(axis, group.iloc[::-1].reset_index(drop=True))
     return figure

@@ -144,9 +144,8 @@ def test_the_front_holds_what_nothing_beats():
 def test_pareto_marks_have_measured_speed_and_score(make):
     """Broken: a method's score stands beside another one's speed."""
     axis = draw("pareto_speed", to_frame(make.sweep())).axes[0]
-    marks = [c[0] for c in axis.containers]
-    assert len(marks) == 10
-    fast = [m.get_xdata()[0] for c in axis.containers if c.get_label() == "streaming_llm" for m in c[:1]]
+    assert sum(len(c[0].get_xdata()) for c in axis.containers) == 10
+    fast = [x for c in axis.containers if c.get_label() == "streaming_llm" for x in c[0].get_xdata()]
     assert fast == pytest.approx([1 / 0.6] * 3, rel=0.1)
 
 
@@ -207,3 +206,15 @@ def test_panels_beyond_what_is_read_are_counted(make):
     figure = draw("needle_heatmap", to_frame(cells))
     assert len([a for a in figure.axes if a.images]) == 12
     assert "12 of 20 panels" in texts(figure)
+
+
+def test_lines_beyond_what_is_told_apart_are_counted(make):
+    """Broken: forty lines in a panel cannot be read, or thirty of them vanish without a word, or dense is one of them."""
+    cells = [make.decode_time("full", {}, 1.0, n) for n in (256, 512)]
+    cells += [make.decode_time("topk", {"k": 0.01 * k}, 0.01 * k, n) for k in range(10, 20) for n in (256, 512)]
+    cells += [make.decode_time("loki", {"k": 0.5, "d": 0.25}, 0.5, n) for n in (256, 512)]
+    figure = draw("decode_time", to_frame(cells))
+    labels = [c.get_label().split(":")[0] for c in figure.axes[0].containers]
+    assert len(labels) == style.MOST_LINES
+    assert labels[:2] == ["full (dense)", "loki k=0.5 d=0.25"]
+    assert "8 of 12 methods" in texts(figure)

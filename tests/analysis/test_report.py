@@ -8,9 +8,11 @@ from html.parser import HTMLParser
 import pytest
 
 from lacuna.analysis import report, study
-from lacuna.analysis.points import from_cells, points
+from lacuna.analysis.points import from_cells
 from lacuna.analysis.provenance import notices
+from lacuna.analysis.study import Study
 from lacuna.results import plugins
+from lacuna.results.archive import of_frame
 from lacuna.results.cell import Cell, Spec
 from lacuna.results.frame import to_frame
 from lacuna.results.record import Record
@@ -53,9 +55,11 @@ def test_all_files_are_there(demo, tmp_path):
     assert paths[0].name == "index.html"
     assert sorted(p for p in (tmp_path / "out").rglob("*") if p.is_file()) == sorted(paths)
     figures = {p.name for p in paths if p.parent.name == "figures"}
-    lacking = {"energy", "rank90_layers", "rank_scaling"}  # what these need, the demo has not
-    drawn = set(plugins.names("figures")) - lacking
+    drawn = {name.split(".")[0] for name in figures}
+    assert drawn >= {"accuracy_bytes", "accuracy_density", "decode_time", "needle_heatmap", "pareto_speed"}
     assert figures == {f"{n}.{kind}" for n in drawn for kind in ("pdf", "png", "svg")}
+    text = paths[0].read_text(encoding="utf-8")
+    assert text.count("Not drawn: needs") == len(plugins.names("figures")) - len(drawn)
 
 
 def test_the_page_fetches_nothing_and_is_well_formed(page):
@@ -136,7 +140,8 @@ def test_doubtful_records_are_named(make):
     new = Record(**{**vars(old), "cell": Cell(**{**vars(old.cell), "method": Spec("topk", 2, {"k": 0.5})})})
     again = Record(**{**vars(old), "samples": old.samples[1:]})
     frame = to_frame([old, again, new, make.record(make.cell("full", {}, "needle"), {"accuracy": float("nan")}, [])])
-    said = " ".join(notices(frame, points(frame)))
+    study_ = Study(frame)
+    said = " ".join(notices(of_frame(frame), study_.cells, study_.points))
     assert "2 versions of the method topk" in said
     assert "1 record too many" in said
     assert "1 key has other results" in said
@@ -163,7 +168,7 @@ def test_the_report_says_bound_and_energy(make, tmp_path):
         Record(**{**vars(r), "metrics": {**r.metrics, "energy_j_per_token": e}})
         for r, e in zip(found, (4, 3), strict=True)
     ]
-    text = report.write_report(to_frame(found), tmp_path, "t", "c")[1].read_text(encoding="utf-8")
+    text = report.write_report(to_frame(found), tmp_path, "t", "c")[0].with_name("table.md").read_text(encoding="utf-8")
     assert "| bound | of bound | J/token | J of full |" in text
     assert re.search(r"\| 3\.45× \| 4\d% \| 3\.000 \| 0\.75× \|", text)
 

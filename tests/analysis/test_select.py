@@ -2,6 +2,7 @@
 
 import pytest
 
+from lacuna.analysis.points import points
 from lacuna.analysis.render import terminal_tables
 from lacuna.analysis.select import where
 
@@ -26,10 +27,10 @@ def test_a_wrong_condition_is_one_sentence(demo, condition, said):
 
 def test_a_table_for_each(demo):
     """Broken: --by task gives one table, or a task is missing."""
-    text = terminal_tables(demo, "task")
+    text = terminal_tables(points(demo), "task")
     assert [line.split()[1] for line in text.split("\n") if line.startswith("task ")] == [
         "decode_time",
         "needle",
         "perplexity",
     ]
-    assert "speed-up" in terminal_tables(demo, "method")
+    assert "speed-up" in terminal_tables(points(demo), "method")
