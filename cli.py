@@ -166,18 +166,18 @@ def _collect(args: argparse.Namespace) -> int:
 
 def _sources(args: argparse.Namespace) -> tuple[Sources, str]:
     """The records and times of sweeps and files, those of `--where`, and their title."""
-    from .analysis import sources
+    from .analysis.sources import of_frame, read, together
 
     found, titles = [], []
     for source in args.source:
         if source.suffix in (".parquet", ".csv"):
-            found.append(sources.read(source))
+            found.append(read(source))
             titles.append(source.stem)
         else:
             frame, title = _frame(args, source)
-            found.append(sources.of_frame(frame))
+            found.append(of_frame(frame))
             titles.append(title)
-    return sources.together(found).where(args.where), ", ".join(titles)
+    return together(found).where(args.where), ", ".join(titles)
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -256,7 +256,7 @@ def test_a_condition_that_nothing_meets_is_one_sentence(runner, monkeypatch, cap
         raise ValueError(f"{conditions}: no record has that")
 
     sources = types.SimpleNamespace(where=lambda conditions: where(None, conditions))
-    stand_in(monkeypatch, "analysis.sources", read=lambda path: path, together=lambda several: sources)
+    stand_in(monkeypatch, "analysis.sources", of_frame=None, read=lambda path: path, together=lambda several: sources)
     stand_in(monkeypatch, "analysis.doubts", doubtful=None)
     stand_in(monkeypatch, "analysis.render", terminal_tables=None)
     code, out, err = outcome(capsys, "table", "a.csv", "--where", "task=lost")
@@ -267,7 +267,7 @@ def test_report_of_nothing(runner, monkeypatch, capsys):
     """An empty report would look like a result."""
     stand_in(monkeypatch, "analysis.report", write_sources=None)
     stand_in(monkeypatch, "analysis.render", terminal_tables=None)
-    stand_in(monkeypatch, "analysis.sources")
+    stand_in(monkeypatch, "analysis.sources", of_frame=list, read=None, together=None)
     stand_in(monkeypatch, "results.frame", to_frame=list, read=None)
     code, _, err = outcome(capsys, "report", "tiny.yaml")
     assert (code, err) == (2, "no cell of tiny.yaml has a record in store; `lacuna run` it, or see --store\n")
