@@ -6,7 +6,7 @@ tokens so far, D head dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..models import attend
 from ..models.bind import Observer
+from ..models.ledger import Ledger
 from ..models.memory import Call, Memory
 from .lm import TOKENS_AT_ONCE, Session
 from .windows import read_windows
@@ -41,19 +42,20 @@ class Everything:
 class Attended:
     """Tells, for each call of decoded rows, which tokens each of them attended.
 
-    A selection says so itself (`Ledger.chosen`); any other method attends what it holds, which is known of one row at
-    a time.
+    A selection says so itself (`Ledger.chosen`); any other method attends what it holds and sees, which is held against
+    what the ledger counted.
     """
 
-    def __init__(self, tell: Callable[[Memory, Call, Tensor], None]) -> None:
-        self._tell = tell
+    def __init__(self, ledger: Ledger, tell: Callable[[Memory, Call, Tensor], None]) -> None:
+        self._ledger, self._tell = ledger, tell
         self._chosen: Tensor | None = None
+        self._counted: dict[int, float] = {}
 
     def chosen(self, memory: Memory, call: Call, q_BHTD: Tensor, keep_BNTS: Tensor) -> None:
-        """What the ledger calls; the rows held are numbered by their tokens."""
-        del q_BHTD
-        numbers = memory.numbers_BNS(keep_BNTS.shape[0])[:, :, None]
-        self._chosen = _by_token(keep_BNTS, numbers, int(call.seen))
+        """What the ledger calls."""
+        del q_BHTD, call
+        self._chosen = keep_BNTS
+        assert keep_BNTS.shape[-1] == memory.keys.view.shape[2]
 
     def arrived(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Nothing to note."""
@@ -62,20 +64,31 @@ class Attended:
         """Tell of decoded rows.
 
         Raises:
-            ValueError: several rows at once, and the method said nothing of its choice.
+            ValueError: the method said nothing of its choice, and did not attend all that it holds.
         """
         del q_BHTD
         keep, self._chosen = self._chosen, None
         if call.phase == "decode":
-            self._tell(memory, call, self._held(memory, call) if keep is None else keep)
+            counted = self._count(memory)
+            keep = self._held(memory, call, counted) if keep is None else keep
+            numbers = memory.numbers_BNS(keep.shape[0])[:, :, None]
+            self._tell(memory, call, _by_token(keep, numbers, int(call.seen)))
         return out_BHTD
 
+    def _count(self, memory: Memory) -> float:
+        """Rows that the ledger counted in this call, of all real heads."""
+        layer = memory.site.layer
+        total = float(self._ledger.tallies[layer, "decode"].attended)
+        before, self._counted[layer] = self._counted.get(layer, 0.0), total
+        return total - before
+
     @staticmethod
-    def _held(memory: Memory, call: Call) -> Tensor:
-        if call.new > 1:
+    def _held(memory: Memory, call: Call, counted: float) -> Tensor:
+        seen = attend.visible_BNTS(memory, call)
+        heads = seen.expand(-1, memory.keys.view.shape[1], -1, -1)[:, : memory.live]
+        if abs(float(heads.sum()) / memory.copies - counted) > 0.5:  # counts are whole
             raise ValueError("this method does not tell which rows it chose (Ledger.chosen): it cannot be analysed")
-        numbers = memory.numbers_BNS(call.first.shape[0])[:, :, None]
-        return _by_token(attend.visible_BNTS(memory, call), numbers, int(call.seen))
+        return seen
 
 
 def _by_token(keep_BNTS: Tensor, numbers_BN1S: Tensor, seen: int) -> Tensor:
@@ -113,7 +126,7 @@ def batches(session: Session, corpus: str, window: int, windows: int, prompt: in
 def feed(session: Session, ids_BT: Tensor, prompt: int) -> None:
     """The first tokens as a prompt, the others as rows that the method acts on.
 
-    All at once for a selection, which says what it chose; one by one for a method that attends what it holds.
+    All at once for a selection, which says what it chose; one by one for a method that may evict between two rows.
     """
     state, rest = session.prefill(ids_BT[:, :prompt].tolist()), ids_BT[:, prompt:]
     for rows in [rest] if session.method.shape == "select" else rest.split(1, 1):
@@ -129,3 +142,16 @@ def joined(session: Session, part: Tensor, groups: int, dim: int) -> Tensor:
     everyone = torch.cat(session.lm.world.gather(part.cpu()), dim)
     real = session.lm.shard.kv_heads_real or everyone.shape[dim] // share
     return everyone.narrow(dim, 0, real * share)
+
+
+def some_layers(asked: Sequence[int] | None, layers: int, most: int = 3) -> list[int]:
+    """The layers asked for, else a few from the first to the last, spread evenly.
+
+    Raises:
+        ValueError: the model has no such layer.
+    """
+    if asked is None:
+        return torch.linspace(0, layers - 1, min(most, layers)).round().long().tolist()
+    if max(asked) >= layers:
+        raise ValueError(f"there is no layer {max(asked)}: this model has {layers}, from 0 to {layers - 1}")
+    return sorted(set(asked))

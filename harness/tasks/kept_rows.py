@@ -44,7 +44,7 @@ class KeptRows(Task):
         """Feed windows; a sample for each layer."""
         watch = Watch(self, session.cell.method.args if session.method.shape == "select" else {})
         for ids in batches(session, self.corpus, self.window, self.windows, self.prompt):
-            with observed_by(session, Attended(watch)):
+            with observed_by(session, Attended(session.binding.ledger, watch)):
                 feed(session, ids, self.prompt)
         tallies = [tally.over_ranks(session) for _, tally in sorted(watch.tallies.items())]
         samples = [{"layer": layer, **self._sample(tally)} for layer, tally in enumerate(tallies)]

@@ -70,3 +70,29 @@ def test_lengths_are_split_by_outcome(make):
     assert (prompt.containers[0][-1].get_height(), prompt.containers[1][-1].get_height()) == (0, 6)
     assert completion.get_title() == "20 right, 10 wrong"
     assert "needle" in prompt.get_title()
+
+
+def test_maps_mark_what_was_attended(make):
+    """Broken: a mark stands at another token or query, or full is covered with marks."""
+    figure = make.draw("attention_maps", make.example("maps").records(make))
+    panels = {a.get_title().replace("\n", " "): a for a in figure.axes if a.images and a.get_title()}
+    assert set(panels) == {"full layer 0", "full layer 4", "topk k=2 layer 0 keeps 80%", "topk k=2 layer 4 keeps 80%"}
+    assert not panels["full layer 0"].collections
+    axis = panels["topk k=2 layer 0 keeps 80%"]
+    (marks,) = axis.collections
+    assert marks.get_offsets().tolist() == [[0.5, 0], [1.5, 0], [0.5, 1], [2.5, 1]]
+    sizes = marks.get_sizes()
+    assert sizes[3] == sizes[0] / 2
+    assert axis.images[0].get_array()[1].tolist() == [0.5, 0.2, 0.2, 0.1]
+    assert axis.images[0].get_extent() == [0, 4, 1.5, -0.5]
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["2", "3"]
+
+
+def test_thresholds_have_a_line_per_head(make):
+    """Broken: lengths and heads are swapped."""
+    axes = make.draw("threshold_curves", make.example("maps").records(make)).axes
+    assert [a.get_title() for a in axes] == ["pocket\nlayer 0", "pocket\nlayer 1"]
+    assert [line.get_label() for line in axes[1].lines] == ["head 0", "head 1"]
+    assert [list(line.get_ydata()) for line in axes[1].lines] == [[1.0, 2.0], [3.0, 4.5]]
+    assert list(axes[1].lines[0].get_xdata()) == [8, 16]
+    assert len({line.get_color() for line in axes[1].lines}) == 2

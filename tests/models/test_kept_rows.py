@@ -7,6 +7,7 @@ from test_thresholds import corpus, session  # noqa: F401
 
 from lacuna.harness.observe import Attended
 from lacuna.harness.tasks.kept_rows import KeptRows, Watch, asked
+from lacuna.models.ledger import Ledger
 from lacuna.models.memory import Call, Memory, Site
 from lacuna.results.cell import Cell, Spec
 
@@ -71,7 +72,9 @@ def test_rows_held_are_told_by_their_tokens():
     told = []
     memory = memory_of(2, 3, torch.tensor([[[0, 4, 5], [-1, 3, 5]]]))
     memory.seen = 6
-    watch = Attended(lambda _m, _c, keep: told.append(keep))
+    ledger = Ledger()
+    ledger.count(memory, call_of(6, 1), torch.tensor([[[3], [2]]]), 0.0)
+    watch = Attended(ledger, lambda _m, _c, keep: told.append(keep))
     watch.attended(memory, call_of(6, 1), torch.empty(0), torch.empty(0))
     assert told[0].tolist() == [[[[True, False, False, False, True, True]], [[False, False, False, True, False, True]]]]
 
@@ -123,6 +126,8 @@ def test_sinks_are_popular(corpus, model):  # noqa: F811
 
 def test_a_method_that_does_not_tell_is_refused():
     """All rows held would be counted as attended by a selection that says nothing."""
-    watch = Attended(lambda *_: None)
+    ledger, memory = Ledger(), memory_of(1, 4)
+    ledger.count(memory, call_of(4, 2), torch.tensor([[[2, 2]]]), 0.0)
+    watch = Attended(ledger, lambda *_: None)
     with pytest.raises(ValueError, match="does not tell which rows"):
-        watch.attended(memory_of(1, 4), call_of(4, 2), torch.empty(0), torch.empty(0))
+        watch.attended(memory, call_of(4, 2), torch.empty(0), torch.empty(0))
