@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from .headlines import DENSE
@@ -85,7 +85,10 @@ def asked(found: pd.DataFrame, *without: str) -> list[str]:
 def _asked(args: Mapping[str, Any], without: Sequence[str], prefix: str = "") -> dict[str, Any]:
     kept = {k: v for k, v in args.items() if prefix + k not in without}
     inner = {k: _asked(v, without, f"{prefix}{k}.") for k, v in kept.items() if isinstance(v, Mapping)}
-    return {**kept, **({"corpus": corpus_of(kept)} if "corpus" in kept else {}), **inner}
+    plain = {k: v for k, v in kept.items() if k not in inner}
+    named = {"corpus": corpus_of(kept)} if "corpus" in kept else {}
+    # the arguments of a single calibration need no name before them
+    return {**plain, **named, **({"args": next(iter(inner.values()))} if len(inner) == 1 else inner)}
 
 
 def corpus_of(args: Mapping[str, Any]) -> str:
@@ -93,9 +96,18 @@ def corpus_of(args: Mapping[str, Any]) -> str:
     return Path(str(args.get("corpus", ""))).name
 
 
-def heading(*parts: str) -> str:
-    """Lines of a panel's title, as wide as a narrow panel."""
-    return "\n".join(line for part in parts for line in textwrap.wrap(part, WIDE))
+def heading(*parts: str, wide: int = WIDE) -> str:
+    """Lines of a panel's title, no wider than so many letters."""
+    return "\n".join(line for part in parts for line in textwrap.wrap(part, wide))
+
+
+def plain_ticks(axis: Axes, which: str) -> None:
+    """A logarithmic axis (x or y) with doublings as whole numbers."""
+    line = axis.xaxis if which == "x" else axis.yaxis
+    axis.set(**{f"{which}scale": "log"})
+    line.set_major_locator(LogLocator(base=2, numticks=7))
+    line.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    line.set_minor_locator(NullLocator())
 
 
 def stroked(rows: pd.DataFrame) -> Iterator[tuple[Row, dict[str, Any]]]:

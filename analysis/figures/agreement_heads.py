@@ -45,7 +45,7 @@ def _panel(axis: Axes, row: Row, name: str, where: str) -> AxesImage:
     image = heat(axis, _grid(row["samples"], name), vmin=0, vmax=1)
     numbers(axis, image, "{:.2f}")
     mean = row["metrics"].get(name, np.nan)
-    axis.set_title(heading(where, row["method_label"], f"{MEASURES[name]} {mean:.3f}"), fontsize=6.5)
+    axis.set_title(heading(where, row["method_label"], f"{MEASURES[name]} {mean:.3f}", wide=25), fontsize=6.5)
     return image
 
 

@@ -36,7 +36,7 @@ def draw(study: Study) -> Figure:
     groups = [(row, s) for row in found.to_dict("records") for s in row["samples"]]
     across = max(len(row["samples"]) for row in found.to_dict("records"))
     with paper():
-        figure, pairs = panels(groups, min(3, across), 2.3, 2.3, MOST)
+        figure, pairs = panels(groups, min(3, across), 2.3, 1.9, MOST)
         images = [_panel(axis, row, sample, row["where"] if several else "") for axis, (row, sample) in pairs]
         figure.supxlabel("token that is attended", fontsize=8)
         figure.supylabel("query token", fontsize=8)

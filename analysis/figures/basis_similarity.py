@@ -29,7 +29,7 @@ def draw(study: Study) -> Figure:
     found = inside(study, "basis_similarity", "overlap", "variance_held")
     found["mine"] = [corpus_of(args["pca"]) for args in found["task_args"]]
     found["other"] = [corpus_of(args["other"]) for args in found["task_args"]]
-    found["rest"] = asked(found, "pca.corpus", "other.corpus")
+    found["rest"] = _rest(found)
     groups = [rows for _, rows in found.groupby(["model", "rest"], sort=True)]
     pairs_of = [(rows, name) for name in MEASURES for rows in groups[:3]]
     with paper():
@@ -39,6 +39,14 @@ def draw(study: Study) -> Figure:
         figure.supxlabel("keys of", fontsize=8)
         figure.supylabel("basis from", fontsize=8)
     return figure
+
+
+def _rest(found: pd.DataFrame) -> list[str]:
+    """What else differs; what both calibrations of a pair have in common is said once."""
+    pairs = [({**a["pca"], "corpus": ""}, {**a["other"], "corpus": ""}) for a in found["task_args"]]
+    if any(mine != other for mine, other in pairs):
+        return asked(found, "pca.corpus", "other.corpus")
+    return asked(found, "pca.corpus", "other")
 
 
 def _panel(axis: Axes, rows: pd.DataFrame, name: str) -> None:

@@ -2,7 +2,7 @@
 
 Rows: the corpus that a method's basis or thresholds come from; columns: the corpus it is measured on. Each field has
 the score and, below, its difference to full on the same samples; full itself is the last row. Colour is the loss
-(darker: less). If the rows of a panel are alike, it does not matter where a calibration comes from.
+(darker: less), as a share of full's score where less is better. If the rows of a panel are alike, it does not matter where a calibration comes from.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def draw(study: Study) -> Figure:
     found = found.assign(column=[_measured(args) for args in found["task_args"]])
     calibrated = found.assign(row=[_source(args) for args in found["method_args"]])
     calibrated = calibrated[(calibrated["row"] != "") & ~calibrated["is_dense"].astype(bool)]
-    calibrated = calibrated.assign(who=_who(calibrated), what=_what(calibrated))
+    calibrated = calibrated.assign(who=calibrated["method_label"].map(_who), what=_what(calibrated))
     keys = ["model", "setting", "what", "who"]
     groups = [g for _, g in calibrated.groupby(keys, sort=True) if len(g["row"].unique()) > 1]
     if not groups:
@@ -60,9 +60,9 @@ def _measured(args: Mapping[str, Any]) -> str:
     return next((corpus_of({"corpus": args[name]}) for name in HELD if name in args), "")
 
 
-def _who(found: pd.DataFrame) -> list[str]:
-    kept = [_without(args) for args in found["method_args"]]
-    return tell_apart([str(m) for m in found["method"]], kept)
+def _who(label: str) -> str:
+    """A method's label without its corpora."""
+    return " ".join(word for word in label.split() if "corpus=" not in word)
 
 
 def _what(found: pd.DataFrame) -> list[str]:
@@ -70,16 +70,13 @@ def _what(found: pd.DataFrame) -> list[str]:
     return tell_apart([str(t) for t in found["task"]], rest)
 
 
-def _without(args: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _without(v) if isinstance(v, Mapping) else v for k, v in args.items() if k != "corpus"}
-
-
 def _panel(axis: Axes, group: pd.DataFrame, dense: pd.DataFrame) -> None:
     first = group.iloc[0]
     sign = 1.0 if first["better"] == "lower" else -1.0
     same = dense[(dense["model"] == first["model"]) & dense["task_label"].isin(group["task_label"])]
     rows, columns = sorted(group["row"].unique()), sorted(group["column"].unique())
-    loss = group.assign(loss=sign * group["change"]).pivot_table(index="row", columns="column", values="loss")
+    part = 1.0 if first["better"] == "higher" else group["value"] - group["change"]  # full on the same samples
+    loss = group.assign(loss=sign * group["change"] / part).pivot_table(index="row", columns="column", values="loss")
     grid = np.vstack([loss.reindex(index=rows, columns=columns).to_numpy(dtype=float), np.zeros(len(columns))])
     image = heat(axis, grid)
     for point in [*group.to_dict("records"), *same.assign(row=DENSE).to_dict("records")]:

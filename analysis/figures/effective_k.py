@@ -1,7 +1,7 @@
 """Effective k: rows that a method really attends, over the row's length.
 
 Mean over layers, heads and query rows, from the task `kept_rows`; the band reaches from the head with the fewest rows
-to the one with the most, in any layer. Thin dashes: what the method's budget asks for, where it is one in rows; grey:
+to the one with the most, in any layer. Both axes are logarithmic: a share is a slope of its own, a count is flat. Thin dashes: what the method's budget asks for, where it is one in rows; grey:
 all rows that there are.
 """
 
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..headlines import DENSE
-from ..inside import inside, stroked
+from ..inside import inside, plain_ticks, stroked
 from ..study import Study
 from ..style import COLUMN, legend, panels, paper
 
@@ -39,18 +39,19 @@ def draw(study: Study) -> Figure:
 
 
 def _panel(axis: Axes, group: pd.DataFrame) -> None:
-    longest = 0.0
+    shortest, longest = np.inf, 0.0
     for row, stroke in stroked(group):
         parts = {name: np.array([s[name] for s in row["samples"]]) for name in ("length", "kept", "least", "most")}
         length = parts["length"].mean(0)
-        longest = max(longest, float(length.max()))
+        shortest, longest = min(shortest, float(length.min())), max(longest, float(length.max()))
         axis.plot(length, parts["kept"].mean(0), **{**stroke, "markersize": 3})
-        axis.fill_between(
-            length, parts["least"].min(0), parts["most"].max(0), color=stroke["color"], alpha=0.1, linewidth=0
-        )
+        least, most = parts["least"].min(0), parts["most"].max(0)
+        axis.fill_between(length, np.maximum(least, 1), most, color=stroke["color"], alpha=0.1, linewidth=0)
         _ask(axis, length, row["samples"], stroke["color"])
-    axis.plot([0, longest], [0, longest], color="#888888", linewidth=0.8, label="all rows")
-    axis.set(xlim=(0, None), ylim=(0, None), xlabel="length of the row (tokens it may see)", ylabel="rows attended")
+    axis.plot([shortest, longest], [shortest, longest], color="#888888", linewidth=0.8, label="all rows")
+    axis.set(xlabel="length of the row (tokens it may see)", ylabel="rows attended")
+    plain_ticks(axis, "x")
+    plain_ticks(axis, "y")
     axis.set_title(str(group["where"].iloc[0]))
 
 

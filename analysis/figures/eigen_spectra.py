@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..inside import asked, inside
+from ..inside import asked, inside, plain_ticks
 from ..study import Study
 from ..style import MOST_PANELS, legend, panels, paper
 
@@ -51,5 +51,6 @@ def _panel(axis: Axes, rows: pd.DataFrame, layer: int) -> None:
             stroke = {"color": colours[row["corpus"]], "linestyle": PLACES[row["place"]]}
             axis.plot(s["component"], s["mean"], label=row["asked"] or "keys", **stroke)
             axis.fill_between(s["component"], s["least"], s["most"], color=stroke["color"], alpha=0.12, linewidth=0)
-    axis.set(xscale="log", yscale="log", xlabel="component", ylabel="share of variance")
+    axis.set(yscale="log", xlabel="component", ylabel="share of variance")
+    plain_ticks(axis, "x")
     axis.set_title(f"{rows['model'].iloc[0]}, layer {layer}")

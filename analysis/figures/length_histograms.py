@@ -62,16 +62,23 @@ def _rows(cell: Mapping[Any, Any]) -> list[dict[str, Any]]:
 
 def _panel(axis: Axes, group: pd.DataFrame, kind: str) -> None:
     right, wrong = group.loc[group["right"], kind], group.loc[~group["right"], kind]
-    edges = np.histogram_bin_edges(group[kind], bins=min(20, max(1, int(np.sqrt(len(group))))))
-    shape: dict[str, Any] = {"bins": list(edges), "linewidth": 0.6}
+    shape: dict[str, Any] = {"bins": _edges(group[kind]), "linewidth": 0.6}
     axis.hist(right, **shape, color="#56B4E9", edgecolor="#0072B2", label="right")
     axis.hist(wrong, **shape, color="none", edgecolor="#D55E00", hatch="////", label="wrong")
     axis.set(xlabel=f"{KINDS[kind]} (tokens)", ylabel="samples")
     axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
     first = group.iloc[0]
     if kind == "prompt":
         where = " ".join(t for t in (first["model_label"], first["setting"]) if t)
         axis.set_title(heading(where, f"{first['task_label']}, {first['method_label']}"), fontsize=6.5)
     elif kind == "completion":
         axis.set_title(f"{len(right)} right, {len(wrong)} wrong", fontsize=6.5)
+
+
+def _edges(lengths: pd.Series[Any]) -> list[float]:
+    """Ranges of as many whole tokens each, at most 20, fewer for few samples."""
+    low, high = int(lengths.min()), int(lengths.max())
+    most = min(20, max(4, int(np.sqrt(len(lengths)))))
+    width = -(-(high - low + 1) // most)
+    return [edge - 0.5 for edge in range(low, high + width + 1, width)]

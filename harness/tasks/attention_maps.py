@@ -33,11 +33,11 @@ class AttentionMaps(Task):
 
     corpus: Annotated[str, Data("harness/data")] = "prose"
     window: Annotated[int, Within(4)] = 96
-    prompt: Annotated[int, Within(1)] = 16
+    prompt: Annotated[int, Within(1)] = 48
     layers: tuple[Annotated[int, Within(0)], ...] | None = None
     head: Annotated[int, Within(0)] | None = None
-    rows: Annotated[int, Within(1, 64)] = 24
-    columns: Annotated[int, Within(1, 96)] = 48
+    rows: Annotated[int, Within(1, 64)] = 20
+    columns: Annotated[int, Within(1, 96)] = 40
     version: ClassVar[int] = 1
 
     def run(self, session: Session) -> Outcome:

@@ -67,7 +67,7 @@ def test_lengths_are_split_by_outcome(make):
     for axis in (prompt, completion, total):
         right, wrong = axis.containers
         assert (sum(b.get_height() for b in right), sum(b.get_height() for b in wrong)) == (20, 10)
-    assert (prompt.containers[0][-1].get_height(), prompt.containers[1][-1].get_height()) == (0, 6)
+    assert (prompt.containers[0][-1].get_height(), prompt.containers[1][-1].get_height()) == (0, 6)  # 340 to 390
     assert completion.get_title() == "20 right, 10 wrong"
     assert "needle" in prompt.get_title()
 

@@ -1,0 +1,14 @@
+"""The sweeps that ship."""
+
+import pytest
+
+from lacuna.jobs.sweep import read
+from lacuna.results.plugins import ROOT
+
+SWEEPS = sorted(ROOT.glob("jobs/sweeps/*.yaml"))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_each_sweep_that_ships_is_read(path, tmp_path):
+    """A sweep that the documents name would be refused, because an argument has another name by now."""
+    assert read(path, tmp_path / "store").cells
