@@ -2,7 +2,8 @@
 
 Rows: the corpus that a method's basis or thresholds come from; columns: the corpus it is measured on. Each field has
 the score and, below, its difference to full on the same samples; full itself is the last row. Colour is the loss
-(darker: less), as a share of full's score where less is better. If the rows of a panel are alike, it does not matter where a calibration comes from.
+(darker: less), as a share of full's score where less is better. If the rows of a panel are alike, it does not matter
+where a calibration comes from.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Effective k: rows that a method really attends, over the row's length.
 
 Mean over layers, heads and query rows, from the task `kept_rows`; the band reaches from the head with the fewest rows
-to the one with the most, in any layer. Both axes are logarithmic: a share is a slope of its own, a count is flat. Thin dashes: what the method's budget asks for, where it is one in rows; grey:
-all rows that there are.
+to the one with the most, in any layer. Both axes are logarithmic: a share runs along the grey line of all rows, a count
+is flat. Thin dashes: what the method's budget asks for, where it is one in rows.
 """
 
 from __future__ import annotations
