@@ -116,7 +116,8 @@ class Watch(Attended):
 
     def map(self, session: Session, layer: int) -> tuple[Tensor, Tensor]:
         """Both of a layer over all its rows and tokens, with the heads of all ranks."""
-        return tuple(joined(session, _stacked(p[layer]), self.groups, 0) for p in (self.weights, self.kept))
+        weights, kept = (joined(session, _stacked(p[layer]), self.groups, 0) for p in (self.weights, self.kept))
+        return weights, kept
 
 
 def _stacked(parts: list[Tensor]) -> Tensor:
