@@ -6,6 +6,7 @@ Shapes: B texts, T tokens, V vocabulary.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from .journal import Batches, Journal, T
 from .world import World
 
 TOKENS_AT_ONCE = 8192  # a batch holds so many tokens; no result depends on it
-CHARACTERS_KNOWN = 1 << 26  # texts whose tokens are remembered, until they are so long together
+TEXTS_KNOWN = 1 << 17  # whose tokens are remembered
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,6 @@ class LM:
     tokenizer: PreTrainedTokenizerBase
     shard: Shard
     world: World
-    known: dict[str, list[int]] = field(default_factory=dict, repr=False)
 
     @contextmanager
     def under(
@@ -45,13 +45,17 @@ class LM:
         with bind(self.model, method, artifacts=artifacts, prefill=cell.prefill, shard=self.shard) as binding:
             yield Session(self, method, cell, binding, journal or Journal())
 
-    def encode(self, text: str) -> list[int]:
-        """Token numbers, without special tokens; a text is encoded once."""
-        if text not in self.known:
-            if sum(map(len, self.known)) + len(text) > CHARACTERS_KNOWN:
-                self.known.clear()
-            self.known[text] = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return list(self.known[text])
+    def encode(self, text: str, special: str = "none") -> list[int]:
+        """Token numbers; a text is encoded once. `special: own` adds what the tokenizer adds by itself."""
+        return list(self._encode(text, special == "own"))
+
+    @functools.cached_property
+    def _encode(self) -> Callable[[str, bool], tuple[int, ...]]:
+        @functools.lru_cache(TEXTS_KNOWN)
+        def encode(text: str, special: bool) -> tuple[int, ...]:  # noqa: FBT001 - the tokenizer's own switch
+            return tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+
+        return encode
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Sweeps that are small enough for a test, on the model that ships."""
 
 import os
+import sys
 import textwrap
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from lacuna.models.load import load_model
 from lacuna.results.cell import Cell, Spec
 from lacuna.results.plugins import ROOT
 from lacuna.results.store import Store
+
+sys.path.insert(0, str(Path(__file__).parent))  # the reference beside the tests
 
 
 @pytest.fixture
