@@ -19,8 +19,8 @@ BELOW = {
 }
 DOORS = {
     "axonn": ["models/shard.py"],
-    "datasets": ["harness/rows.py", "harness/tasks/lm_eval.py"],
-    "lm_eval": ["harness/tasks/lm_eval.py"],
+    "datasets": ["harness/rows.py", "harness/lm_eval/*"],
+    "lm_eval": ["harness/lm_eval/*"],
     "matplotlib": ["analysis/*"],
     "mpi4py": ["harness/ranks.py"],
     "pandas": ["results/frame.py", "results/archive.py", "analysis/*", "cli.py"],

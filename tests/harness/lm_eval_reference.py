@@ -4,15 +4,22 @@ import pytest
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
+from lacuna.harness.lm_eval.tasks import Wanted, build
+
 
 def theirs(lm, task, length):
     """What lm-eval's own model says of the same tasks."""
     own = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=2, max_length=length, device="cpu")
-    found = evaluate(own, task._tasks(), limit=task.limit, bootstrap_iters=0)
+    found = evaluate(
+        own,
+        build(Wanted(task.file or task.task, task.data, task.shots_data, task.shots)),
+        limit=task.limit,
+        bootstrap_iters=0,
+    )
     return {m: v for r in found["results"].values() for m, v in r.items() if isinstance(v, float)}, found["samples"]
 
 
-def same(ours, found, counted=True):
+def same(ours, found, *, counted=True):
     """Counted metrics to the last digit, what is made of logarithms to rounding."""
     results, _ = found
     for metric, value in results.items():
