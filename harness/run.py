@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ..models import ledger, shard
+from ..models.audit import overdrawn
 from ..models.load import load_model
 from ..models.method import Method
 from ..results import plugins
@@ -202,7 +203,8 @@ def make(kind: str, spec: Spec) -> Any:
     made = plugins.load(kind, spec.name)
     if made.version != spec.version:
         raise ValueError(f"{spec.name} has version {made.version} here, the cell asks for {spec.version}: plan again")
-    return made(**{k: tuple(v) if isinstance(v, list) else v for k, v in spec.args.items()})
+    args = plugins.defaults(plugins.describe(kind, spec.name), spec.args) | dict(spec.args)
+    return made(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()})
 
 
 def _verdict(cell: Cell, worst: Try, outcome: Outcome, counted: dict[str, Any]) -> tuple[Status, str]:
@@ -218,7 +220,8 @@ def _verdict(cell: Cell, worst: Try, outcome: Outcome, counted: dict[str, Any]) 
     if make("methods", cell.method).expects_gaps() and decode.get("density", 1.0) >= 1:
         ran = f"attended every row of {decode['tokens']} tokens" if decode.get("tokens") else "never acted on a row"
         return "invalid", f"{cell.method} {ran}: nothing here is sparse (a budget beyond the text's length?)"
-    return "ok", ""
+    over = overdrawn(counted)
+    return ("invalid", f"{cell.method} {over}") if over else ("ok", "")
 
 
 def _failed(status: Status, error: BaseException) -> Try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..results import plugins
 from ..results.cell import Spec
-from ..results.fields import Data, Needs, Share, mark, near, problem, takes_list
+from ..results.fields import Budget, Data, Needs, Share, mark, near, problem, takes_list
 from .document import Faults, Node, shown
 from .inputs import Inputs
 
@@ -33,6 +33,7 @@ class Choice:
     plugin: plugins.Plugin
     base: Mapping[str, Any]
     axes: tuple[Axis, ...]
+    line: int
     made: dict[tuple[int, ...], Spec] = field(default_factory=dict)
 
     def spec(self, at: tuple[int, ...], inputs: Inputs) -> Spec:
@@ -66,7 +67,7 @@ class Arguments:
         if plugin is None:
             return None
         base, axes = self._filled(plugin, given, (axis, plugin.name), node.line)
-        return Choice(plugin, base, tuple(axes))
+        return Choice(plugin, base, tuple(axes), node.line)
 
     def named(self, axis: str, node: Node) -> tuple[str, Mapping[str, Node]]:
         """The name and the arguments of an alternative; no name where it is none."""
@@ -95,17 +96,26 @@ class Arguments:
         for name in given.keys() - {f.name for f in plugin.fields}:
             there = near(name, (f.name for f in plugin.fields))
             self.faults.add(given[name].line, f"{'.'.join(at)} has no argument {name!r}: {there}")
+        rest = plugins.defaults(plugin, given)
+        self._one_budget(plugin, given, at)
         for one in plugin.fields:
             node = given.get(one.name)
             if needs := mark(one.kind, Needs):
                 base[one.name], more = self._needed(needs, one, node, at, line)
                 axes += more
             elif node is None:
-                base[one.name] = self._default(one, at, line)
+                base[one.name] = self._default(replace(one, default=rest[one.name]), at, line)
             else:
                 base[one.name] = None  # the axis fills it in
                 axes.append(self._axis(one, node, at))
         return base, axes
+
+    def _one_budget(self, plugin: plugins.Plugin, given: Mapping[str, Node], at: tuple[str, ...]) -> None:
+        words = [one.name for one in plugin.fields if mark(one.kind, Budget)]
+        told = [word for word in words if word in given and given[word].value is not None]
+        for word in told[1:]:
+            wrong = f"{'.'.join(at)} has {word} beside {told[0]}, expected one of {', '.join(words)}"
+            self.faults.add(given[word].line, wrong)
 
     def _needed(
         self, needs: Needs, one: plugins.Field, node: Node | None, at: tuple[str, ...], line: int

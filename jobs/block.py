@@ -54,6 +54,11 @@ class Block:
             yield from choice.axes
         yield from self.settings
 
+    def line(self, spec: Spec) -> int:
+        """Where a method or task of one of these cells stands in the file."""
+        choices = (*self.methods, *self.tasks)
+        return next(one.line for one in choices if any(made is spec for made in one.made.values()))
+
     def cells(self, inputs: Inputs) -> Iterator[Cell]:
         """A cell for each point: models, methods and tasks as in the file, then their arguments, then the settings.
 

@@ -116,7 +116,7 @@ def _add_result_commands(commands: Commands) -> None:
         text = "sweeps, and what `collect` or `bench -o` wrote; several are shown as one"
         shown.add_argument("source", type=Path, nargs="+", metavar="SWEEP|FILE", help=text)
         shown.add_argument(
-            "--where", action="append", default=[], metavar="K=V", help="e.g. task=needle, method.k=0.25"
+            "--where", action="append", default=[], metavar="K=V", help="e.g. task=needle, method.keep=0.25"
         )
     diff = _command(commands, "diff", "compare two sweeps or files; exit code 1 if B is worse", _settings())
     diff.add_argument("before", type=Path, metavar="A", help="a sweep, or what `collect` wrote")

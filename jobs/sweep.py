@@ -88,6 +88,7 @@ class _Reader:
         self.faults, self.inputs, self.overrides = faults, inputs, overrides
         self.arguments = Arguments(inputs, faults)
         self.needed: dict[str, Cell] = {}
+        self.checked: dict[int, Spec] = {}
 
     def sweep(self, root: Node, stem: str) -> Sweep:
         top = self._keys(root, "the sweep", ("name", *BLOCK_KEYS, "blocks"))
@@ -206,9 +207,21 @@ class _Reader:
                 self.faults.stop()
             dropped = [rule.drops(cell) for rule in block.rules]  # a list, so that every rule counts its hits
             if not any(dropped):
-                yield self._complete(cell)
+                self._check("methods", cell.method, block, cell.method)
+                self._check("tasks", cell.task, block, cell.task)
+                yield self._complete(cell, block)
 
-    def _complete(self, cell: Cell) -> Cell:
+    def _check(self, kind: str, spec: Spec, block: Block, told: Spec) -> None:
+        """Hold each method and task once against its own rules; what is wrong stands where `told` stands."""
+        if id(spec) in self.checked:
+            return
+        self.checked[id(spec)] = spec
+        try:
+            plugins.check(kind, spec.name, spec.args)
+        except ValueError as error:
+            self.faults.add(block.line(told), str(error))
+
+    def _complete(self, cell: Cell, block: Block, told: Spec | None = None) -> Cell:
         """The cell with the keys of the cells whose artifacts it takes."""
         needs = []
         for kind, spec in (("methods", cell.method), ("tasks", cell.task)):
@@ -216,16 +229,19 @@ class _Reader:
                 needed = mark(one.kind, Needs)
                 if needed and spec.args[one.name] is not None:
                     args = {**spec.args[one.name], **{name: spec.args[name] for name in needed.same}}
-                    needs.append((one.name, self._source(cell, needed.task, args).key))
+                    needs.append((one.name, self._source(cell, needed.task, args, block, told or spec).key))
         return replace(cell, needs=tuple(needs)) if needs else cell
 
-    def _source(self, cell: Cell, task: str, args: Mapping[str, Any]) -> Cell:
+    def _source(self, cell: Cell, task: str, args: Mapping[str, Any], block: Block, told: Spec) -> Cell:
         full = self.arguments.choice("method", Node("full", 1))
-        self.faults.stop()
+        if full is None:
+            self.faults.stop()
         assert full is not None
         method = full.spec((), self.inputs)
         spec = pinned(plugins.describe("tasks", task), args, self.inputs)
-        other = self._complete(replace(cell, method=method, task=spec, query_aware=False))
+        other = self._complete(replace(cell, method=method, task=spec, query_aware=False), block, told)
+        if other.key not in self.needed:
+            self._check("tasks", spec, block, told)
         return self.needed.setdefault(other.key, other)
 
 

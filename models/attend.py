@@ -37,6 +37,18 @@ def visible_BTS(memory: Memory, call: Call) -> Tensor:
     return visible[:, 0]
 
 
+def first_token(mask_BS: Tensor) -> Tensor:
+    """Number of the first token of each text, [B].
+
+    Raises:
+        ValueError: padding is not (only) on the left.
+    """
+    real = mask_BS.bool()
+    if bool((real[:, :-1] & ~real[:, 1:]).any()) or not bool(real[:, -1].all()):
+        raise ValueError("the attention mask has gaps: pad on the left (tokenizer.padding_side = 'left')")
+    return real.int().argmax(-1)
+
+
 def pieces(call: Call) -> Iterator[slice]:
     """The query rows, so many at once that their scores over all rows held stay small."""
     for first in range(0, call.new, ROWS_AT_ONCE):
@@ -137,7 +149,7 @@ def union_of_index(index_BNK: Tensor, count_BN: Tensor, groups: int, rows: int) 
     return hit.scatter_(2, where, True)[..., :rows].sum(-1, keepdim=True)
 
 
-def masked_two(q: Tensor, other: Tensor, is_other_BS: Tensor, memory: Memory, keep_BTS: Tensor, call: Call) -> Tensor:
+def masked_two(q: Tensor, other: Tensor, is_other_BTS: Tensor, memory: Memory, keep_BTS: Tensor, call: Call) -> Tensor:
     """Like `masked`, but the rows `is_other` are scored with the query `other` ([B, H, T, D] like q)."""
     k, v = memory.keys.view, memory.values.view
     empty = ~keep_BTS.any(-1)[:, None, :, None]
@@ -145,7 +157,7 @@ def masked_two(q: Tensor, other: Tensor, is_other_BS: Tensor, memory: Memory, ke
     for piece in torch.arange(call.new, device=k.device).split(ROWS_AT_ONCE):
         rows = slice(int(piece[0]), int(piece[-1]) + 1)
         plain, turned = group_scores(q[:, :, rows], k, "none"), group_scores(other[:, :, rows], k, "none")
-        scores = torch.where(is_other_BS[:, None, None], turned, plain) * call.scale
+        scores = torch.where(is_other_BTS[:, None, rows], turned, plain) * call.scale
         weights = scores.masked_fill(~(keep_BTS[:, None, rows] | empty[:, :, rows]), -torch.inf).softmax(-1)
         groups = v.shape[1]
         grouped = weights.view(weights.shape[0], groups, -1, weights.shape[-1])

@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import sdpa_mask
 
+from .attend import first_token
 from .ledger import Ledger
 from .memory import Call, Memory, Phase, Site
 from .method import Method
@@ -126,7 +127,7 @@ class Binding:
         if mask is None or mask.ndim != 2:
             self.first = torch.zeros(tokens.shape[0], dtype=torch.long, device=tokens.device)
         elif tokens.shape[1] > 1 or self.first is None:
-            self.first = _first_token(mask)
+            self.first = first_token(mask)
 
 
 class _MethodCache(Cache):
@@ -205,18 +206,6 @@ class _Layer(CacheLayerMixin):
             self.memory.reorder(beam_idx)
 
 
-def _first_token(mask_BS: Tensor) -> Tensor:
-    """Number of the first token of each text, [B].
-
-    Raises:
-        ValueError: padding is not (only) on the left.
-    """
-    real = mask_BS.bool()
-    if bool((real[:, :-1] & ~real[:, 1:]).any()) or not bool(real[:, -1].all()):
-        raise ValueError("the attention mask has gaps: pad on the left (tokenizer.padding_side = 'left')")
-    return real.int().argmax(-1)
-
-
 def attention(
     module: nn.Module,
     query: Tensor,
@@ -234,10 +223,27 @@ def attention(
     assert isinstance(key, _Layer)
     memory, binding = key.memory, key.binding
     assert memory is not None
+    call = _call(binding, memory, query, attention_mask, scaling)
+    arrived = None if memory.clock else memory.text_rows_BN(call.first)
+    act = call.phase == "decode" or binding.prefill == "sparse"
+    attend = binding.method.attend if act else binding.method.attend_dense
+    out = attend(query, memory, call, binding.ledger)
+    if binding.observer is not None:
+        out = binding.observer.attended(memory, call, query, out)
+    memory.end_prompt(call)
+    binding.method.settle(memory, call)
+    binding.ledger.settle(memory, call, arrived)
+    if memory.clock is None:  # a captured step is counted at its end
+        binding.ledger.audit.hold(memory, call, binding.method.allowance(memory, call), acted=act)
+    memory.settle()
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _call(binding: Binding, memory: Memory, query: Tensor, mask: Tensor | None, scaling: float | None) -> Call:
     assert binding.first is not None
     new = query.shape[2]
-    call = Call(
-        visible=None if attention_mask is None else attention_mask[:, 0],
+    return Call(
+        visible=None if mask is None else mask[:, 0],
         first=binding.first,
         phase=binding.phase(memory, new),
         scale=query.shape[3] ** -0.5 if scaling is None else scaling,
@@ -245,17 +251,8 @@ def attention(
         new=new,
         query=query,
         clock=memory.clock,
+        group=query.shape[1] // len(memory.site.kv_heads),
     )
-    arrived = None if memory.clock else memory.text_rows_BN(call.first)
-    act = call.phase == "decode" or binding.prefill == "sparse"
-    attend = binding.method.attend if act else binding.method.attend_dense
-    out = attend(query, memory, call, binding.ledger)
-    if binding.observer is not None:
-        out = binding.observer.attended(memory, call, query, out)
-    binding.method.settle(memory, call)
-    binding.ledger.settle(memory, call, arrived)
-    memory.settle()
-    return out.transpose(1, 2).contiguous(), None
 
 
 @contextmanager

@@ -7,37 +7,63 @@ dimension.
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..results import rules
 from . import attend
+from .budget import Allowance, Amount, Budgeted, Cost, amount_of, asks_for_gaps, in_rows, word_of
 from .ledger import Ledger
 from .memory import Call, Memory
-from .method import Method, share
+from .method import Method
 
 
 class Evict(Method):
     """Compresses whenever prompt rows have come, and lets the cache grow by the rows decoded.
 
     A further prompt on the same cache is compressed like the first: held rows and new ones compete for the budget,
-    whose share counts from the whole text so far. A subclass is a dataclass with the field `k` (budget of a layer and
-    key/value head: share of the prompt, or a count of rows).
+    whose share counts from the whole text so far. A subclass is a dataclass with the fields `keep`, `rows`, `bytes`
+    (the budget of a layer's key/value head: share of the prompt, a count, or bytes that the layer holds).
     """
 
     shape: ClassVar[Literal["direct", "select", "evict"]] = "evict"
-    k: float
+    keep: Amount
+    rows: Amount
+    bytes: Amount
+
+    def __post_init__(self) -> None:
+        rules.one_budget(self)
 
     @abstractmethod
     def worth(self, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
         """What each row held is worth, [B, N, S] in fp32; +inf: always kept while the budget lasts."""
 
-    def rows(self, memory: Memory, call: Call) -> Tensor:
-        """Budget of this layer in rows of a head, [B]."""
-        del memory
-        return share(self.k, call.context_BT[:, -1])
+    def cost(self, memory: Memory, call: Call) -> Cost:
+        """Bytes held: rows, with what is held beside them, and whatever has the same size always."""
+        del call
+        site, parts = memory.site, (memory.keys, memory.values, *memory.aux.values())
+        others = sum(e.nbytes for e in memory.extra.values()) / memory.keys.view.shape[0]
+        others += sum(c.nbytes for c in memory.constants.values())
+        fixed = others / max(1, len(site.kv_heads)) * site.kv_heads_real
+        return Cost(sum(part.row_bytes for part in parts) * site.kv_heads_real, fixed=fixed)
+
+    def budget_B(self, memory: Memory, call: Call) -> Tensor:
+        """Budget of this layer in rows of a head at the end of a prompt, [B]."""
+        return in_rows(self, memory.site, call.context_BT[:, -1], self.cost(memory, call))
+
+    def allowance(self, memory: Memory, call: Call) -> Allowance:
+        """The budget at the end of the last prompt, and the rows decoded since."""
+        if word_of(self) == "bytes":
+            grown = (int(memory.seen) - memory.prompt_seen) * self.cost(memory, call).row
+            return Allowance(held_bytes=amount_of(self, memory.site) + grown)
+        if memory.allowed is None or memory.prompt is None:
+            return Allowance()  # without a prompt nothing is compressed
+        rows = (memory.allowed - memory.prompt)[:, None] + call.context_BT
+        return Allowance(attended_BT=rows if call.phase == "decode" else None, held_B=rows[:, -1])
 
     def head_rows(self, worth_BNS: Tensor, rows_B: Tensor) -> Tensor:
         """The same for each set of rows, [B, N]; default equal."""
@@ -50,7 +76,7 @@ class Evict(Method):
     def settle(self, memory: Memory, call: Call) -> None:
         """Compress the prompt."""
         if call.phase == "prefill":
-            rows = self.rows(memory, call)
+            rows = memory.allowed = self.budget_B(memory, call)
             if int(rows.min()) < memory.keys.view.shape[2]:
                 self._compress(memory, call, rows)
 
@@ -67,7 +93,21 @@ class Evict(Method):
 
     def expects_gaps(self) -> bool:
         """A share of 1 asks for everything."""
-        return isinstance(self.k, int) or self.k < 1
+        return asks_for_gaps(self)
+
+
+def sliding_rows_BT(method: Budgeted, memory: Memory, call: Call, cost: Cost) -> Tensor:
+    """Budget of each row of a method that drops a row for each new one.
+
+    A share counts from the prompt, or without one from the row's own causal length.
+    """
+    if call.phase == "prefill":
+        base = call.context_BT[:, -1:]
+    elif memory.prompt is None or word_of(method) != "keep":
+        base = call.context_BT.clamp(min=1)
+    else:
+        base = memory.prompt[:, None]
+    return in_rows(method, memory.site, base, cost).expand(-1, call.new)
 
 
 def text(memory: Memory, call: Call) -> Tensor:
@@ -108,13 +148,12 @@ class Observed(Evict):
     heads: str
 
     def __post_init__(self) -> None:
-        name = type(self).__module__.rsplit(".", 1)[-1]
-        if self.kernel % 2 == 0:
-            raise ValueError(f"{name}: a pooling kernel is odd, got {self.kernel}: try {self.kernel + 1}")
-        if isinstance(self.k, int) and self.k <= self.window:
-            raise ValueError(f"{name}: k = {self.k} rows leave nothing beside the window of {self.window}: raise k")
-        if self.heads == "query" and self.group != "mean":
-            raise ValueError(f"{name}: with heads: query no group is joined: leave group at its default")
+        rules.observed(self)
+
+    def cost(self, memory: Memory, call: Call) -> Cost:
+        """Where query heads hold rows of their own, each row is held once for each of them."""
+        one = super().cost(memory, call)
+        return replace(one, row=one.row * (call.group if self.heads == "query" else 1))
 
     def worth(self, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
         """Pooled votes; the window itself is always kept."""
@@ -189,20 +228,16 @@ class Stepwise(Evict):
         newest = memory.numbers_BNS(rows_B.shape[0]) >= (call.seen - self.protected(rows_B))[:, None, None]
         return memory.aux["mark"].view[..., 0].masked_fill(newest, torch.inf)
 
-    def settle(self, memory: Memory, call: Call) -> None:
-        """Cut the prompt; note its length, from which a share counts from then on."""
-        super().settle(memory, call)
-        if call.phase == "prefill" and not isinstance(self.k, int):
-            memory.extra["prompt"] = call.context_BT[:, -1:].expand(-1, memory.keys.view.shape[1]).clone()
+    def allowance(self, memory: Memory, call: Call) -> Allowance:
+        """The budget: rows decoded push others out."""
+        if word_of(self) == "bytes":
+            return Allowance(held_bytes=amount_of(self, memory.site))
+        rows = self.rows_BT(memory, call)
+        return Allowance(attended_BT=rows, held_B=rows[:, -1])
 
     def rows_BT(self, memory: Memory, call: Call) -> Tensor:
-        """Budget of each row: a share counts from the prompt, or without one from the row's own causal length."""
-        if isinstance(self.k, int):
-            return torch.full_like(call.context_BT, self.k)
-        if call.phase == "prefill":
-            return share(self.k, call.context_BT[:, -1:]).expand(-1, call.new)
-        prompt = memory.extra["prompt"][:, :1] if "prompt" in memory.extra else call.context_BT
-        return share(self.k, prompt).expand(-1, call.new)
+        """Budget of each row."""
+        return sliding_rows_BT(self, memory, call, self.cost(memory, call))
 
     def expects_gaps(self) -> bool:
         """Always: even a share of 1 is full at the end of the prompt."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .audit import WHAT, Audit
 from .memory import Call, Memory
 
 PHASES = ("prefill", "decode")
@@ -47,6 +48,7 @@ class Ledger:
     tallies: dict[tuple[int, str], Tally] = field(default_factory=dict)
     held: dict[int, Tensor] = field(default_factory=dict)
     watch: Callable[[Memory, Call, Tensor, Tensor], None] | None = None
+    audit: Audit = field(default_factory=Audit)
 
     def chosen(self, memory: Memory, call: Call, q_BHTD: Tensor, keep_BNTS: Tensor) -> None:
         """Tell an analysis, where one watches, which rows held each query row chose; the query as the keys are."""
@@ -70,17 +72,18 @@ class Ledger:
             extra_bytes_BT: bytes read beside those rows for each query row (scores, bases), all real heads together.
             row_bytes: bytes read of an attended row; default its key and its value.
         """
-        live, real = memory.site.live, call.context_BT > 0
+        live, real = memory.site.live, (call.context_BT > 0).double()
         assert attended_BGT.shape[1] == memory.keys.view.shape[1]
         tally = self._tally(memory, call)
         context = call.context_BT.double()
         each = memory.keys.row_bytes + memory.values.row_bytes if row_bytes is None else row_bytes
-        attended = (attended_BGT[:, : memory.live].double().sum(1) * real).sum() / memory.copies
-        extra = (extra_bytes_BT * real).sum() if isinstance(extra_bytes_BT, Tensor) else extra_bytes_BT * real.sum()
+        attended_BT = attended_BGT[:, : memory.live].double().sum(1) * real
+        read_BT = attended_BT * each + real * extra_bytes_BT
+        self.audit.read(attended_BT / memory.copies, read_BT)
         tally.rows += real.sum()
         tally.visible += live * context.sum()
-        tally.attended += attended
-        tally.read += attended * memory.copies * each + extra
+        tally.attended += attended_BT.sum() / memory.copies
+        tally.read += read_BT.sum()
         tally.dense += live * context.sum() * memory.dense_row_bytes
 
     def settle(self, memory: Memory, call: Call, arrived_BN: Tensor | None = None) -> None:
@@ -103,13 +106,14 @@ class Ledger:
         return self.tallies[place]
 
     def sums(self) -> Tensor:
-        """[layers, 3, 6] on the CPU, to be added up over ranks: prefill, decode, (bytes held, dense bytes, heads)."""
+        """[layers, 3, 6] on the CPU: prefill, decode, (bytes held, dense bytes, heads, three excesses over budgets)."""
         layers = 1 + max((place[0] for place in self.tallies), default=-1)
         table = torch.zeros(layers, 3, 6, dtype=torch.float64)
         for (layer, phase), tally in self.tallies.items():
             table[layer, PHASES.index(phase)] = tally.vector().cpu()
         for layer, held in self.held.items():
             table[layer, 2, :3] = held.cpu()
+            table[layer, 2, 3:] = self.audit.row(layer)
         return table
 
 
@@ -121,14 +125,21 @@ def summary(tables: Sequence[Tensor]) -> dict[str, Any]:
 
     Returns:
         {"prefill", "decode": {tokens, density, rows_*_mean (of one key/value head of one layer), bytes_*_per_token (all
-        heads and layers)}, "bytes_held", "bytes_held_dense", "layers": [the decode phase of each layer]}; a phase that
+        heads and layers)}, "bytes_held", "bytes_held_dense", "over_budget": {rows_attended, rows_held, bytes: the most
+        that any call of any layer used beyond its budget}, "layers": [the decode phase of each layer]}; a phase that
         never ran has tokens 0 and no density.
     """
     total = torch.stack(list(tables)).sum(0)
     total[:, :2, 0] = tables[0][:, :2, 0]  # every rank sees the same rows, only its own heads
     phases = {p: _phase(total, i) for i, p in enumerate(PHASES)}
     held = {"bytes_held": int(total[:, 2, 0].sum()), "bytes_held_dense": int(total[:, 2, 1].sum())}
-    return {**phases, **held, "layers": [_phase(total[i : i + 1], 1) for i in range(len(total))]}
+    most = torch.stack(list(tables))[:, :, 2, 3:].amax((0, 1)).tolist() if len(total) else [0.0] * len(WHAT)
+    return {
+        **phases,
+        **held,
+        "over_budget": dict(zip(WHAT, most, strict=True)),
+        "layers": [_phase(total[i : i + 1], 1) for i in range(len(total))],
+    }
 
 
 def _phase(total: Tensor, phase: int) -> dict[str, float]:

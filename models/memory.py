@@ -70,6 +70,9 @@ class Memory:
         constants: tensors of this layer that a method reads each step (a PCA basis); charged once.
         extra: further tensors [B, G, ...] of these sequences; charged.
         first: [B] number of the first token that is no padding; the binding says.
+        prompt: [B] tokens of each text at the end of its last prompt, padding left out; None before the first.
+        prompt_seen: `seen` at that moment.
+        allowed: [B] rows of a head that an evicting method's budget then allowed.
     """
 
     def __init__(self, site: Site, constants: Mapping[str, Tensor], room: int = 0) -> None:
@@ -81,6 +84,9 @@ class Memory:
         self.extra: dict[str, Tensor] = {}
         self.copies = 1
         self.first: Tensor | None = None
+        self.prompt: Tensor | None = None
+        self.prompt_seen = 0
+        self.allowed: Tensor | None = None
         self.columns: Tensor | None = None
         self.clock: Clock | None = None
         self._tokens, self._written = 0, 0
@@ -176,6 +182,11 @@ class Memory:
         self.columns = torch.where(here, self.seen, numbers)
         self._advance(1)
 
+    def end_prompt(self, call: Call) -> None:
+        """Note how long the text is now, if these rows were a prompt's; a first token alone is none."""
+        if call.phase == "prefill" and self._tokens > 1:
+            self.prompt, self.prompt_seen = call.context_BT[:, -1], self._tokens
+
     def numbers_BNS(self, batch: int) -> Tensor:
         """Token number of each row held; holes -1."""
         if self.columns is not None:
@@ -199,6 +210,8 @@ class Memory:
     def reorder(self, batch: Tensor) -> None:
         """Rearrange the sequences of the batch."""
         self.first = None if self.first is None else self.first[batch]
+        self.prompt = None if self.prompt is None else self.prompt[batch]
+        self.allowed = None if self.allowed is None else self.allowed[batch]
         self.extra = {name: part[batch] for name, part in self.extra.items()}
         for part in (self.keys, self.values, *self.aux.values()):
             part.reorder(batch)
@@ -255,6 +268,7 @@ class Call:
         seen: tokens so far, these T included.
         query: [B, H, T, D], for methods that evict by it.
         clock: the memory's, if pinned.
+        group: query heads of a key/value head.
     """
 
     visible: Tensor | None
@@ -265,6 +279,7 @@ class Call:
     new: int
     query: Tensor | None = None
     clock: Clock | None = None
+    group: int = 1
 
     def once(self, key: Hashable, work: Callable[[], Tensor]) -> Tensor:
         """What does not depend on the layer; computed once a step where the memory is pinned."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..kernels.lowrank_score import OP as LOWRANK_SCORE
 from ..kernels.select_topk import OP as SELECT_TOPK
 from . import attend
+from .budget import Allowance, Amount, Cost, amount_of, asks_for_gaps, in_rows, widest, word_of
 from .ledger import Ledger
 from .memory import Call, Memory, Site
 
@@ -69,6 +70,14 @@ class Method(ABC):
     def settle(self, memory: Memory, call: Call) -> None:  # noqa: B027 - most methods evict nothing
         """Evict after the call; default nothing."""
 
+    def allowance(self, memory: Memory, call: Call) -> Allowance | None:
+        """What these arguments allow a call that the method acted on or that ended a prompt; default no bound.
+
+        The binding holds every call against it, after `settle`.
+        """
+        del memory, call
+        return None
+
     def expects_gaps(self) -> bool:
         """Whether these arguments ask for less than everything; then a run without gaps is invalid."""
         return True
@@ -84,34 +93,25 @@ def count_dense(memory: Memory, call: Call, ledger: Ledger) -> None:
     ledger.count(memory, call, rows, 0.0)
 
 
-def share(amount: float, rows: Tensor) -> Tensor:
-    """A budget in rows: an int is a count, a float a share of `rows` (rounded down, at least one); int64."""
-    if isinstance(amount, int):
-        return rows.clamp(max=amount)
-    return (rows.double() * amount).floor().long().clamp(min=1).minimum(rows)
-
-
-def most(amount: float, rows: int) -> int:
-    """The same for a number of rows that the host knows."""
-    return min(amount, rows) if isinstance(amount, int) else min(max(1, int(rows * amount)), rows)
-
-
 class Select(Method):
     """Keeps the whole cache and chooses, per query row, the rows with the largest scores.
 
-    A subclass is a dataclass with fields `k` (budget: share of the row's causal length, or a count), `heads` ("kv": one
-    set of rows for the query heads of a key/value head, by their largest score; "query": a set for each) and `rule`
-    ("row": a share counts from the row's own causal length; "call": from all rows held, the rule of Loki's code).
+    A subclass is a dataclass with fields `keep`, `rows`, `bytes` (the budget: a share of the row's causal length, a
+    count, or bytes read for a row by a layer), `heads` ("kv": one set of rows for the query heads of a key/value head,
+    by their largest score; "query": a set for each, of `keep` or `rows` rows) and `rule` ("row": a share counts from
+    the row's own causal length; "call": from all rows held, the rule of Loki's code).
     """
 
     shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
-    k: float
+    keep: Amount
+    rows: Amount
+    bytes: Amount
     heads: str
     rule: str
 
     def expects_gaps(self) -> bool:
         """A share of 1 asks for everything."""
-        return isinstance(self.k, int) or self.k < 1
+        return asks_for_gaps(self)
 
     def room(self, memory: Memory, steps: int) -> int:
         """A row a step."""
@@ -140,6 +140,21 @@ class Select(Method):
         q = self.project(q_BHTD, memory)
         return self._one(q, memory, call, ledger) if call.new == 1 else self._many(q, memory, call, ledger)
 
+    def cost(self, memory: Memory, call: Call) -> Cost:
+        """Bytes that a query row reads."""
+        site, sets = memory.site, call.group if self.heads == "query" else 1
+        row = (memory.keys.row_bytes + memory.values.row_bytes) * sets
+        constants = sum(c.nbytes for c in memory.constants.values()) / max(1, len(site.kv_heads))
+        heads = site.kv_heads_real
+        return Cost(row * heads, self.score_bytes(memory) * heads, constants * heads)
+
+    def allowance(self, memory: Memory, call: Call) -> Allowance:
+        """The budget; where query heads choose apart, each may read rows of its own."""
+        if word_of(self) == "bytes":
+            return Allowance(read_bytes=amount_of(self, memory.site))
+        sets = call.group if self.heads == "query" else 1
+        return Allowance(attended_BT=(self._budget(call, memory) * sets).minimum(call.context_BT))
+
     def _budget_B(self, call: Call, memory: Memory) -> Tensor:
         """Of a single row, int32."""
         return self._budget(call, memory)[:, 0].int()
@@ -147,15 +162,16 @@ class Select(Method):
     def _budget(self, call: Call, memory: Memory) -> Tensor:
         rows = call.context_BT
         base = rows if self.rule == "row" else torch.zeros_like(rows) + memory.keys.count
-        return share(self.k, base).minimum(rows)
+        return in_rows(self, memory.site, base, self.cost(memory, call)).minimum(rows)
 
     def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         lo, hi = attend.span(memory, call)
         q_BHTW, k_BGSW = self.score_rows(q_BHTD, memory)
         scores = LOWRANK_SCORE(q_BHTW[:, :, 0], k_BGSW, lo, hi, self._reduce)
         held = memory.keys.view.shape[2]
-        width = most(self.k, held)
-        index, count = SELECT_TOPK(scores, call.once("budget", partial(self._budget_B, call, memory)), width)
+        cost = self.cost(memory, call)
+        width, key = widest(self, memory.site, held, cost), ("budget", amount_of(self, memory.site), cost)
+        index, count = SELECT_TOPK(scores, call.once(key, partial(self._budget_B, call, memory)), width)
         read = attend.union_of_index(index, count, k_BGSW.shape[1], held)
         ledger.count(memory, call, read, self._extra(memory, call))
         return attend.gathered(q_BHTD, memory, index, count, call)

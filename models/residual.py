@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from . import attend
+from .budget import Allowance, share
 from .evict import Stepwise, Walk, grouped, text
 from .feature_map import FeatureMap
 from .ledger import Ledger
 from .memory import Call, Memory, Site
-from .method import count_dense, share
+from .method import count_dense
 from .residual_state import Dropped, State, marked
 
 SINK = 1e30  # a mark that no attention reaches
@@ -61,6 +63,11 @@ class Residual(Stepwise):
         mark = torch.where(is_sink, SINK / (place.clamp(min=0) + 1.0), 0.0).float()
         memory.append(k_BGTD, v_BGTD, {"mark": mark.expand(-1, k_BGTD.shape[1], -1, -1)})
         self.state(memory).begin(k_BGTD)
+
+    def allowance(self, memory: Memory, call: Call) -> Allowance:
+        """The budget; a row that leaves is read once more, for the state."""
+        found = super().allowance(memory, call)
+        return found if found.attended_BT is None else replace(found, attended_BT=found.attended_BT + 1)
 
     def mark(self, marks_BGS: Tensor, weights_BHTS: Tensor) -> Tensor:
         """Attention adds up."""

@@ -32,7 +32,12 @@ def mean_BGTD(memory: Memory, call: Call) -> Tensor:
 
 def mean_bytes(memory: Memory) -> int:
     """Bytes that a query row reads of the sums of all real heads of one sequence."""
-    return memory.site.live * memory.extra[SUM].shape[-1] * memory.extra[SUM].element_size()
+    return memory.site.live * row_bytes(memory)
+
+
+def row_bytes(memory: Memory) -> int:
+    """Bytes of the sum of one head."""
+    return memory.extra[SUM].shape[-1] * memory.extra[SUM].element_size()
 
 
 def _without_padding(v_BGTD: Tensor, numbers_T: Tensor, first_B: Tensor | None) -> Tensor:

@@ -8,7 +8,6 @@ Shapes: B batch, H query heads, G key/value heads, N sets of rows chosen (G or H
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -16,15 +15,19 @@ from safetensors import safe_open
 from torch import Tensor
 
 from . import attend
+from .budget import Cost
 from .memory import Call, Memory, Site
 
 Between = Literal["linear", "nearest"]
 
 
-def budget(layer: int, k: float, k_layers: Sequence[float] | None) -> float:
-    """The k of a layer: the first layers may have their own."""
-    own = k_layers or ()
-    return own[layer] if layer < len(own) else k
+def cost(memory: Memory, visible: int, row: int) -> Cost:
+    """Bytes a query row reads of each key/value head: `visible` of each row to score it, `row` of each row chosen.
+
+    Thresholds and sums of values, which a calibration does not have, are left out.
+    """
+    heads = memory.site.kv_heads_real
+    return Cost(row * heads, visible * heads)
 
 
 def read_table(site: Site, signal: str, between: Between) -> Tensor:

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,7 +33,7 @@ class Within:
 
 @dataclass(frozen=True)
 class Share:
-    """A budget: a float is a share in (0, 1], an int an absolute count of at least 1."""
+    """A float is a share in (0, 1], an int an absolute count of at least 1."""
 
     of: str
 
@@ -41,6 +41,34 @@ class Share:
         """Say what is wrong with value, or nothing."""
         fits = value >= 1 if isinstance(value, int) else 0 < value <= 1
         return None if fits else f"a share of {self.of} in (0, 1] (0.25) or a whole number of at least 1 (64)"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One word for a budget: of the arguments that bear this mark a plug-in takes exactly one.
+
+    An amount holds for every layer; a list has one for each, the last of them for all layers that follow. In a sweep a
+    list is an axis, as of any number, and a list in it are the amounts of the layers.
+    """
+
+    wanted: str
+    kind: type
+    high: float = float("inf")
+
+    def problem(self, value: Any) -> str | None:
+        """Say what is wrong with value, or nothing."""
+        amounts = value if isinstance(value, (list, tuple)) else [value]
+        fits = value is None or (len(amounts) > 0 and all(_is(a, self.kind) and 0 < a <= self.high for a in amounts))
+        return None if fits else f"{self.wanted}, or a list of these by layer"
+
+
+Keep = Annotated[
+    float | tuple[float, ...] | None, Budget("a share in (0, 1] (a number of rows is the argument rows)", float, 1.0)
+]
+RowCount = Annotated[
+    int | tuple[int, ...] | None, Budget("a whole number of at least 1 (a share is the argument keep)", int)
+]
+ByteCount = Annotated[int | tuple[int, ...] | None, Budget("a whole number of bytes", int)]
 
 
 @dataclass(frozen=True)
@@ -86,13 +114,16 @@ class Module:
 
 
 NAMESPACE = {
-    "Annotated": typing.Annotated,
+    "Annotated": Annotated,
     "Any": Any,
+    "ByteCount": ByteCount,
     "Data": Data,
+    "Keep": Keep,
     "Literal": Literal,
     "Mapping": Mapping,
     "Module": Module,
     "Needs": Needs,
+    "RowCount": RowCount,
     "Share": Share,
     "Within": Within,
 }
@@ -111,13 +142,20 @@ def mark(kind: Any, of: type) -> Any | None:
 
 
 def takes_list(kind: Any) -> bool:
-    """Whether a list is one value of this type (else a list in a sweep is an axis)."""
+    """Whether a list is one value of this type (else a list in a sweep is an axis).
+
+    Where a single number is a value too, it is an axis: the list of a budget's layers stands in another list.
+    """
+    if mark(kind, Budget):
+        return False
     bare = kind.__origin__ if hasattr(kind, "__metadata__") else kind
     return typing.get_origin(bare) in (tuple, list) or any(takes_list(a) for a in _union(bare) or ())
 
 
 def problem(value: Any, kind: Any) -> str | None:
     """What was expected, when value does not fit the annotation; None when it does."""
+    if budget := mark(kind, Budget):
+        return str(wrong) if (wrong := budget.problem(value)) else None
     if hasattr(kind, "__metadata__"):
         wrong = problem(value, kind.__origin__)
         found = (m.problem(value) for m in kind.__metadata__ if hasattr(m, "problem") and value is not None)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import rules
 from .cell import Spec
-from .fields import NAMESPACE, Share, mark, near
+from .fields import NAMESPACE, Budget, Share, mark, near
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS: Mapping[str, str] = {
@@ -104,6 +106,56 @@ def load(kind: str, name: str) -> Any:
     return next(v for v in own if v.__module__ == module.__name__)
 
 
+def defaults(plugin: Plugin, given: Container[str]) -> dict[str, Any]:
+    """Defaults of the arguments that were not given; one word of a budget, once given, takes the place of another."""
+    words = [f.name for f in plugin.fields if mark(f.kind, Budget)]
+    spoken = any(word in given for word in words)
+    left = [f for f in plugin.fields if f.name not in given]
+    return {f.name: None if spoken and f.name in words else f.default for f in left}
+
+
+def check(kind: str, name: str, args: Mapping[str, Any]) -> None:
+    """Hold arguments against the rules in the plug-in's `__post_init__`, without importing the plug-in.
+
+    Raises:
+        ValueError: they do not go together.
+    """
+    rule = _rule(source(kind, name))
+    if rule is None:
+        return
+    package = __name__.rsplit(".", 2)[0]
+    module = f"{package}.{FOLDERS[kind].replace('/', '.')}.{name}"
+    stand_in = type(name, (), {"__module__": module})()
+    vars(stand_in).update({k: tuple(v) if isinstance(v, list) else v for k, v in args.items()})
+    with suppress(AttributeError, NameError):  # what needs the plug-in itself is told when it is made
+        rule(stand_in)
+
+
+@functools.cache
+def _rule(path: Path) -> Any | None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")), None)
+    found = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__post_init__"] if node else []
+    if not found:
+        return None
+    # the text comes from a file of this package, never from a user's sweep
+    scope: dict[str, Any] = {"rules": rules, **_literals(tree.body)}
+    future = ast.parse("from __future__ import annotations").body
+    exec(compile(ast.Module([*future, *found], []), str(path), "exec"), scope)  # noqa: S102
+    return scope["__post_init__"]
+
+
+def _literals(body: list[ast.stmt]) -> dict[str, Any]:
+    found = {}
+    for node in body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            try:
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+            except ValueError:  # no literal: a rule that uses it is told by the tests of plug-ins
+                continue
+    return found
+
+
 def _suffix(kind: str) -> str:
     return "yaml" if kind in ("models", "sites") else "py"
 
@@ -121,7 +173,8 @@ def _shown(kind: str, spec: Spec) -> dict[str, Any]:
         return plain
     named = [f.name for f in fields if f.name in plain and (_is_budget(f.kind) or not _same(plain[f.name], f.default))]
     known = {f.name for f in fields}
-    return {k: plain[k] for k in (*named, *(k for k in plain if k not in known))}
+    older = [k for k in plain if k not in known]  # arguments of an earlier version, its budget among them
+    return {k: plain[k] for k in (*older, *named)}
 
 
 def _same(value: Any, default: Any) -> bool:
@@ -130,7 +183,7 @@ def _same(value: Any, default: Any) -> bool:
 
 def _is_budget(kind: Any) -> bool:
     options = (kind, *getattr(kind, "__args__", ()))  # `Annotated[float, Share(...)] | None` is a budget too
-    return any(mark(option, Share) for option in options)
+    return any(mark(option, Share) or mark(option, Budget) for option in options)
 
 
 def _brief(value: Any) -> str:

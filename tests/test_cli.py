@@ -18,7 +18,7 @@ from lacuna.results.store import Store
 SWEEP = """
 name: tiny
 model: pocket
-method: [full, {loki: {k: 0.25, basis: {tokens: 2048}}}]
+method: [full, {loki: {keep: 0.25, basis: {tokens: 2048}}}]
 task: {perplexity: {window: 64, windows: 1}}
 """
 
@@ -97,9 +97,9 @@ def test_list(capsys, kind):
 def test_list_says_what_an_argument_takes(capsys):
     """Nobody could write a sweep without reading the source."""
     rows = {row["name"]: row for row in json.loads(outcome(capsys, "list", "methods", "--json")[1])}
-    (k,) = (field for field in rows["topk"]["fields"] if field["name"] == "k")
-    assert k["type"] == "a whole number or a number"
-    assert k["default"] == 0.25
+    keep, rows = (field for field in rows["topk"]["fields"] if field["name"] in ("keep", "rows"))
+    assert keep["type"].startswith("a share in (0, 1]")
+    assert (keep["default"], rows["default"]) == (0.25, None)
 
 
 @pytest.mark.parametrize(

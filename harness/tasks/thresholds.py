@@ -12,13 +12,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...models import attend, threshold
+from ...models.budget import amount_of, in_rows, word_of
 from ...models.ledger import Ledger
 from ...models.memory import Call, Memory, Site
-from ...models.method import Select, share
+from ...models.method import Select
 from ...models.methods.full import Full
 from ...models.methods.loki import Loki
 from ...models.methods.topk import Topk
-from ...results.fields import Data, Needs, Share, Within
+from ...results import rules
+from ...results.fields import ByteCount, Data, Keep, Needs, RowCount, Share, Within
 from ..lm import TOKENS_AT_ONCE, Session
 from ..task import Outcome, Task
 from ..windows import read_windows
@@ -36,15 +38,16 @@ class Thresholds(Task):
     `lowrank`; with `pre` also layer.<i>.mass [H, M], the mean of exp(score - largest score) summed over the rows that
     exact top-k drops; float32.
 
-    Arguments: `k`, `k_layers`, `placement`, `heads` are the method's own; `d` and `basis` too where scores are those of
-    d leading components. `sigma` deviations are added (published: 0.1). `tac: topk` (published) lets exact top-k act
-    while calibrating, so that deeper layers see what they will see; the weights kept are normalised. `every` n-th
-    length is watched; `smooth` is the deviation in tokens of a Gaussian over lengths, 0 for none. `corpus`, `tokens`,
-    `window` say what to read; text that other tasks measure on is refused.
+    Arguments: `keep`, `rows`, `bytes`, `placement`, `heads` are the method's own; `d` and `basis` too where scores are
+    those of d leading components. `sigma` deviations are added (published: 0.1). `tac: topk` (published) lets exact
+    top-k act while calibrating, so that deeper layers see what they will see; the weights kept are normalised. `every`
+    n-th length is watched; `smooth` is the deviation in tokens of a Gaussian over lengths, 0 for none. `corpus`,
+    `tokens`, `window` say what to read; text that other tasks measure on is refused.
     """
 
-    k: Annotated[int | float, Share("the row's causal length")] = 64
-    k_layers: tuple[Annotated[int | float, Share("the row's causal length")], ...] | None = None
+    keep: Keep = None
+    rows: RowCount = 64
+    bytes: ByteCount = None
     placement: Literal["pre", "post"] = "pre"
     heads: Literal["query", "kv"] = "query"
     d: Annotated[int | float, Share("the head dimension")] | None = None
@@ -56,57 +59,61 @@ class Thresholds(Task):
     corpus: Annotated[str, Data("harness/data")] = "calibration"
     tokens: Annotated[int, Within(256)] = 16384
     window: Annotated[int, Within(16)] = 1024
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        if (self.d is None) != (self.basis is None):
-            raise ValueError("thresholds on low-rank scores take both d and basis, others neither")
-        if self.d is not None and self.placement == "post":
-            raise ValueError("thresholds on low-rank scores stand before the softmax: set placement: pre")
-        if self.corpus in HELD_OUT:
-            raise ValueError(f"{self.corpus!r} is what tasks measure on: thresholds from it would have seen the test")
+        rules.one_budget(self)
+        half = (self.d is None) != (self.basis is None)
+        rules.refuse(self, when=half, why="low-rank scores take both d and basis, others neither")
+        after = self.d is not None and self.placement == "post"
+        rules.refuse(self, when=after, why="low-rank scores stand before the softmax: set placement: pre")
+        seen = f"{self.corpus!r} is what tasks measure on: thresholds from it would have seen the test"
+        rules.refuse(self, when=self.corpus in HELD_OUT, why=seen)
 
     @property
     def signal(self) -> Literal["pre", "post", "lowrank"]:
         """What is compared with the thresholds."""
         return self.placement if self.d is None else "lowrank"
 
-    def k_of(self, layer: int) -> float:
-        """The budget of a layer."""
-        return threshold.budget(layer, self.k, self.k_layers)
+    def aim(self, memory: Memory, call: Call, length: Tensor) -> Tensor:
+        """Rows that thresholds of rows so long aim at, as the method counts them."""
+        sets = call.group if self.heads == "query" else 1
+        keys, values = memory.keys.row_bytes, memory.values.row_bytes
+        costs = (keys, values * sets) if self.d is None else (memory.aux["lead"].row_bytes, (keys + values) * sets)
+        return in_rows(self, memory.site, length, threshold.cost(memory, *costs))
 
-    def lengths(self, layer: int) -> Tensor:
-        """Row lengths to watch: every n-th of those that exceed their k, and the longest.
+    def lengths(self, memory: Memory, call: Call) -> Tensor:
+        """Row lengths to watch: every n-th of those that exceed what is aimed at, and the longest.
 
         Raises:
             ValueError: no row of a window does.
         """
         all_ = torch.arange(1, self.window + 1)
-        longer = all_[all_ > share(self.k_of(layer), all_)]
+        longer = all_[all_ > self.aim(memory, call, all_)]
         if not len(longer):
-            raise ValueError(f"no row of {self.window} tokens exceeds k = {self.k_of(layer)}: use a larger window")
+            what = f"{word_of(self)} = {amount_of(self, memory.site)}"
+            raise ValueError(f"no row of {self.window} tokens exceeds {what}: use a larger window")
         return torch.cat([longer[: -1 : self.every], longer[-1:]])
 
     def run(self, session: Session) -> Outcome:
         """Read the corpus and note the score at the place of each row's threshold."""
-        scores: Select = Topk(k=self.k) if self.d is None else Loki(k=self.k, d=self.d)
+        scores: Select = Topk() if self.d is None else Loki(d=self.d)
         watch = Watch(self, scores)
         windows = read_windows(session, self.corpus, self.tokens, self.window)
         with session.instead(watch):
             for part in windows.split(max(1, TOKENS_AT_ONCE // self.window)):
                 session.prefill(part.tolist())
         tensors: dict[str, Tensor] = {}
-        for layer, notes in sorted(watch.notes.items()):
-            tensors |= self._tables(layer, notes, session)
+        for layer in sorted(watch.notes):
+            tensors |= self._tables(layer, watch, session)
         means = {f"theta_layer{i}": float(tensors[f"layer.{i}.{self.signal}"].mean()) for i in watch.notes}
         return Outcome({"tokens": float(windows.numel()), **means}, artifact=save(tensors))
 
-    def _tables(self, layer: int, notes: Notes, session: Session) -> dict[str, Tensor]:
-        everyone = session.lm.world.gather(notes.on_cpu())
+    def _tables(self, layer: int, watch: Watch, session: Session) -> dict[str, Tensor]:
+        everyone, lengths = session.lm.world.gather(watch.notes[layer].on_cpu()), watch.lengths[layer]
         real = session.lm.shard.kv_heads_real
         sets = len(everyone[0].total) // everyone[0].groups  # of a key/value head; heads that only pad come last
         theta = torch.cat([n.threshold(self.sigma) for n in everyone])[: real * sets]
-        lengths = self.lengths(layer)
         found = {"lengths": lengths, self.signal: self._smoothed(lengths, theta)}
         if self.signal == "pre":
             heads = len(everyone[0].mass) // everyone[0].groups
@@ -156,6 +163,7 @@ class Watch(Full):
     task: Thresholds = field(default_factory=Thresholds)
     scores: Select = field(default_factory=Topk)
     notes: dict[int, Notes] = field(default_factory=dict)
+    lengths: dict[int, Tensor] = field(default_factory=dict)
 
     def constants(self, site: Site) -> Mapping[str, Tensor]:
         """Those of the scores."""
@@ -173,7 +181,8 @@ class Watch(Full):
         """Note, then attend what exact top-k leaves, or everything."""
         q = self.scores.project(q_BHTD, memory)
         layer = memory.site.layer
-        at = self.task.lengths(layer).to(q.device) - 1
+        self.lengths[layer] = self.task.lengths(memory, call)
+        at = self.lengths[layer].to(q.device) - 1
         found = [self._note(q, memory, call, part) for part in at.split(attend.ROWS_AT_ONCE)]
         groups, batch = memory.keys.view.shape[1], q.shape[0]
         new = Notes(groups, batch, *(torch.cat(part, -1) for part in zip(*found, strict=True)))
@@ -205,5 +214,5 @@ class Watch(Full):
         scores = (attend.group_scores(q_BHTW, k_BGSW[:, :, :last], "none") * call.scale).masked_fill(~seen, -torch.inf)
         signal = scores.softmax(-1).masked_fill(~seen, -torch.inf) if self.task.signal == "post" else scores
         rank = threshold.over_group(signal, k_BGSW.shape[1], self.task.heads)
-        k = share(self.task.k_of(memory.site.layer), call.context_BT[:, rows])
+        k = self.task.aim(memory, call, call.context_BT[:, rows])
         return scores, rank, attend.largest(rank, k)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...results.fields import Share
+from ...results import rules
+from ...results.fields import ByteCount, Keep, RowCount
 from ..evict import Evict, text
 from ..memory import Call, Memory
 
@@ -23,12 +24,18 @@ class KeyDiff(Evict):
     nothing is protected. A prompt that comes in pieces is cut after each, as the paper does for long ones, so that
     the budget holds on the way. All that is held is read, and grows in decode. The cut reads each key once.
 
-    Arguments: `k` rows of each head, a share of the prompt or a count (the paper's main budget is 8192).
+    Arguments: `keep` a share of the prompt, `rows` of each head (the paper's main budget is 8192), or `bytes` that a
+    layer holds.
     """
 
-    k: Annotated[int | float, Share("the prompt")] = 8192
-    version: ClassVar[int] = 1
+    keep: Keep = None
+    rows: RowCount = 8192
+    bytes: ByteCount = None
+    version: ClassVar[int] = 2
     shape: ClassVar[Literal["direct", "select", "evict"]] = "evict"
+
+    def __post_init__(self) -> None:
+        rules.one_budget(self)
 
     def worth(self, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
         """Minus the cosine to the anchor."""

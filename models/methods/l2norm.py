@@ -7,7 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
-from ...results.fields import Share, Within
+from ...results import rules
+from ...results.fields import ByteCount, Keep, RowCount, Within
+from ..budget import Allowance
 from ..evict import Evict
 from ..memory import Call, Memory
 
@@ -21,18 +23,28 @@ class L2Norm(Evict):
     protected. All that is held is read, and grows in decode. The cut reads each key once. KVCache-Factory does the
     same for every query head; kvpress's Knorm is `skip: 0`.
 
-    Arguments: `k` rows of each head of the layers that are cut, a share of the prompt or a count (the paper drops up
-    to half in language modelling); `skip` layers left whole: what the run holds in all is in the record.
+    Arguments: `keep` a share of the prompt, `rows` of each head, or `bytes` that a layer holds, of the layers that are
+    cut (the paper drops up to half in language modelling); `skip` layers left whole: what the run holds in all is in
+    the record.
     """
 
-    k: Annotated[int | float, Share("the prompt")] = 0.5
+    keep: Keep = 0.5
+    rows: RowCount = None
+    bytes: ByteCount = None
     skip: Annotated[int, Within(0)] = 2
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     shape: ClassVar[Literal["direct", "select", "evict"]] = "evict"
 
-    def rows(self, memory: Memory, call: Call) -> Tensor:
+    def __post_init__(self) -> None:
+        rules.one_budget(self)
+
+    def budget_B(self, memory: Memory, call: Call) -> Tensor:
         """Everything in the layers that are skipped."""
-        return call.context_BT[:, -1] if memory.site.layer < self.skip else super().rows(memory, call)
+        return call.context_BT[:, -1] if memory.site.layer < self.skip else super().budget_B(memory, call)
+
+    def allowance(self, memory: Memory, call: Call) -> Allowance:
+        """No bound in the layers that are skipped."""
+        return Allowance() if memory.site.layer < self.skip else super().allowance(memory, call)
 
     def worth(self, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
         """Minus the norm."""

@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ...results.fields import Needs, Share, Within
+from ...results import rules
+from ...results.fields import ByteCount, Keep, Needs, RowCount, Share, Within
 from ..memory import Memory, Site
 from ..method import Select
 
@@ -24,24 +25,31 @@ class Loki(Select):
     once more in rows of their own, so that ranking reads d/D of the keys contiguously; these are charged. No row is
     evicted; no sink, window or layer is excepted.
 
-    Arguments: `k` rows kept, a share or a count; `d` leading components, a share of the head dimension or a count; or
+    Arguments: `keep` a share of the row's causal length, `rows` a count, or `bytes` that a layer reads for a row,
+    leading components and basis included; `d` leading components, a share of the head dimension or a count; or
     `variance` instead of d: the explained-variance rank, per layer the largest over its heads of the number of
     components whose cumulated share stays below it; `basis` the calibration (task pca; `rotary: pre` is the basis of
     keys before the rotary embedding). `heads: query` and `rule: call` are what the authors' code does.
     """
 
-    k: Annotated[int | float, Share("the row's causal length")] = 0.25
+    keep: Keep = 0.25
+    rows: RowCount = None
+    bytes: ByteCount = None
     d: Annotated[int | float, Share("the head dimension")] | None = 0.25
     variance: Annotated[float, Within(0, 1, open_low=True)] | None = None
     basis: Annotated[Mapping[str, Any], Needs("pca")] = field(default_factory=dict)
     heads: Literal["kv", "query"] = "kv"
     rule: Literal["row", "call"] = "row"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
 
     def __post_init__(self) -> None:
-        if (self.d is None) == (self.variance is None):
-            raise ValueError("loki takes either d or variance: set the other to null")
+        rules.one_budget(self)
+        rules.refuse(
+            self,
+            when=(self.d is None) == (self.variance is None),
+            why="give either d or variance: set the other to null",
+        )
 
     def constants(self, site: Site) -> Mapping[str, Tensor]:
         """This rank's basis, columns by falling variance, cut after the rank d: lead [G, D, d], rest [G, D, D - d]."""

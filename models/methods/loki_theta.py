@@ -9,11 +9,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ...results.fields import Needs, Share, Within
+from ...results import rules
+from ...results.fields import ByteCount, Keep, Needs, RowCount, Share, Within
 from .. import attend, running, threshold
+from ..budget import Allowance, asks_for_gaps, in_rows
 from ..ledger import Ledger
 from ..memory import Call, Memory, Site
-from ..method import Method, share
+from ..method import Method
 from .loki import Loki
 
 
@@ -34,14 +36,16 @@ class LokiTheta(Method):
     Keeps everything: keys rotated by the basis, their leading d components once more in rows of their own. Reads d
     components of every key, key and value of the rows chosen, the basis, one threshold a head, one sum of values.
 
-    Arguments: `k` rows aimed at, `k_layers` the same for the first layers; `d` leading components, a share of the head
-    dimension or a count; `heads: kv` chooses for the query heads of a key/value head by their largest score, `query`
-    for each; `between` how thresholds go on between calibrated lengths; `basis` and `thresholds` the two calibrations,
-    the second of which stands on the first.
+    Arguments: what thresholds aim at, k rows: `keep` a share of the row's causal length, `rows` a count, or `bytes`
+    that a layer reads for a row, leading components included; `d` leading components, a share of the head dimension or
+    a count; `heads: kv` chooses for the query heads of a key/value head by their largest score, `query` for each;
+    `between` how thresholds go on between calibrated lengths; `basis` and `thresholds` the two calibrations, the second
+    of which stands on the first.
     """
 
-    k: Annotated[int | float, Share("the row's causal length")] = 0.25
-    k_layers: tuple[Annotated[int | float, Share("the row's causal length")], ...] | None = None
+    keep: Keep = 0.25
+    rows: RowCount = None
+    bytes: ByteCount = None
     d: Annotated[int | float, Share("the head dimension")] = 0.25
     heads: Literal["kv", "query"] = "kv"
     least: Annotated[float, Within(0, 1)] = 0.5
@@ -51,19 +55,20 @@ class LokiTheta(Method):
     vmc: Literal["mean", "none"] = "mean"
     between: Literal["linear", "nearest"] = "linear"
     basis: Annotated[Mapping[str, Any], Needs("pca")] = field(default_factory=dict)
-    thresholds: Annotated[Mapping[str, Any], Needs("thresholds", same=("k", "k_layers", "heads", "d", "basis"))] = (
-        field(default_factory=dict)
-    )
-    version: ClassVar[int] = 1
+    thresholds: Annotated[
+        Mapping[str, Any], Needs("thresholds", same=("keep", "rows", "bytes", "heads", "d", "basis"))
+    ] = field(default_factory=dict)
+    version: ClassVar[int] = 2
     shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
 
     def __post_init__(self) -> None:
-        if self.sdc == "none" and (self.vmc == "mean" or self.sdc_scale != 1):
-            raise ValueError("loki_theta with sdc: none lacks no weight: set vmc: none and leave sdc_scale at 1")
+        rules.one_budget(self)
+        idle = self.sdc == "none" and (self.vmc == "mean" or self.sdc_scale != 1)
+        rules.refuse(self, when=idle, why="sdc: none lacks no weight: set vmc: none and leave sdc_scale at 1")
 
     def expects_gaps(self) -> bool:
         """A share of 1 in every layer asks for everything."""
-        return any(isinstance(k, int) or k < 1 for k in (self.k, *(self.k_layers or ())))
+        return asks_for_gaps(self)
 
     @property
     def _loki(self) -> Loki:
@@ -123,12 +128,23 @@ class LokiTheta(Method):
         rank = threshold.over_group(low_BHTS, memory.keys.view.shape[1], self.heads)
         theta = threshold.look_up(memory.constants["theta"], call, rank.shape[1])[..., rows]
         context = call.context_BT[:, rows]
-        k = share(threshold.budget(memory.site.layer, self.k, self.k_layers), context)
+        k = self._aim(memory, call)[:, rows]
         dense = context <= k
         above = seen_B1TS & ((rank > theta[..., None]) | dense[:, None, :, None])
         least = torch.where(dense, context, (k * self.least).floor().long().clamp(min=1))
         most = (k * self.most).ceil().long()
         return threshold.choose(rank, above, least, most.minimum(context))
+
+    def _aim(self, memory: Memory, call: Call) -> Tensor:
+        """What the thresholds aim at, [B, T]."""
+        row = (memory.keys.row_bytes + memory.values.row_bytes) * (call.group if self.heads == "query" else 1)
+        return in_rows(self, memory.site, call.context_BT, threshold.cost(memory, memory.aux["lead"].row_bytes, row))
+
+    def allowance(self, memory: Memory, call: Call) -> Allowance:
+        """A row's own count may stray from the aim up to `most` of it."""
+        sets = call.group if self.heads == "query" else 1
+        most = (self._aim(memory, call) * self.most).ceil().minimum(call.context_BT)
+        return Allowance(attended_BT=(most * sets).minimum(call.context_BT))
 
     def _count(self, memory: Memory, call: Call, ledger: Ledger, read_BGT: Tensor) -> None:
         site, theta = memory.site, memory.constants["theta"]

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from ...kernels.lowrank_score import OP as LOWRANK_SCORE
 from ...kernels.select_topk import OP as SELECT_TOPK
-from ...results.fields import Share, Within
+from ...results import rules
+from ...results.fields import ByteCount, Keep, RowCount, Within
 from .. import attend
+from ..budget import Allowance, Cost, amount_of, asks_for_gaps, in_rows, widest, word_of
 from ..ledger import Ledger
 from ..memory import Call, Memory
-from ..method import Method, share
+from ..method import Method
 from ..rows import Rows
 
 
@@ -28,25 +30,28 @@ class Quest(Method):
     whole page. The page being written is always attended, as in the released code. The first `skip` layers stay
     dense.
 
-    Arguments: `k` rows, a share of the row's causal length or a count, of which whole pages are taken: never more
-    than k, but always the page being written. `heads: kv` chooses pages for all query heads of a key/value head, by
-    their largest bound; `heads: query` is the released code, where a head of its own is what a query head reads.
+    Arguments: `keep` a share of the row's causal length, `rows` a count, or `bytes` that a layer reads for a row, boxes
+    included; whole pages are taken, never more than that, but always the page being written. `heads: kv` chooses pages
+    for all query heads of a key/value head, by their largest bound; `heads: query` is the released code, where a head
+    of its own is what a query head reads.
     """
 
-    k: Annotated[int | float, Share("the row's causal length")] = 1024
+    keep: Keep = None
+    rows: RowCount = 1024
+    bytes: ByteCount = None
     page: Annotated[int, Within(1)] = 16
     skip: Annotated[int, Within(0)] = 2
     heads: Literal["kv", "query"] = "kv"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, int) and self.k < self.page:
-            raise ValueError(f"quest: k = {self.k} rows are less than a page of {self.page}: raise k or lower page")
+        rules.one_budget(self)
+        rules.rows_above(self, self.page - 1, f"is less than a page of {self.page}")
 
     def expects_gaps(self) -> bool:
         """A share of 1 asks for everything, or nearly."""
-        return isinstance(self.k, int) or self.k < 1
+        return asks_for_gaps(self)
 
     def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Append, and draw the boxes of the pages that were written to."""
@@ -88,14 +93,14 @@ class Quest(Method):
         own = self._own(call)[:, 0]
         bounds = LOWRANK_SCORE(_halves(q_BHTD)[:, :, 0], boxes, torch.zeros_like(own), own, self._reduce)
         scores = self._by_row(bounds[:, :, None], memory, call, slice(None))[:, :, 0]
-        width = min(int(share(self.k, torch.tensor([held]))) + self.page, held)
-        index, count = SELECT_TOPK(scores, self._budget(call)[:, 0].int(), width)
+        width = min(widest(self, memory.site, held, self.cost(memory, call)) + self.page, held)
+        index, count = SELECT_TOPK(scores, self._budget(memory, call)[:, 0].int(), width)
         read = attend.union_of_index(index, count, boxes.shape[1], held)
         ledger.count(memory, call, read, self._extra(memory, call))
         return attend.gathered(q_BHTD, memory, index, count, call)
 
     def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
-        boxes, budget, parts = memory.aux["boxes"].view, self._budget(call), []
+        boxes, budget, parts = memory.aux["boxes"].view, self._budget(memory, call), []
         for start in range(0, call.new, attend.ROWS_AT_ONCE):
             rows = slice(start, start + attend.ROWS_AT_ONCE)
             bounds = attend.group_scores(_halves(q_BHTD[:, :, rows]), boxes, self._reduce)
@@ -112,10 +117,30 @@ class Quest(Method):
         """The page that each row is in, [B, T]; as many whole pages lie before it."""
         return ((call.context_BT - 1).clamp(min=0) // self.page).int()
 
-    def _budget(self, call: Call) -> Tensor:
-        """Rows of whole pages that fit into k beside the row's own page, and those of its own page; [B, T]."""
+    def cost(self, memory: Memory, call: Call) -> Cost:
+        """Boxes of whole pages, and the rows chosen."""
+        heads, row = memory.site.kv_heads_real, memory.keys.row_bytes + memory.values.row_bytes
+        sets = call.group if self.heads == "query" else 1
+        return Cost(row * sets * heads, memory.aux["boxes"].row_bytes / self.page * heads)
+
+    def allowance(self, memory: Memory, call: Call) -> Allowance | None:
+        """The budget, or the page being written where that is more; nothing in layers that stay dense."""
+        if memory.site.layer < self.skip:
+            return None
+        if word_of(self) == "bytes":
+            cost = self.cost(memory, call)
+            least = self.page * cost.row + int(call.seen) * cost.visible
+            return Allowance(read_bytes=max(amount_of(self, memory.site), least))
+        sets = call.group if self.heads == "query" else 1
+        rows = in_rows(self, memory.site, call.context_BT, self.cost(memory, call))
+        own = call.context_BT - self._own(call) * self.page
+        return Allowance(attended_BT=((rows.maximum(own) - own) * sets + own).minimum(call.context_BT))
+
+    def _budget(self, memory: Memory, call: Call) -> Tensor:
+        """Rows of whole pages that fit into the budget beside the row's own page, and those of its own page; [B, T]."""
         begun = call.context_BT - self._own(call) * self.page
-        return begun + (share(self.k, call.context_BT) - begun).clamp(min=0) // self.page * self.page
+        rows = in_rows(self, memory.site, call.context_BT, self.cost(memory, call))
+        return begun + (rows - begun).clamp(min=0) // self.page * self.page
 
     def _by_row(self, bounds_BNTP: Tensor, memory: Memory, call: Call, rows: slice) -> Tensor:
         """The bound of each row's page; its own page comes first, what is not visible never; [B, N, T, S]."""

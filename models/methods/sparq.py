@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from ...kernels.select_topk import OP as SELECT_TOPK
-from ...results.fields import Share
+from ...results import rules
+from ...results.fields import ByteCount, Keep, RowCount, Share
 from .. import attend, running
+from ..budget import Allowance, Cost, amount_of, asks_for_gaps, in_rows, share, widest, word_of
 from ..ledger import Ledger
 from ..memory import Call, Memory
-from ..method import Method, share
+from ..method import Method
 
 
 @dataclass(frozen=True)
 class Sparq(Method):
-    """Rows are ranked by the r components of the query that are largest in magnitude; the k best are attended exactly.
+    """Rows are ranked by the r components of the query that are largest in magnitude; the best are attended exactly.
 
     SparQ Attention: Bandwidth-Efficient LLM Inference (arXiv 2312.04985, Algorithm 1). The r components are chosen once
     for the query heads of a key/value head, by their summed magnitude. Approximate weights are a softmax of the partial
@@ -27,24 +29,30 @@ class Sparq(Method):
     as a running sum.
 
     Keeps everything, and each key twice: components are read from a copy laid out by component, which is charged. Reads
-    r/D of every key, key and value of the k rows, and one sum of values.
+    r/D of every key, key and value of the rows chosen, and one sum of values.
 
-    Arguments: `k` rows kept, the local ones among them; `r` components, a share of the head dimension or a count;
-    `local` last rows always kept, a share of k (a quarter in the paper) or a count; `rest: mean` reallocates to the
-    mean value, `rest: none` leaves the dropped weight out. The authors' code keeps k + 1 rows, as it counts the row
-    itself apart, and adds 1 to the weights of local rows, which chooses the same set.
+    Arguments: `keep` a share of the row's causal length, `rows` a count, or `bytes` that a layer reads for a row, the
+    local rows among them; `r` components, a share of the head dimension or a count; `local` last rows always kept, a
+    share of the budget (a quarter in the paper) or a count; `rest: mean` reallocates to the mean value, `rest: none`
+    leaves the dropped weight out. The authors' code keeps k + 1 rows, as it counts the row itself apart, and adds 1 to
+    the weights of local rows, which chooses the same set.
     """
 
-    k: Annotated[int | float, Share("the row's causal length")] = 128
+    keep: Keep = None
+    rows: RowCount = 128
+    bytes: ByteCount = None
     r: Annotated[int | float, Share("the head dimension")] = 0.25
-    local: Annotated[int | float, Share("k")] = 0.25
+    local: Annotated[int | float, Share("the budget")] = 0.25
     rest: Literal["mean", "none"] = "mean"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
+
+    def __post_init__(self) -> None:
+        rules.one_budget(self)
 
     def expects_gaps(self) -> bool:
         """A share of 1 asks for everything."""
-        return isinstance(self.k, int) or self.k < 1
+        return asks_for_gaps(self)
 
     def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Append, with the second copy of the keys and the sum of the values."""
@@ -65,9 +73,9 @@ class Sparq(Method):
         """Output [B, H, 1, D], and the approximate weight [B, H, 1] inside the rows chosen."""
         rows, seen = slice(0, 1), attend.visible_BTS(memory, call)
         weights = self._weights(q_BHTD, memory, seen, call)
-        width = int(share(self.k, torch.tensor([memory.keys.view.shape[2]])))
+        width = widest(self, memory.site, memory.keys.view.shape[2], self.cost(memory, call))
         rank = self._rank(weights, memory, seen, call, rows)[:, :, 0]
-        index, count = SELECT_TOPK(rank, share(self.k, call.context_BT)[:, 0].int(), width)
+        index, count = SELECT_TOPK(rank, self._budget(memory, call)[:, 0].int(), width)
         self._count(memory, call, ledger, count[..., None])
         chosen = index.clamp(min=0).long().repeat_interleave(q_BHTD.shape[1] // index.shape[1], 1)
         valid = (index >= 0).repeat_interleave(q_BHTD.shape[1] // index.shape[1], 1)
@@ -75,7 +83,7 @@ class Sparq(Method):
         return attend.gathered(q_BHTD, memory, index, count, call), inside[..., None]
 
     def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> tuple[Tensor, Tensor]:
-        visible, budget = attend.visible_BTS(memory, call), share(self.k, call.context_BT)
+        visible, budget = attend.visible_BTS(memory, call), self._budget(memory, call)
         groups, keeps, inside = memory.keys.view.shape[1], [], []
         for rows in attend.pieces(call):
             weights = self._weights(q_BHTD[:, :, rows], memory, visible[:, rows], call)
@@ -110,10 +118,27 @@ class Sparq(Method):
     def _rank(self, weights_BHTS: Tensor, memory: Memory, seen_BTS: Tensor, call: Call, rows: slice) -> Tensor:
         """Weights summed over the group, [B, G, T, S]; +inf for local rows and -inf for rows not seen."""
         summed = weights_BHTS.unflatten(1, (memory.keys.view.shape[1], -1)).sum(2)
-        kept = share(self.k, call.context_BT[:, rows])
+        kept = self._budget(memory, call)[:, rows]
         after = call.numbers_T[rows] - share(self.local, kept)
         local = memory.numbers_BS(seen_BTS.shape[0])[:, None] > after[..., None]
         return summed.masked_fill(local[:, None], torch.inf).masked_fill(~seen_BTS[:, None], -torch.inf)
+
+    def cost(self, memory: Memory, call: Call) -> Cost:
+        """Parts of every key, whole rows of those chosen, the sum of values."""
+        del call
+        heads, part = memory.site.kv_heads_real, memory.aux["by_component"].view.element_size()
+        row = memory.keys.row_bytes + memory.values.row_bytes
+        mean = running.row_bytes(memory) if self.rest == "mean" else 0
+        return Cost(row * heads, self._components(memory) * part * heads, mean * heads)
+
+    def allowance(self, memory: Memory, call: Call) -> Allowance:
+        """The budget."""
+        if word_of(self) == "bytes":
+            return Allowance(read_bytes=amount_of(self, memory.site))
+        return Allowance(attended_BT=self._budget(memory, call))
+
+    def _budget(self, memory: Memory, call: Call) -> Tensor:
+        return in_rows(self, memory.site, call.context_BT, self.cost(memory, call))
 
     def _count(self, memory: Memory, call: Call, ledger: Ledger, read_BGT: Tensor) -> None:
         part = self._components(memory) * memory.aux["by_component"].view.element_size() * memory.site.live

@@ -8,131 +8,191 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ...results.fields import Within
+from ...results import rules
+from ...results.fields import ByteCount, Keep, RowCount, Within
 from .. import attend
+from ..budget import Allowance, Cost, amount_of, asks_for_gaps, widest, word_of
+from ..evict import sliding_rows_BT
 from ..ledger import Ledger
 from ..memory import Call, Memory
 from ..method import Method
 
+SINKS = "sinks"
+
 
 @dataclass(frozen=True)
 class StreamingLlm(Method):
-    """The first `sinks` tokens and the last `window` are kept; everything between is dropped.
+    """The first `sinks` tokens and the last ones of the budget are kept; everything between is dropped.
 
-    Efficient Streaming Language Models with Attention Sinks (arXiv 2309.17453). A row attends sinks + window rows,
-    itself included; so many are held. Prompt rows attend everything when the prefill is dense; then the prompt is cut.
+    Efficient Streaming Language Models with Attention Sinks (arXiv 2309.17453). A row attends as many rows as the
+    budget has, itself included; so many are held. Prompt rows attend everything when the prefill is dense; then the
+    prompt is cut. With the paper's positions the sinks' keys are held twice, turned and not, and charged so.
 
-    Arguments: `positions: cache` (paper) counts positions inside the cache, so that the sinks stay close however long
-    the text; `positions: text` keeps the original ones. `decode: slide` (paper) drops a row for each new one; `decode:
-    grow` drops only once, at the end of the prompt, as KVCache-Factory does (with `positions: text`).
+    Arguments: `keep` a share of the prompt (of the row's own causal length where nothing was prefilled), `rows` of each
+    head (the paper: 1024), or `bytes` that a layer holds, `sinks` (the paper: 4) among them; a budget that is smaller
+    has fewer sinks, and its last row. `positions: cache` (paper) counts positions inside the cache, so that the sinks
+    stay close however long the text; `positions: text` keeps the original ones. `decode: slide` (paper) drops a row for
+    each new one; `decode: grow` drops only once, at the end of the prompt, as KVCache-Factory does (with `positions:
+    text`; its needle runner has rows - 32 sinks).
     """
 
+    keep: Keep = None
+    rows: RowCount = 1024
+    bytes: ByteCount = None
     sinks: Annotated[int, Within(0)] = 4
-    window: Annotated[int, Within(1)] = 1020
     positions: Literal["cache", "text"] = "cache"
     decode: Literal["slide", "grow"] = "slide"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     shape: ClassVar[Literal["direct", "select", "evict"]] = "evict"
 
     def __post_init__(self) -> None:
-        if self.decode == "grow" and self.positions == "cache":
-            raise ValueError("streaming_llm with decode: grow keeps the text's positions: set positions: text")
+        rules.one_budget(self)
+        rules.rows_above(self, self.sinks, f"leaves no window beside {self.sinks} sinks")
+        grows_in_cache = self.decode == "grow" and self.positions == "cache"
+        rules.refuse(self, when=grows_in_cache, why="decode: grow keeps the text's positions: set positions: text")
 
-    @property
-    def budget(self) -> int:
-        """Rows held and attended."""
-        return self.sinks + self.window
+    def cost(self, memory: Memory, call: Call | None = None) -> Cost:
+        """Bytes held: rows, and the sinks' keys as they came."""
+        del call
+        heads, key = memory.site.kv_heads_real, memory.keys.row_bytes
+        twice = self.sinks * key * heads if self.positions == "cache" else 0
+        return Cost((key + memory.values.row_bytes) * heads, fixed=twice)
+
+    def allowance(self, memory: Memory, call: Call) -> Allowance:
+        """The budget; what was decoded comes on top where the cache grows."""
+        more = int(memory.seen) - memory.prompt_seen if self.decode == "grow" else 0
+        if word_of(self) == "bytes":
+            return Allowance(held_bytes=amount_of(self, memory.site) + more * self.cost(memory).row)
+        if self.decode == "grow" and memory.prompt is None:
+            return Allowance()
+        rows = self._rows_BT(memory, call)
+        since = 0 if memory.prompt is None or not more else (call.context_BT - memory.prompt[:, None]).clamp(min=0)
+        return Allowance(attended_BT=rows + since, held_B=rows[:, -1] + more)
+
+    def expects_gaps(self) -> bool:
+        """A window that slides leaves gaps in the end; a prompt kept whole does not."""
+        return self.decode == "slide" or asks_for_gaps(self)
 
     def room(self, memory: Memory, steps: int) -> int:
         """None once the window is full; `grow` adds a row a step."""
         if memory.columns is None:
-            raise ValueError(
-                f"streaming_llm is captured with a full window: the prompt needs over {self.budget} tokens"
-            )
+            told = f"{word_of(self)} = {amount_of(self, memory.site)}"
+            raise ValueError(f"streaming_llm is captured with a full window: the prompt must be longer than {told}")
         return steps if self.decode == "grow" else 0
 
     def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Append; a single row overwrites the oldest of a full window, or padding."""
-        full = memory.columns is not None and memory.keys.view.shape[2] >= self.budget
-        if k_BGTD.shape[2] == 1 and full and self.decode == "slide":
+        if self.positions == "cache" and self.sinks and memory.clock is None:
+            self._remember_sinks(memory, k_BGTD)
+        if k_BGTD.shape[2] == 1 and self.decode == "slide" and memory.columns is not None and self._is_full(memory):
             memory.replace(self._slot(memory), k_BGTD, v_BGTD)
         else:
             memory.append(k_BGTD, v_BGTD)
 
+    def _remember_sinks(self, memory: Memory, k_BGTD: Tensor) -> None:
+        """Keep the sinks' keys as they come, so that turning them never adds up rounding."""
+        assert memory.first is not None
+        groups, new, dim = k_BGTD.shape[1:]
+        at = memory.first[:, None] + torch.arange(self.sinks, device=k_BGTD.device) - memory.seen
+        found = k_BGTD.gather(2, at.clamp(0, new - 1)[:, None, :, None].expand(-1, groups, -1, dim))
+        before = memory.extra.get(SINKS, found)
+        memory.extra[SINKS] = torch.where(((at >= 0) & (at < new))[:, None, :, None], found, before)
+
+    def _is_full(self, memory: Memory) -> bool:
+        if memory.clock is not None:
+            return True
+        # without a prompt a share grows: rows are appended, and cut
+        grows = memory.prompt is None or memory.allowed is None
+        most = int(memory.seen) + 1 if grows or memory.allowed is None else int(memory.allowed.max())
+        return memory.keys.view.shape[2] >= self._full(memory, most)
+
+    def _full(self, memory: Memory, share: int) -> int:
+        """Rows of a full text, where the host knows; of a share what is given."""
+        return share if self.keep is not None else widest(self, memory.site, int(memory.seen), self.cost(memory))
+
     def _slot(self, memory: Memory) -> Tensor:
-        """The row to give up, [B]: the last padding row if there is one, else the oldest that is no sink."""
+        """The row to give up, [B]: the last hole or padding of a text that is not full, else its oldest but sinks."""
         place = self._place(memory)
-        column = torch.arange(place.shape[1], device=place.device)
-        worth = torch.where(place < 0, column + memory.seen, -place)
-        return worth.masked_fill((place >= 0) & (place < self.sinks), -memory.seen - 1).argmax(-1)
+        column, text = torch.arange(place.shape[1], device=place.device), place >= 0
+        budget = memory.allowed if self.keep is not None else torch.full_like(place[:, 0], place.shape[1])
+        assert budget is not None
+        room = (text.sum(-1) < budget)[:, None]
+        sinks = (budget - 1).clamp(max=self.sinks)[:, None]
+        worth = torch.where(text, -place, torch.where(room, column + memory.seen, -2 * memory.seen))
+        return worth.masked_fill(text & (place < sinks), -2 * memory.seen).argmax(-1)
 
     def _place(self, memory: Memory) -> Tensor:
-        """Place of each row held in its own text, [B, S]; negative for padding."""
+        """Place of each row held in its own text, [B, S]; negative for padding and holes."""
         assert memory.first is not None
         return memory.numbers_BS(memory.keys.view.shape[0]) - memory.first[:, None]
 
+    def _rows_BT(self, memory: Memory, call: Call) -> Tensor:
+        return sliding_rows_BT(self, memory, call, self.cost(memory))
+
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
-        """Attend sinks and window of each row."""
+        """Attend sinks and window of each row; a single row drops first what it will not attend."""
+        alone = call.new == 1 and self.decode == "slide"
+        if alone:
+            self._cut(memory, call)
         keep = self._keep(memory, call)
         groups = memory.keys.view.shape[1]
         ledger.count(memory, call, keep.sum(-1)[:, None].expand(-1, groups, -1), 0.0)
-        if self.positions == "text":
-            return self._attend(q_BHTD, memory, keep, call)
-        return self._attend_in_cache(q_BHTD, memory, keep, call)
+        if self.positions == "cache":
+            return self._attend_in_cache(q_BHTD, memory, keep, call)
+        if alone and memory.columns is not None:
+            return attend.dense(q_BHTD, memory, call)
+        return attend.masked(q_BHTD, memory, keep[:, None], call)
 
     def _keep(self, memory: Memory, call: Call) -> Tensor:
         visible, place = attend.visible_BTS(memory, call), self._place(memory)[:, None]
         if self.decode == "grow":
             return visible & (place >= 0)
+        budget = self._rows_BT(memory, call)[..., None]
+        sinks = (budget - 1).clamp(max=self.sinks)
         row = (call.numbers_T - call.first[:, None])[..., None]
-        return visible & (place >= 0) & ((place < self.sinks) | (place > row - self.window))
-
-    def _attend(self, q_BHTD: Tensor, memory: Memory, keep_BTS: Tensor, call: Call) -> Tensor:
-        if call.new == 1 and memory.columns is not None and self.decode == "slide":
-            return attend.dense(q_BHTD, memory, call)  # all that is held is attended
-        return attend.masked(q_BHTD, memory, keep_BTS[:, None], call)
+        return visible & (place >= 0) & ((place < sinks) | (place > row - (budget - sinks)))
 
     def _attend_in_cache(self, q_BHTD: Tensor, memory: Memory, keep_BTS: Tensor, call: Call) -> Tensor:
         """Only the distance to the sinks differs from the text's: it shrinks by the number of rows dropped."""
-        dropped = (call.context_BT - self.budget).clamp(min=0)
-        where = self._sink_rows(memory)
+        budget = self._rows_BT(memory, call)
+        dropped, sinks = (call.context_BT - budget).clamp(min=0), (budget - 1).clamp(0, self.sinks)
         if call.new == 1 and memory.columns is not None:
-            self._turn_sinks(memory, where, dropped)
+            self._put_sinks(memory, sinks[:, :1], dropped)
             return attend.dense(q_BHTD, memory, call)
-        self._restore_sinks(memory, where)
+        self._put_sinks(memory, sinks[:, -1:], torch.zeros_like(dropped[:, :1]))
         near = memory.site.rotate(q_BHTD, -dropped)
-        is_sink = (self._place(memory) >= 0) & (self._place(memory) < self.sinks)
-        return attend.masked_two(q_BHTD, near, is_sink, memory, keep_BTS, call)
+        place = self._place(memory)[:, None]
+        return attend.masked_two(q_BHTD, near, (place >= 0) & (place < sinks[..., None]), memory, keep_BTS, call)
 
-    def _sink_rows(self, memory: Memory) -> Tensor:
-        """Rows of the sinks, [B, sinks]; of a text shorter than that, any row for what is missing."""
-        wanted = torch.arange(self.sinks, device=memory.keys.view.device)[:, None]
-        return (self._place(memory)[:, None] == wanted).int().argmax(-1)
-
-    def _turn_sinks(self, memory: Memory, rows_BK: Tensor, dropped_B1: Tensor) -> None:
-        """Write the sinks' keys turned forward, always from the original ones, so that rounding never adds up."""
+    def _put_sinks(self, memory: Memory, sinks_B1: Tensor, by_B1: Tensor) -> None:
+        """Write the sinks' keys, turned forward from the original ones."""
         if not self.sinks:
             return
-        keys, dropped = memory.keys.view, dropped_B1[:, :, None, None]
-        now = keys.gather(2, rows_BK[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3]))
-        # up to a text's first dropped row its sinks still lie here unturned, and may still be arriving
-        kept = torch.where(dropped <= 1, now, memory.extra.get("sinks", now))
-        memory.extra["sinks"] = kept
-        turned = memory.site.rotate(kept, dropped_B1.expand_as(rows_BK))
-        memory.keys.put(rows_BK, torch.where(dropped > 0, turned, now))
-
-    def _restore_sinks(self, memory: Memory, rows_BK: Tensor) -> None:
-        if "sinks" in memory.extra:
-            memory.keys.put(rows_BK, memory.extra["sinks"])
+        keys, place = memory.keys.view, self._place(memory)
+        which = torch.arange(self.sinks, device=keys.device).minimum((sinks_B1 - 1).clamp(min=0))  # the last repeats
+        there = (place[:, None] == which[..., None]).int()
+        index = there.argmax(-1)[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
+        wide = which[:, None, :, None].expand_as(index)
+        turned = memory.site.rotate(memory.extra[SINKS].gather(2, wide), by_B1.expand_as(which))
+        is_there = (there.amax(-1) > 0) & (sinks_B1 > 0)
+        now = keys.gather(2, index)
+        # of a text without sinks what lies there is written back
+        keys.scatter_(2, index, torch.where(is_there[:, None, :, None], turned, now))
 
     def settle(self, memory: Memory, call: Call) -> None:
-        """Cut what the next row will not attend; a ring is full already."""
-        if self.decode == "grow" and call.phase == "decode":
+        """Cut what no later row will attend; note what the prompt left."""
+        if call.phase == "prefill":
+            memory.allowed = self._rows_BT(memory, call)[:, -1]
+        if self.decode == "slide" or call.phase == "prefill":
+            self._cut(memory, call)
+
+    def _cut(self, memory: Memory, call: Call) -> None:
+        held = memory.keys.view.shape[2]
+        if memory.clock is not None or held <= self._full(memory, 1):
             return
-        extra = memory.keys.view.shape[2] - self.budget
-        if extra > 0:
-            place = self._place(memory)
-            last = (memory.seen - call.first)[:, None] - self.window
-            wanted = (place >= last) | ((place >= 0) & (place < self.sinks))
-            worth = wanted * memory.seen + torch.arange(place.shape[1], device=place.device)
-            memory.keep(worth.topk(self.budget, -1).indices.sort(-1).values[:, None])
+        budget = self._rows_BT(memory, call)[:, -1:]
+        place, last = self._place(memory), (memory.seen - call.first)[:, None]
+        sinks = (budget - 1).clamp(max=self.sinks)
+        wanted = (place >= 0) & ((place >= last - (budget - sinks)) | (place < sinks))
+        if self.keep is None or int(wanted.sum(-1).max()) < held:
+            memory.keep(attend.rows_of(wanted[:, None]))

@@ -9,11 +9,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ...results.fields import Needs, Share, Within
+from ...results import rules
+from ...results.fields import ByteCount, Keep, Needs, RowCount, Within
 from .. import attend, running, threshold
+from ..budget import Allowance, asks_for_gaps, in_rows
 from ..ledger import Ledger
 from ..memory import Call, Memory, Site
-from ..method import Method, share
+from ..method import Method
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,10 @@ class TopTheta(Method):
     dense. Every rule holds for prompt rows and for decoded rows alike; in the authors' first code the compensations did
     nothing in decode.
 
-    Arguments: `k` what thresholds aim at, `k_layers` the same for the first layers (the published runs keep 512 rows in
-    layers 0 and 1); `placement` compares scores before the softmax, or weights after it, which are then not normalised
-    again; `heads: query` (paper) chooses rows for each query head, `kv` once for a group by its largest score.
+    Arguments: what thresholds aim at, k rows: `keep` a share of the row's causal length, `rows` a count (the published
+    runs keep 512 in layers 0 and 1: `rows: [[512, 512, 64]]`), or `bytes` of all keys and the values chosen;
+    `placement` compares scores before the softmax, or weights after it, which are then not normalised again; `heads:
+    query` (paper) chooses rows for each query head, `kv` once for a group by its largest score.
 
     `sdc` puts the weight of dropped rows back into the softmax's denominator (before the softmax only): `exact`, from
     all scores; `exp_threshold`, as if each dropped row stood at the threshold, which bounds it from above; `offline`,
@@ -42,8 +45,9 @@ class TopTheta(Method):
     calibrated: on the line between its neighbours, or the nearest one's (the authors'); beyond the longest, the last.
     """
 
-    k: Annotated[int | float, Share("the row's causal length")] = 64
-    k_layers: tuple[Annotated[int | float, Share("the row's causal length")], ...] | None = None
+    keep: Keep = None
+    rows: RowCount = 64
+    bytes: ByteCount = None
     placement: Literal["pre", "post"] = "pre"
     heads: Literal["query", "kv"] = "query"
     sdc: Literal["none", "exact", "exp_threshold", "offline"] = "none"
@@ -51,23 +55,24 @@ class TopTheta(Method):
     vmc: Literal["none", "mean"] = "none"
     cap: Literal["none", "best", "recent"] = "none"
     between: Literal["linear", "nearest"] = "linear"
-    thresholds: Annotated[Mapping[str, Any], Needs("thresholds", same=("k", "k_layers", "placement", "heads"))] = field(
-        default_factory=dict
-    )
-    version: ClassVar[int] = 1
+    thresholds: Annotated[
+        Mapping[str, Any], Needs("thresholds", same=("keep", "rows", "bytes", "placement", "heads"))
+    ] = field(default_factory=dict)
+    version: ClassVar[int] = 2
     shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
 
     def __post_init__(self) -> None:
-        if self.placement == "post" and self.sdc != "none":
-            raise ValueError("top_theta with placement: post has the whole denominator: set sdc: none")
-        if self.placement == "pre" and self.vmc == "mean" and self.sdc == "none":
-            raise ValueError("top_theta with placement: pre lacks no weight without sdc: set sdc, or vmc: none")
-        if self.sdc == "none" and self.sdc_scale != 1:
-            raise ValueError("top_theta scales nothing with sdc: none: leave sdc_scale at 1")
+        rules.one_budget(self)
+        whole = self.placement == "post" and self.sdc != "none"
+        rules.refuse(self, when=whole, why="placement: post has the whole denominator: set sdc: none")
+        full = self.placement == "pre" and self.vmc == "mean" and self.sdc == "none"
+        rules.refuse(self, when=full, why="placement: pre lacks no weight without sdc: set sdc, or vmc: none")
+        scaled = self.sdc == "none" and self.sdc_scale != 1
+        rules.refuse(self, when=scaled, why="sdc: none scales nothing: leave sdc_scale at 1")
 
     def expects_gaps(self) -> bool:
         """A share of 1 in every layer asks for everything."""
-        return any(isinstance(k, int) or k < 1 for k in (self.k, *(self.k_layers or ())))
+        return asks_for_gaps(self)
 
     def tables(self, site: Site) -> Mapping[str, Tensor]:
         """Thresholds and, for offline compensation, exponents dropped in the calibration; [N, L]."""
@@ -116,11 +121,24 @@ class TopTheta(Method):
         rank = threshold.over_group(signal, memory.keys.view.shape[1], self.heads)
         theta = threshold.look_up(memory.constants["theta"], call, rank.shape[1])[..., rows]
         context = call.context_BT[:, rows]
-        k = share(threshold.budget(memory.site.layer, self.k, self.k_layers), context)
+        k = self._aim(memory, call)[:, rows]
         above = seen_B1TS & ((rank > theta[..., None]) | (context <= k)[:, None, :, None])
         if self.cap == "recent":
             above = threshold.most_recent(above, k)
         return threshold.choose(rank, above, context.clamp(max=1), k if self.cap == "best" else context), theta
+
+    def _aim(self, memory: Memory, call: Call) -> Tensor:
+        """What the thresholds aim at, [B, T]."""
+        sets = call.group if self.heads == "query" else 1
+        cost = threshold.cost(memory, memory.keys.row_bytes, memory.values.row_bytes * sets)
+        return in_rows(self, memory.site, call.context_BT, cost)
+
+    def allowance(self, memory: Memory, call: Call) -> Allowance | None:
+        """Only a cap bounds a row's own count."""
+        if self.cap == "none":
+            return None
+        sets = call.group if self.heads == "query" else 1
+        return Allowance(attended_BT=(self._aim(memory, call) * sets).minimum(call.context_BT))
 
     def _missing(
         self, dropped_BHTS: Tensor, number_BHT: Tensor, bound_BHT: Tensor, memory: Memory, call: Call, rows: slice

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ...results.fields import Share
+from ...results import rules
+from ...results.fields import ByteCount, Keep, RowCount
 from ..memory import Memory
 from ..method import Select
 
@@ -18,14 +19,23 @@ class Topk(Select):
 
     Keeps everything; reads every key for the scores, then key and value of the k rows chosen. Source: the exact top-k
     baseline of Loki (arXiv 2406.02542), which counts a share from all rows held (`rule: call`); here from the row's own
-    causal length, so that k = 1/4 really keeps a quarter of the causal pairs.
+    causal length, so that a quarter really is a quarter of the causal pairs.
+
+    Arguments: `keep` a share of the row's causal length, `rows` a count, or `bytes` that a layer reads for a row, keys
+    for the scores included. `heads: kv` chooses once for the query heads of a group, by their largest score; `query`
+    (Loki's code) for each of them, and what is read is the union.
     """
 
-    k: Annotated[int | float, Share("the row's causal length")] = 0.25
+    keep: Keep = 0.25
+    rows: RowCount = None
+    bytes: ByteCount = None
     heads: Literal["kv", "query"] = "kv"
     rule: Literal["row", "call"] = "row"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
+
+    def __post_init__(self) -> None:
+        rules.one_budget(self)
 
     def project(self, q_BHTD: Tensor, memory: Memory) -> Tensor:
         """Keys are kept as they come."""

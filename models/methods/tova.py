@@ -4,34 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ...results.fields import Share
+from ...results import rules
+from ...results.fields import ByteCount, Keep, RowCount
+from ..budget import share
 from ..evict import Stepwise, grouped
 from ..memory import Call, Memory, Site
-from ..method import share
 
 
 @dataclass(frozen=True)
 class Tova(Stepwise):
-    """Once k rows are held, a new one drops the row that the row before it attended least.
+    """Once the budget is full, a new row drops the row that the row before it attended least.
 
-    Transformers are Multi-State RNNs (arXiv 2401.06104), Token Omission Via Attention. No row is protected but the
-    new one; the prompt is cut by the attention of its last row. A row attends k rows, itself included (in the paper's
-    count k - 1 wait between the steps), and reads the mark of each (the newest row's weight, 4 bytes, held too).
+    Transformers are Multi-State RNNs (arXiv 2401.06104), Token Omission Via Attention. No row is protected but the new
+    one; the prompt is cut by the attention of its last row. A row attends so many rows, itself included (in the paper's
+    count one less wait between the steps), and reads the mark of each (the newest row's weight, 4 bytes, held too).
 
-    Arguments: `k` rows, a share of the prompt (of the row's own causal length where nothing was prefilled), or a
-    count; the paper sees little loss from 1/8 of the text on. `heads: layer` (paper) averages the weights of all
-    query heads, so that a layer's heads hold the same tokens; it needs all heads on one rank. `heads: kv` lets each
-    key/value head choose for itself.
+    Arguments: `keep` a share of the prompt (of the row's own causal length where nothing was prefilled), `rows` of each
+    head, or `bytes` that a layer holds, marks included; the paper sees little loss from 1/8 of the text on. `heads:
+    layer` (paper) averages the weights of all query heads, so that a layer's heads hold the same tokens; it needs all
+    heads on one rank. `heads: kv` lets each key/value head choose for itself.
     """
 
-    k: Annotated[int | float, Share("the prompt")] = 0.125
+    keep: Keep = 0.125
+    rows: RowCount = None
+    bytes: ByteCount = None
     heads: Literal["layer", "kv"] = "layer"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     shape: ClassVar[Literal["direct", "select", "evict"]] = "evict"
+
+    def __post_init__(self) -> None:
+        rules.one_budget(self)
 
     def constants(self, site: Site) -> Mapping[str, Tensor]:
         """None; a mean over all heads needs them here."""

@@ -10,7 +10,7 @@ from lacuna.harness.lm import Session
 from lacuna.harness.ranks import Ranks
 from lacuna.harness.world import World
 
-SWEEP = "method: {topk: {k: 8}}\ntask: {needle: {length: 128, depths: [0.0, 0.5, 1.0], repeats: 2}}\n"
+SWEEP = "method: {topk: {rows: 8}}\ntask: {needle: {length: 128, depths: [0.0, 0.5, 1.0], repeats: 2}}\n"
 
 
 class Killed(BaseException):

@@ -34,7 +34,9 @@ def test_dense_scores_are_those_of_transformers(lm, under):
         assert (sample["prompt_tokens"], sample["completion_tokens"]) == (len(pair.context), len(pair.continuation))
 
 
-@pytest.mark.parametrize("method", ["full", {"topk": {"k": 3}}, {"h2o": {"k": 6}}, {"snapkv": {"k": 4, "window": 2}}])
+@pytest.mark.parametrize(
+    "method", ["full", {"topk": {"rows": 3}}, {"h2o": {"rows": 6}}, {"snapkv": {"rows": 4, "window": 2}}]
+)
 def test_scores_do_not_depend_on_the_batch(lm, under, monkeypatch, method):
     """Loki's published scores depend on the longest text of a batch; ours must not."""
     wanted = [p for p in pairs(lm) if len(p.context) > 4]

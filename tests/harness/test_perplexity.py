@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lacuna.harness.windows import cut
+from lacuna.jobs.sweep import SweepError
 
 
 @torch.no_grad()
@@ -114,6 +115,17 @@ def test_windows_are_cut_as_said(length, args, want):
     [
         ("window: 8, prompt: 8", "leaves nothing of 8"),
         ("window: 8, prompt: 4, stride: 5", "at most 4 fits"),
+    ],
+)
+def test_windows_that_leave_nothing_are_told_before_anything_runs(sweep, corpus, args, said):
+    """A mistake in a file would be found on a compute node."""
+    with pytest.raises(SweepError, match=said):
+        sweep(f"method: full\ntask: {{perplexity: {{corpus: {corpus}, {args}}}}}\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
         ("window: 8, field: tekst", "lacks the field 'tekst'; it has: body"),
         ("window: 4000, field: body", "use a smaller window"),
     ],

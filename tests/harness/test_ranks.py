@@ -19,7 +19,7 @@ def test_a_rank_that_fails_alone_does_not_take_the_group_with_it(tmp_path):
     """Its peers wait in a collective that it never enters; they must give up, say so, and go on with the next cell."""
     sweep = tmp_path / "s.yaml"
     sweep.write_text(
-        "name: s\nmodel: pocket\nranks: 2\nmethod: [full, {topk: {k: 8}}]\n"
+        "name: s\nmodel: pocket\nranks: 2\nmethod: [full, {topk: {rows: 8}}]\n"
         "task: {perplexity: {window: 64, windows: 1}}\n"
     )
     mpirun(2, HERE / "lost_rank_worker.py", sweep, tmp_path / "store")

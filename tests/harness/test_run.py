@@ -44,7 +44,7 @@ def break_task(monkeypatch, error):
 def test_a_failing_cell_is_a_record_and_its_group_goes_on(sweep, run, monkeypatch, error, status, reason):
     """One bad cell must not cost the others of its job, and must say why it failed."""
     break_task(monkeypatch, error)
-    records, told = run(sweep("method: [full, {topk: {k: 8}}]\n" + TINY))
+    records, told = run(sweep("method: [full, {topk: {rows: 8}}]\n" + TINY))
     first, second = sorted(records.values(), key=lambda r: r.cell.method.name)
     assert (first.status, second.status) == (status, "ok")
     assert reason in first.reason
@@ -54,9 +54,9 @@ def test_a_failing_cell_is_a_record_and_its_group_goes_on(sweep, run, monkeypatc
 
 def test_a_method_without_gaps_is_invalid(sweep, run):
     """A budget beyond the text's length gives dense numbers; they must not be reported as sparse."""
-    records, _ = run(sweep("method: [{topk: {k: 500}}, {streaming_llm: {window: 500}}, {topk: {k: 1.0}}]\n" + TINY))
-    status = {str(c.method.args.get("k", "w")): r.status for c, r in records.items()}
-    assert status == {"500": "invalid", "w": "invalid", "1.0": "ok"}
+    records, _ = run(sweep("method: [{topk: {rows: 500}}, {streaming_llm: {rows: 500}}, {topk: {keep: 1.0}}]\n" + TINY))
+    status = {(c.method.name, c.method.args["rows"]): r.status for c, r in records.items()}
+    assert status == {("topk", 500): "invalid", ("streaming_llm", 500): "invalid", ("topk", None): "ok"}
     assert "nothing here is sparse" in next(r.reason for r in records.values() if r.status == "invalid")
 
 
@@ -79,7 +79,7 @@ def test_a_cell_that_takes_too_long(sweep, run, monkeypatch):
         return own(self, session)
 
     monkeypatch.setattr(Perplexity, "run", slow)
-    records, _ = run(sweep("method: [full, {topk: {k: 8}}]\n" + TINY), cell_timeout_s=2.0)
+    records, _ = run(sweep("method: [full, {topk: {rows: 8}}]\n" + TINY), cell_timeout_s=2.0)
     status = {c.method.name: r.status for c, r in records.items()}
     assert status == {"full": "timeout", "topk": "ok"}
 
@@ -89,14 +89,14 @@ def test_what_needs_a_failed_calibration_waits(sweep, run, store, monkeypatch):
     from lacuna.harness.tasks.pca import Pca
 
     monkeypatch.setattr(Pca, "run", lambda *_: 1 / 0)
-    records, told = run(sweep("method: {loki: {k: 8, d: 8}}\n" + TINY))
+    records, told = run(sweep("method: {loki: {rows: 8, d: 8}}\n" + TINY))
     assert [r.status for r in records.values()] == ["error"]
     assert any("waits for" in line for line in told)
 
 
 def test_a_damaged_artifact_is_refused(sweep, run, store):
     """A basis whose bits have changed would select garbage without a word."""
-    swept = sweep("method: {loki: {k: 8, d: 8, basis: {tokens: 512, window: 128}}}\n" + TINY)
+    swept = sweep("method: {loki: {rows: 8, d: 8, basis: {tokens: 512, window: 128}}}\n" + TINY)
     run(swept)
     (pca,) = swept.needed
     store.artifact(pca.key).write_bytes(b"no tensors")
@@ -184,9 +184,9 @@ def test_ranks_come_from_the_launcher(environment, expected):
 
 def test_cells_survive_the_way_to_other_ranks(sweep):
     """Rank 0 sends its cells to the others; one that came out different would desynchronise them."""
-    cell = sweep("method: {loki: {k: 8, d: 8}}\n" + TINY).cells[0]
+    cell = sweep("method: {loki: {rows: 8, d: 8}}\n" + TINY).cells[0]
     assert Cell.from_json(cell.to_json()) == cell
-    assert running.make("methods", cell.method).k == 8
+    assert running.make("methods", cell.method).rows == 8
 
 
 def test_a_model_that_cannot_be_loaded_is_tried_once(sweep, run, monkeypatch):
@@ -198,6 +198,6 @@ def test_a_model_that_cannot_be_loaded_is_tried_once(sweep, run, monkeypatch):
         raise ValueError("no such weights")
 
     monkeypatch.setattr(running, "load_model", fail)
-    records, _ = run(sweep("method: [full, {topk: {k: [8, 9]}}]\n" + TINY))
+    records, _ = run(sweep("method: [full, {topk: {rows: [8, 9]}}]\n" + TINY))
     assert [r.reason for r in records.values()] == ["no such weights"] * 3
     assert len(loads) == 1

@@ -60,7 +60,7 @@ def test_basis_is_the_pca_of_the_keys(sweep, run, store, stock):
 
 def test_loki_takes_its_calibration(sweep, run):
     """A calibration is a cell that others need: it must run first, once, and be named in those that took it."""
-    text = "method: {loki: {k: [0.5, 0.25], d: 0.5, basis: {tokens: 512, window: 128}}}\n"
+    text = "method: {loki: {keep: [0.5, 0.25], d: 0.5, basis: {tokens: 512, window: 128}}}\n"
     records, _ = run(sweep(text + "task: {perplexity: {window: 64, windows: 1}}\n"))
     statuses = {cell.task.name: record.status for cell, record in records.items()}
     assert statuses == {"pca": "ok", "perplexity": "ok"}
@@ -103,7 +103,7 @@ def test_needles_are_planted_where_they_should_be(sweep, run, stock):
 def test_full_attention_finds_needles_and_a_window_does_not(sweep, run):
     """If a dense model failed here, or a window passed, the task would not measure retrieval."""
     text = (
-        "method: [full, {streaming_llm: {window: 60}}]\ntask: {needle: {length: 512, depths: [0.0, 0.5], repeats: 3}}\n"
+        "method: [full, {streaming_llm: {rows: 64}}]\ntask: {needle: {length: 512, depths: [0.0, 0.5], repeats: 3}}\n"
     )
     records, _ = run(sweep(text))
     found = {cell.method.name: record.metrics["accuracy"] for cell, record in records.items()}
@@ -113,7 +113,7 @@ def test_full_attention_finds_needles_and_a_window_does_not(sweep, run):
 
 def test_decode_time_has_what_it_promises(sweep, run):
     """Raw times are what statistics are made of; a missing one cannot be made up for later."""
-    text = "method: {topk: {k: 8}}\ntask: {decode_time: {prompt: 64, steps: 5, prefills: 2, batch: 2}}\n"
+    text = "method: {topk: {rows: 8}}\ntask: {decode_time: {prompt: 64, steps: 5, prefills: 2, batch: 2}}\n"
     records, _ = run(sweep(text))
     (record,) = records.values()
     phases = [s["phase"] for s in record.samples]
@@ -134,7 +134,7 @@ def parity_of(record):
 def test_steps_at_fixed_places_are_timed_with_their_proof(sweep, run, fill):
     """A speed would be told of steps that nobody held against float64, or whose ledger is not theirs."""
     args = f"prompt: 64, steps: 5, prefills: 1, batch: 3, engine: static, fill: {fill}, temperature: 0.7"
-    records, _ = run(sweep(f"method: {{topk: {{k: 8}}}}\ntask: {{decode_time: {{{args}}}}}\n"))
+    records, _ = run(sweep(f"method: {{topk: {{rows: 8}}}}\ntask: {{decode_time: {{{args}}}}}\n"))
     (record,) = records.values()
     assert record.status == "ok", record.reason
     sample = parity_of(record)
@@ -162,7 +162,7 @@ def test_a_wrong_op_makes_a_speed_invalid(sweep, run, monkeypatch):
         return right(*arguments, **named) * (1 + 0.01 * (len(calls) % 3 == 1))
 
     monkeypatch.setitem(vars(op.OP), "eager", wrong)
-    records, _ = run(sweep("method: {topk: {k: 8}}\ntask: {decode_time: {prompt: 64, steps: 2, prefills: 1}}\n"))
+    records, _ = run(sweep("method: {topk: {rows: 8}}\ntask: {decode_time: {prompt: 64, steps: 2, prefills: 1}}\n"))
     (record,) = records.values()
     assert record.status == "invalid"
     assert "failed verification" in record.reason
@@ -187,7 +187,7 @@ def test_a_graph_on_a_cpu_is_refused(sweep, run):
 def test_query_aware_and_sparse_prefill_are_other_questions(sweep, run):
     """Protocol switches change the result and therefore the key; the ledger shows what they did."""
     text = """
-        method: {topk: {k: 16}}
+        method: {topk: {rows: 16}}
         task: {needle: {length: 256, depths: [0.5], repeats: 2}}
         prefill: [dense, sparse]
         query_aware: [false, true]

@@ -15,15 +15,15 @@ def sweep(folder, text):
     return read(path, Path(folder) / "store")
 
 
-def test_thresholds_are_of_the_methods_own_k(tmp_path):
-    """Thresholds calibrated for another k than the method's would say one budget and keep another."""
-    found = sweep(tmp_path, "{top_theta: {k: [32, 0.25], placement: post, thresholds: {sigma: 0.5}}}\n")
-    assert [(c.task.args["k"], c.task.args["placement"], c.task.args["sigma"]) for c in found.needed] == [
+def test_thresholds_are_of_the_methods_own_budget(tmp_path):
+    """Thresholds calibrated for another budget than the method's would say one and keep another."""
+    found = sweep(tmp_path, "{top_theta: {rows: [32, 64], placement: post, thresholds: {sigma: 0.5}}}\n")
+    assert [(c.task.args["rows"], c.task.args["placement"], c.task.args["sigma"]) for c in found.needed] == [
         (32, "post", 0.5),
-        (0.25, "post", 0.5),
+        (64, "post", 0.5),
     ]
     assert [dict(c.needs)["thresholds"] for c in found.cells] == [c.key for c in found.needed]
-    assert all("k" not in c.method.args["thresholds"] for c in found.cells)
+    assert all("rows" not in c.method.args["thresholds"] for c in found.cells)
 
 
 def test_compensations_share_a_calibration(tmp_path):
@@ -46,13 +46,5 @@ def test_a_calibration_needs_the_methods_own_basis(tmp_path):
 
 def test_what_is_the_methods_own_cannot_be_given_twice(tmp_path):
     """A setting that is ignored is an error."""
-    with pytest.raises(SweepError, match="no argument 'k'"):
-        sweep(tmp_path, "{top_theta: {k: 32, thresholds: {k: 64}}}\n")
-
-
-def test_per_layer_budgets_in_a_file(tmp_path):
-    """A list of budgets is one value, a list of lists an axis; a share above 1 is refused."""
-    assert sweep(tmp_path, "{top_theta: {k_layers: [512, 0.5]}}\n").cells[0].method.args["k_layers"] == [512, 0.5]
-    assert len(sweep(tmp_path, "{top_theta: {k_layers: [[512], [512, 512]]}}\n").cells) == 2
-    with pytest.raises(SweepError, match="k_layers is"):
-        sweep(tmp_path, "{top_theta: {k_layers: [1.5]}}\n")
+    with pytest.raises(SweepError, match="no argument 'rows'"):
+        sweep(tmp_path, "{top_theta: {rows: 32, thresholds: {rows: 64}}}\n")

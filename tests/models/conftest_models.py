@@ -97,7 +97,9 @@ def thresholds(folder, groups, layers, heads, lengths=(8, 20, 41)):
 
 
 def make_method(name, args):
-    return plugins.load("methods", name)(**args)
+    """With the defaults that a sweep would fill in."""
+    given = plugins.defaults(plugins.describe("methods", name), args) | args
+    return plugins.load("methods", name)(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 
 
 def gap_cases():

@@ -10,8 +10,8 @@ from lacuna.models.memory import Call, Memory, Site
 
 ROW = 2 * DIM * 4
 ONCE = ["snapkv", "pyramidkv", "adakv", "l2norm", "keydiff"]
-SMALL = {"snapkv": {"k": 8, "window": 3}, "pyramidkv": {"k": 8, "window": 3}, "adakv": {"k": 8, "window": 3},
-         "h2o": {"k": 8}, "tova": {"k": 8}, "l2norm": {"k": 8, "skip": 0}, "keydiff": {"k": 8}}  # fmt: skip
+SMALL = {"snapkv": {"rows": 8, "window": 3}, "pyramidkv": {"rows": 8, "window": 3}, "adakv": {"rows": 8, "window": 3},
+         "h2o": {"rows": 8}, "tova": {"rows": 8}, "l2norm": {"rows": 8, "skip": 0}, "keydiff": {"rows": 8}}  # fmt: skip
 
 
 def draw(rows, heads=4, groups=2, batch=2, seed=0):
@@ -127,3 +127,8 @@ class Accounts:
     def drop(self, before):
         """The lowest mark among rows before a number goes, the oldest first."""
         self.held.remove(min((j for j in self.held if j < before), key=lambda j: (self.marks.get(j, 0.0), j)))
+
+
+def small(name, budget):
+    """The arguments of SMALL with another budget."""
+    return {k: v for k, v in SMALL[name].items() if k not in ("keep", "rows", "bytes")} | budget

@@ -18,10 +18,10 @@ def measured(model, path, name, args, artifacts=None):
 @pytest.mark.parametrize(
     ("name", "args"),
     [
-        ("topk", {"k": 0.25}),
-        ("topk", {"k": 0.25, "heads": "query"}),
-        ("loki", {"k": 5, "d": 1.0}),
-        ("top_theta", {"k": 4}),
+        ("topk", {"keep": 0.25}),
+        ("topk", {"keep": 0.25, "heads": "query"}),
+        ("loki", {"rows": 5, "d": 1.0}),
+        ("top_theta", {"rows": 4}),
     ],
 )
 def test_exact_scores_agree(name, args, corpus, basis, model):  # noqa: F811
@@ -36,7 +36,7 @@ def test_exact_scores_agree(name, args, corpus, basis, model):  # noqa: F811
 @pytest.mark.parametrize("name", ["loki", "sparq", "loki_theta"])
 def test_approximate_scores_agree_in_part(name, corpus, basis, model):  # noqa: F811
     """The Jaccard index counts rows of either side: it lies below recall, which the code of Loki printed in its stead."""
-    got = measured(model, corpus, name, {"k": 0.25}, basis()).metrics
+    got = measured(model, corpus, name, {"keep": 0.25}, basis()).metrics
     assert 0 < got["jaccard"] < got["recall"] < 1
 
 
@@ -51,7 +51,7 @@ def test_recall_and_jaccard_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("name", "args", "words"), [("full", {}, "of selections"), ("topk", {"k": 1.0}, "left no row")]
+    ("name", "args", "words"), [("full", {}, "of selections"), ("topk", {"keep": 1.0}, "left no row")]
 )
 def test_nothing_left_out_is_refused(name, args, words, corpus, model):  # noqa: F811
     """An agreement of 1 because everything was kept says nothing."""

@@ -25,7 +25,7 @@ def test_methods_act_on_every_family(family, name, basis):
     """A family on which a method silently does nothing would report dense results as sparse."""
     model, ids = make_model(family), tokens(2, 40)
     groups = getattr(model.config, "num_key_value_heads", None) or 4
-    args = {"streaming_llm": {"sinks": 2, "window": 6}}.get(name, {"k": 4})
+    args = {"streaming_llm": {"sinks": 2, "rows": 8}}.get(name, {"rows": 4})
     method = make_method(name, args)
     once, ledger = run_rows(model, method, ids, basis(groups), 17, True)
     steps, _ = run_rows(model, method, ids, basis(groups), 17, False)

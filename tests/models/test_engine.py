@@ -18,12 +18,12 @@ from lacuna.models.shard import Shard
 STEPS = 9
 CASES = [
     ("full", {}),
-    ("topk", {"k": 0.25}),
-    ("topk", {"k": 5, "heads": "query"}),
-    ("topk", {"k": 0.25, "rule": "call"}),
-    ("loki", {"k": 0.25, "d": 0.5}),
-    ("streaming_llm", {"sinks": 2, "window": 14}),
-    ("streaming_llm", {"sinks": 2, "window": 14, "positions": "text"}),
+    ("topk", {"keep": 0.25}),
+    ("topk", {"rows": 5, "heads": "query"}),
+    ("topk", {"keep": 0.25, "rule": "call"}),
+    ("loki", {"keep": 0.25, "d": 0.5}),
+    ("streaming_llm", {"sinks": 2, "rows": 16}),
+    ("streaming_llm", {"sinks": 2, "rows": 16, "positions": "text"}),
     ("pca_attn", {"d": 0.5}),
 ]
 LENGTHS = (30, 24, 19)
@@ -128,7 +128,7 @@ def test_steps_end_where_room_ends(basis):
 
 @pytest.mark.parametrize(
     ("name", "args", "told"),
-    [("h2o", {"k": 0.5}, "change from step to step"), ("streaming_llm", {}, "over 1024 tokens")],
+    [("h2o", {"keep": 0.5}, "change from step to step"), ("streaming_llm", {}, "longer than rows = 1024")],
 )
 def test_what_cannot_be_captured_is_refused(name, args, told, basis):
     """A method whose steps differ in shape would be captured once and then be wrong at every replay."""

@@ -12,7 +12,7 @@ from evict_reference import ONCE, ROW, SMALL, Accounts, attended, draw, feed, fr
 def test_snapkv_keeps_the_window_and_the_best_votes(pooling, kernel, join):
     """The chosen rows must be the paper's; pooled votes tie by nature, so votes are compared, not indices."""
     q, k, v = draw(20)
-    method = make_method("snapkv", {"k": 9, "window": 4, "kernel": kernel, "pooling": pooling, "group": join})
+    method = make_method("snapkv", {"rows": 9, "window": 4, "kernel": kernel, "pooling": pooling, "group": join})
     kept = held(prompt(method, q, k, v))
     for b in range(2):
         for g in range(2):
@@ -26,14 +26,14 @@ def test_ties_go_to_the_oldest_row():
     """Equal keys give equal votes: the choice must still be a rule, or results would differ between devices."""
     q, k, v = draw(20)
     k = torch.ones_like(k)
-    kept = held(prompt(make_method("snapkv", {"k": 9, "window": 4, "pooling": "max"}), q, k, v))
+    kept = held(prompt(make_method("snapkv", {"rows": 9, "window": 4, "pooling": "max"}), q, k, v))
     assert kept == [[{0, 1, 2, 3, 4, 16, 17, 18, 19}] * 2] * 2
 
 
 def test_snapkv_per_query_head():
     """The released layout chooses for each query head; each must get its own best votes."""
     q, k, v = draw(20)
-    memory = prompt(make_method("snapkv", {"k": 9, "window": 4, "kernel": 3, "heads": "query"}), q, k, v)
+    memory = prompt(make_method("snapkv", {"rows": 9, "window": 4, "kernel": 3, "heads": "query"}), q, k, v)
     for b in range(2):
         for h in range(4):
             value = pooled(votes(q[:, h : h + 1], k[:, h // 2 : h // 2 + 1], b, 0, 4), 3, "max")
@@ -62,7 +62,7 @@ def test_decoded_rows_attend_what_was_kept(name):
 def test_rows_dropped_step_by_step(name, recent, at_once):
     """H2O adds attention up and TOVA looks at the last row only: after every row the set held must be the paper's."""
     q, k, v = draw(30, seed=4)
-    method = make_method(name, {"k": 8, "recent": 3} if name == "h2o" else {"k": 8})
+    method = make_method(name, {"rows": 8, "recent": 3} if name == "h2o" else {"rows": 8})
     memory = prompt(method, q[:, :, :14], k[:, :, :14], v[:, :, :14])
     want = [[Accounts(q, k, b, g, 8, recent, name == "h2o") for g in range(2)] for b in range(2)]
     for account in itertools.chain(*want):
@@ -84,7 +84,7 @@ def test_rows_dropped_step_by_step(name, recent, at_once):
 def test_h2o_is_causal():
     """An early row that saw the future (masking only the last corner) would favour late rows."""
     q, k, v = draw(20)
-    method = make_method("h2o", {"k": 40})
+    method = make_method("h2o", {"rows": 40})
     marks = prompt(method, q, k, v).aux["mark"].view[..., 0]
     assert marks.sum(-1) == pytest.approx(torch.full((2, 2), 2 * 20.0))  # two query heads of 20 rows
     for cut in (1, 7):
@@ -95,7 +95,7 @@ def test_h2o_is_causal():
 def test_h2o_keeps_counting_in_decode():
     """The one-shot variant that goes by this name never updates its accounts; a row that becomes heavy must survive."""
     q, k, v = draw(12, batch=1)
-    method = make_method("h2o", {"k": 6, "recent": 2})
+    method = make_method("h2o", {"rows": 6, "recent": 2})
     memory = prompt(method, q[:, :, :8], k[:, :, :8], v[:, :, :8])
     target = min(held(memory)[0][0])
     looks = 20 * torch.nn.functional.normalize(k[:, :, target : target + 1].repeat_interleave(2, 1), dim=-1)
@@ -108,7 +108,7 @@ def test_h2o_keeps_counting_in_decode():
 @pytest.mark.parametrize("layers", [1, 2, 5, 32, 80])
 def test_pyramidkv_never_overspends(layers):
     """The released step is a whole number and spends up to 27% more than the budget; ours spends it, to the row."""
-    method = make_method("pyramidkv", {"k": 64})
+    method = make_method("pyramidkv", {"rows": 64})
     for k in (9, 10, 64, 128, 1000):
         for length in (k, k + 1, 2 * k, 7500):
             at = [method._exact(torch.tensor([k]), torch.tensor([length]), layer, layers) for layer in range(layers)]
@@ -124,14 +124,14 @@ def test_pyramidkv_never_overspends(layers):
 )
 def test_pyramidkv_released_rule(layers, k, mean):
     """The variant that reproduces published numbers must overspend as they did."""
-    method = make_method("pyramidkv", {"k": k, "budget_rule": "released"})
+    method = make_method("pyramidkv", {"rows": k, "budget_rule": "released"})
     rows = [int(method._released(torch.tensor([k]), torch.tensor([7500]), x, layers)) for x in range(layers)]
     assert sum(rows) / layers == mean
 
 
 def test_pyramidkv_released_cases():
     """Short prompts are kept whole, middling ones cut like SnapKV's, and where the lowest layer is full the line turns."""
-    method = make_method("pyramidkv", {"k": 40, "budget_rule": "released"})
+    method = make_method("pyramidkv", {"rows": 40, "budget_rule": "released"})
 
     def rows(length, layer=0):
         k = torch.tensor([min(40, length)])
@@ -149,7 +149,7 @@ def test_adakv_spends_the_layers_budget_exactly(floor, seed):
     """Rounding each head's share by itself loses rows (124 of 128), and so compares at unequal budgets."""
     q, k, v = draw(40, seed=seed)
     k[:, 0] *= 3  # one head looks at few rows
-    method = make_method("adakv", {"k": 13, "window": 4, "kernel": 3, "floor": floor})
+    method = make_method("adakv", {"rows": 13, "window": 4, "kernel": 3, "floor": floor})
     memory = prompt(method, q, k, v)
     for b, heads in enumerate(held(memory)):
         assert sum(map(len, heads)) == 2 * 13
@@ -165,7 +165,7 @@ def test_ragged_heads_are_charged_what_they_hold():
     """The eager cache is as wide as its longest head; its holes are neither held, nor read, nor attended."""
     q, k, v = draw(41)
     k[:, 0] *= 3
-    method = make_method("adakv", {"k": 13, "window": 4, "floor": 0.0})
+    method = make_method("adakv", {"rows": 13, "window": 4, "floor": 0.0})
     memory = prompt(method, *(x[:, :, :40] for x in (q, k, v)))
     assert memory.keys.view.shape[2] > 13
     assert float(memory.held_bytes) == 2 * 2 * 13 * ROW
@@ -180,7 +180,7 @@ def test_ragged_heads_are_charged_what_they_hold():
 def test_l2norm_keeps_small_keys_and_skips_layers():
     """Large norms mean little attention; the first layers are the exception, which the paper leaves whole."""
     q, k, v = draw(20)
-    method = make_method("l2norm", {"k": 6, "skip": 1})
+    method = make_method("l2norm", {"rows": 6, "skip": 1})
     kept = held(prompt(method, q, k, v, layer=1, layers=2))
     for b in range(2):
         for g in range(2):
@@ -192,7 +192,7 @@ def test_l2norm_keeps_small_keys_and_skips_layers():
 def test_keydiff_keeps_keys_unlike_the_mean():
     """The anchor is the mean of normalised keys, over the text and nothing else."""
     q, k, v = draw(20)
-    kept = held(prompt(make_method("keydiff", {"k": 6}), q, k, v))
+    kept = held(prompt(make_method("keydiff", {"rows": 6}), q, k, v))
     for b in range(2):
         for g in range(2):
             units = [x / x.norm() for x in k[b, g].double()]
@@ -205,7 +205,7 @@ def test_keydiff_keeps_keys_unlike_the_mean():
 def test_quest_attends_the_pages_of_the_largest_bounds(heads):
     """The bound of a page is over its whole rows; the row's own page is always attended; never more than k rows."""
     q, k, v = draw(23)
-    method = make_method("quest", {"k": 11, "page": 4, "skip": 0, "heads": heads})
+    method = make_method("quest", {"rows": 11, "page": 4, "skip": 0, "heads": heads})
     memory = fresh(method)
     feed(method, memory, *(x[:, :, :22] for x in (q, k, v)), "prefill")
     out, ledger = feed(method, memory, *(x[:, :, 22:] for x in (q, k, v)), "decode")

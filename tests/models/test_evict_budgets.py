@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest_models import DIM, gap_cases, make_method, make_model, run_rows, tokens
-from evict_reference import ONCE, ROW, SMALL, draw, fresh
+from evict_reference import ONCE, ROW, SMALL, draw, fresh, small
 
 from lacuna.models import attend
 from lacuna.models.bind import bind
@@ -42,7 +42,7 @@ def test_a_prompt_in_pieces_respects_the_budget(name, sizes, model):
 @pytest.mark.parametrize(("name", "copies"), [("kv", 1), ("query", 2)])
 def test_gqa_cache_is_not_multiplied(name, copies, model):
     """Repeating keys for every query head can hold more than the full cache; where it is asked for it is charged."""
-    method, ids = make_method("snapkv", {"k": 8, "window": 3, "heads": name}), tokens(2, 31)
+    method, ids = make_method("snapkv", {"rows": 8, "window": 3, "heads": name}), tokens(2, 31)
     with bind(model, method) as binding:
         cache = binding.cache()
         model(ids[:, :30], past_key_values=cache, use_cache=True)
@@ -58,7 +58,7 @@ def test_a_budget_of_everything_is_full_attention_to_the_bit(name, model):
     """If there is nothing to drop the cache must not even be touched."""
     ids, changes = tokens(2, 40), {"window": 3} if "window" in SMALL[name] else {}
     full, _ = run_rows(model, make_method("full", {}), ids, {}, 17, False)
-    got, _ = run_rows(model, make_method(name, {"k": 40, **changes}), ids, {}, 17, False)
+    got, _ = run_rows(model, make_method(name, {"rows": 40, **changes}), ids, {}, 17, False)
     assert torch.equal(full, got)
 
 
@@ -70,17 +70,17 @@ def test_memory_is_given_back(model):
         assert all(layer.memory.keys._buffer.shape[2] <= 8 + 64 for layer in cache.layers)
 
 
-@pytest.mark.parametrize("k", [0.3, 8])
+@pytest.mark.parametrize("budget", [{"keep": 0.3}, {"rows": 8}])
 @pytest.mark.parametrize("name", [*ONCE, "h2o", "tova"])
-def test_never_above_the_budget(name, k, model):
+def test_never_above_the_budget(name, budget, model):
     """Texts of unequal length in a batch have budgets of their own; none may borrow from its neighbour."""
-    method, lengths = make_method(name, {**SMALL[name], "k": k}), torch.tensor([40, 30, 9])
+    method, lengths = make_method(name, small(name, budget)), torch.tensor([40, 30, 9])
     mask = (torch.arange(40) >= 40 - lengths[:, None]).long()
     with bind(model, method) as binding:
         cache = binding.cache()
         model(tokens(3, 40), attention_mask=mask, past_key_values=cache, use_cache=True)
         rows = sum(layer.memory.text_rows_BN(binding.first).double().mean(1) for layer in cache.layers)
-    assert rows.tolist() == [2 * x for x in ([12, 9, 2] if k == 0.3 else [8, 8, 8])]
+    assert rows.tolist() == [2 * x for x in ([12, 9, 2] if budget == {"keep": 0.3} else [8, 8, 8])]
 
 
 @pytest.mark.parametrize(("name", "args"), gap_cases())
@@ -114,10 +114,10 @@ def test_beams_take_what_they_hold_with_them(name, args, basis, model):
 @pytest.mark.parametrize("name", ["h2o", "tova"])
 def test_without_a_prompt_the_budget_grows_with_the_text(name, model):
     """Scoring from the first token has no prompt: a share then counts from the row, and a count from the start."""
-    for k, want in ((0.5, 15), (8, 8)):
-        _, ledger = run_rows(model, make_method(name, {"k": k}), tokens(1, 30), {}, 1, True, "sparse")
+    for budget, want in (({"keep": 0.5}, 15), ({"rows": 8}, 8)):
+        _, ledger = run_rows(model, make_method(name, budget), tokens(1, 30), {}, 1, True, "sparse")
         assert summary([ledger.sums()])["decode"]["rows_kept_mean"] <= want
-        with bind(model, make_method(name, {"k": k})) as binding:
+        with bind(model, make_method(name, budget)) as binding:
             binding.feeding, cache = "decode", binding.cache()
             model(tokens(1, 30), past_key_values=cache, use_cache=True)
             assert all(layer.memory.keys.view.shape[2] == want for layer in cache.layers)
@@ -125,7 +125,7 @@ def test_without_a_prompt_the_budget_grows_with_the_text(name, model):
 
 def test_marks_are_charged(model):
     """H2O reads and holds an account of every row beside it; a free lunch would favour it at equal bytes."""
-    _, ledger = run_rows(model, make_method("h2o", {"k": 8}), tokens(2, 40), {}, 20, False)
+    _, ledger = run_rows(model, make_method("h2o", {"rows": 8}), tokens(2, 40), {}, 20, False)
     told = summary([ledger.sums()])
     assert told["decode"]["rows_attended_mean"] == 8
     assert told["decode"]["bytes_read_per_token"] == 2 * 2 * 8 * (ROW + 4)
@@ -158,11 +158,11 @@ def test_a_budget_over_all_heads_refuses_a_part_of_them(name, args):
     ("name", "args", "words"),
     [
         ("snapkv", {"kernel": 4}, "kernel is odd, got 4: try 5"),
-        ("snapkv", {"k": 32}, "leave nothing beside the window of 32"),
-        ("pyramidkv", {"k": 8}, "leave nothing beside the window of 8"),
+        ("snapkv", {"rows": 32}, "leaves nothing beside the window of 32"),
+        ("pyramidkv", {"rows": 8}, "leaves nothing beside the window of 8"),
         ("adakv", {"heads": "query", "group": "max"}, "no group is joined"),
-        ("h2o", {"k": 8, "recent": 8}, "leave no heavy ones"),
-        ("quest", {"k": 8}, "less than a page of 16"),
+        ("h2o", {"rows": 8, "recent": 8}, "leaves no heavy ones"),
+        ("quest", {"rows": 8}, "less than a page of 16"),
     ],
 )
 def test_arguments_that_do_not_go_together(name, args, words):

@@ -82,7 +82,7 @@ def test_rows_held_are_told_by_their_tokens():
 @pytest.mark.parametrize("heads", ["kv", "query"])
 def test_exact_topk_keeps_what_was_asked(heads, corpus, model):  # noqa: F811
     """The measure itself would be off: exact top-k has a size factor of one in every head."""
-    outcome = measured(model, corpus, "topk", {"k": 3, "heads": heads})
+    outcome = measured(model, corpus, "topk", {"rows": 3, "heads": heads})
     assert outcome.metrics["size_factor"] == 1
     assert outcome.metrics["effective_k"] == 3
     lengths = range(PROMPT + 1, WINDOW)
@@ -103,7 +103,7 @@ def test_full_attends_everything(corpus, model):  # noqa: F811
 
 @pytest.mark.parametrize(
     ("name", "args"),
-    [("streaming_llm", {"sinks": 2, "window": 5}), ("snapkv", {"k": 6, "window": 2}), ("h2o", {"k": 6})],
+    [("streaming_llm", {"sinks": 2, "rows": 7}), ("snapkv", {"rows": 6, "window": 2}), ("h2o", {"rows": 6})],
 )
 def test_accounts_agree_with_the_ledger(name, args, corpus, model):  # noqa: F811
     """Rows that were evicted, or never read, would be counted as attended."""
@@ -118,7 +118,7 @@ def test_accounts_agree_with_the_ledger(name, args, corpus, model):  # noqa: F81
 
 def test_sinks_are_popular(corpus, model):  # noqa: F811
     """Popularity would stand at another token than the one that was kept."""
-    outcome = measured(model, corpus, "streaming_llm", {"sinks": 2, "window": 5}, places=12)
+    outcome = measured(model, corpus, "streaming_llm", {"sinks": 2, "rows": 7}, places=12)
     for sample in outcome.samples:
         assert sample["popularity"][0] == 1  # tokens 0 and 1
         assert sample["popularity"][1] == 0  # tokens 2 and 3: left before the prompt's end

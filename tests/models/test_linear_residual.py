@@ -12,7 +12,7 @@ from lacuna.models.feature_map import load_map
 from lacuna.models.methods.linear_residual import LinearResidual
 
 SINKS, ROWS = 2, 9
-WINDOWED = {"k": ROWS, "sinks": SINKS, "recent": 1.0}
+WINDOWED = {"keep": None, "rows": ROWS, "sinks": SINKS, "recent": 1.0}
 
 
 def x_of(q, k):
@@ -90,7 +90,7 @@ def test_a_row_is_the_written_out_attention(args, kernel, steps):
 def test_heavy_hitters_are_those_of_h2o(centre):
     """Other rows than the heavy hitters would be summed up, and the exact set be no better than a window."""
     q, k, v = draw(40)
-    ours, theirs = LinearResidual(k=8, sinks=0, centre=centre), make_method("h2o", {"k": 8})
+    ours, theirs = LinearResidual(keep=None, rows=8, sinks=0, centre=centre), make_method("h2o", {"rows": 8})
     memories = [fresh(ours), fresh(theirs)]
     for method, memory in zip((ours, theirs), memories, strict=True):
         feed(method, memory, q[:, :, :20], k[:, :, :20], v[:, :, :20], "prefill")
@@ -101,7 +101,7 @@ def test_heavy_hitters_are_those_of_h2o(centre):
 def test_sinks_stay_whatever_is_heavy():
     """Sinks that attention could push out would be no sinks."""
     q, k, v = draw(40)
-    method = LinearResidual(k=8, sinks=3)
+    method = LinearResidual(keep=None, rows=8, sinks=3)
     memory = fresh(method)
     feed(method, memory, q, k, v, "decode")
     assert all({0, 1, 2} <= head and len(head) == 8 for text in held(memory) for head in text)
@@ -110,7 +110,7 @@ def test_sinks_stay_whatever_is_heavy():
 @pytest.mark.parametrize("args", [{}, {"centre": "mean"}, {"features": "favor", "width": 64}])
 def test_the_state_is_the_same_however_rows_are_fed(args):
     """A row dropped twice, or never, would stay unseen until the state had drifted far from what was dropped."""
-    method = LinearResidual(k=8, sinks=1, **args)
+    method = LinearResidual(keep=None, rows=8, sinks=1, **args)
     q, k, v = draw(300, batch=1)  # more rows than one piece of the vectorised pass has
     once, steps = fresh(method, batch=1), fresh(method, batch=1)
     got, _ = feed(method, once, q, k, v, "decode")
@@ -168,7 +168,7 @@ def test_random_features_converge_to_the_softmax():
 def test_a_projection_on_all_dimensions_changes_nothing():
     """Products of projected rows must be those of the rows themselves in the mean, or states of two widths differ."""
     q, k = torch.randn(1, 2, 50, DIM), torch.randn(1, 2, 50, DIM)
-    place = fresh(LinearResidual(k=8)).site
+    place = fresh(LinearResidual(keep=None, rows=8)).site
     total = 0.0
     for seed in range(200):
         weights = load_map("taylor", 4, seed).weights(place)
@@ -199,7 +199,7 @@ def test_where_a_normaliser_is_not_positive_exact_rows_stand_alone():
 
 def test_beams_take_their_states_along(model):
     """A beam that goes on with another's history would hear what it never read."""
-    method, ids = LinearResidual(k=8), tokens(2, 30)
+    method, ids = LinearResidual(keep=None, rows=8), tokens(2, 30)
     with bind(model, method) as binding:
         cache = binding.cache()
         model(ids, past_key_values=cache, use_cache=True)
@@ -214,7 +214,7 @@ def test_beams_take_their_states_along(model):
 
 def test_a_state_has_one_size_and_is_charged():
     """Bytes that nobody counts would make any state look free."""
-    method, size = LinearResidual(k=8, width=4, centre="mean"), 1 + 4 + 4 * 5 // 2
+    method, size = LinearResidual(keep=None, rows=8, width=4, centre="mean"), 1 + 4 + 4 * 5 // 2
     q, k, v = draw(60)
     memory = fresh(method)
     feed(method, memory, q[:, :, :20], k[:, :, :20], v[:, :, :20], "prefill")
@@ -230,7 +230,7 @@ def test_a_state_has_one_size_and_is_charged():
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ({"k": 4}, "leave none beside 4 sinks"),
+        ({"keep": None, "rows": 4}, "leaves none beside 4 sinks"),
         ({"features": "elu", "centre": "mean"}, "elu cannot expand around a mean"),
         ({"features": "less"}, "less is learned: give trained"),
         ({"features": "elu", "trained": {}}, "elu is not learned"),
@@ -248,4 +248,4 @@ def test_a_model_that_forgets_by_itself_is_refused():
     """A state cannot give back what a sliding window no longer sees, and would add it silently."""
     model = make_model("mistral")
     with pytest.raises(ValueError, match="sliding window of its own"):
-        run_rows(model, LinearResidual(k=8), tokens(1, 40), {}, 17, True)
+        run_rows(model, LinearResidual(keep=None, rows=8), tokens(1, 40), {}, 17, True)

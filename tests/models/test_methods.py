@@ -63,7 +63,7 @@ def test_topk_keeps_the_largest_products(heads):
                 [max(products[h // 2 * 2][s], products[h // 2 * 2 + 1][s]) for s in range(21)] for h in range(4)
             ]
         keep.append([best(p, 5) for p in products])
-    out, read = one_row(make_method("topk", {"k": 0.25, "heads": heads}), q, k, v)
+    out, read = one_row(make_method("topk", {"keep": 0.25, "heads": heads}), q, k, v)
     torch.testing.assert_close(out.double(), dense_over(q, k, v, keep), atol=1e-5, rtol=1e-5)
     unions = sum(len(keep[b][2 * g] | keep[b][2 * g + 1]) for b in range(2) for g in range(2))
     assert read == unions
@@ -81,7 +81,7 @@ def test_loki_ranks_by_leading_components(basis):
             for h in range(4)
         ]
         keep.append([best(scores, 5) for scores in low])
-    method = make_method("loki", {"k": 0.25, "d": 4, "heads": "query"})
+    method = make_method("loki", {"keep": 0.25, "d": 4, "heads": "query"})
     out, _ = one_row(method, q, k, v, artifacts=artifacts)
     torch.testing.assert_close(out.double(), dense_over(q, k, v, keep), atol=1e-5, rtol=1e-5)
 
@@ -89,8 +89,8 @@ def test_loki_ranks_by_leading_components(basis):
 def test_loki_with_all_components_is_topk(basis):
     """Lemma 4.1: a common rotation of queries and keys leaves the products as they are."""
     q, k, v = draw(seed=6)
-    loki, _ = one_row(make_method("loki", {"k": 6, "d": 1.0}), q, k, v, artifacts=basis())
-    topk, _ = one_row(make_method("topk", {"k": 6}), q, k, v)
+    loki, _ = one_row(make_method("loki", {"rows": 6, "d": 1.0}), q, k, v, artifacts=basis())
+    topk, _ = one_row(make_method("topk", {"rows": 6}), q, k, v)
     torch.testing.assert_close(loki, topk, atol=1e-5, rtol=1e-5)
 
 
@@ -113,7 +113,7 @@ def test_loki_explained_variance_rank(basis):
 def test_share_counts_from_the_row_or_from_the_call(rule, counts, model):
     """Loki's code gives every row the same k, so that its early rows stay denser than the share says."""
     ids = tokens(1, 14)
-    _, ledger = run_rows(model, make_method("topk", {"k": 0.25, "rule": rule}), ids, {}, 10, True)
+    _, ledger = run_rows(model, make_method("topk", {"keep": 0.25, "rule": rule}), ids, {}, 10, True)
     mean = summary([ledger.sums()])["decode"]["rows_attended_mean"]
     assert mean == sum(counts) / 4
 
@@ -125,7 +125,7 @@ def test_streaming_keeps_sinks_and_window(model):
     seen = (j <= i) & ((j < sinks) | (j > i - window))
     mask = torch.zeros(40, 40).masked_fill(~seen, -torch.inf)[None, None].expand(2, 1, 40, 40)
     want = model(ids, attention_mask=mask).logits
-    method = make_method("streaming_llm", {"sinks": sinks, "window": window, "positions": "text"})
+    method = make_method("streaming_llm", {"sinks": sinks, "rows": sinks + window, "positions": "text"})
     got, _ = run_rows(model, method, ids, {}, 12, False, prefill="sparse")
     torch.testing.assert_close(got, want[:, 11:], atol=2e-5, rtol=1e-4)
 
@@ -134,7 +134,7 @@ def test_streaming_positions_inside_the_cache():
     """The paper's positions: in a model of one layer, what is kept gives the logits of the kept text alone, from 0 on."""
     model, sinks, window = make_model(num_hidden_layers=1), 2, 6
     ids = tokens(1, 40)
-    method = make_method("streaming_llm", {"sinks": sinks, "window": window})
+    method = make_method("streaming_llm", {"sinks": sinks, "rows": sinks + window})
     got, _ = run_rows(model, method, ids, {}, 12, False)
     for row in range(12, 40):
         kept = torch.cat([ids[:, :sinks], ids[:, row + 1 - window : row + 1]], 1)
@@ -144,7 +144,7 @@ def test_streaming_positions_inside_the_cache():
 @pytest.mark.parametrize("args", [{"positions": "cache"}, {"positions": "text"}])
 def test_streaming_holds_its_budget(args, model):
     """A cache that grows beyond its budget is no compression."""
-    method = make_method("streaming_llm", {"sinks": 2, "window": 6, **args})
+    method = make_method("streaming_llm", {"sinks": 2, "rows": 8, **args})
     with bind(model, method) as binding:
         cache, ids = binding.cache(), tokens(2, 40)
         model(ids[:, :20], past_key_values=cache, use_cache=True)
@@ -156,7 +156,7 @@ def test_streaming_holds_its_budget(args, model):
 
 def test_streaming_cuts_once_when_it_grows(model):
     """KVCache-Factory's variant: sinks and window of the prompt stay, every later row is added."""
-    method = make_method("streaming_llm", {"sinks": 2, "window": 6, "positions": "text", "decode": "grow"})
+    method = make_method("streaming_llm", {"sinks": 2, "rows": 8, "positions": "text", "decode": "grow"})
     with bind(model, method) as binding:
         cache, ids = binding.cache(), tokens(1, 40)
         model(ids[:, :20], past_key_values=cache, use_cache=True)

@@ -46,7 +46,7 @@ def best_alone(scores):
     return scores.masked_fill(scores < scores.amax(-1, keepdim=True), -torch.inf)
 
 
-@pytest.mark.parametrize(("name", "args"), [("full", {}), ("topk", {"k": 1.0}), ("loki", {"k": 1.0, "d": 1.0})])
+@pytest.mark.parametrize(("name", "args"), [("full", {}), ("topk", {"keep": 1.0}), ("loki", {"keep": 1.0, "d": 1.0})])
 def test_everything_has_no_error(name, args, corpus, basis, model):  # noqa: F811
     """A method that attends everything would seem to change the output: its keys were taken for the model's."""
     assert measured(model, corpus, name, args, basis()).metrics["output_error"] < 1e-5
@@ -54,7 +54,7 @@ def test_everything_has_no_error(name, args, corpus, basis, model):  # noqa: F81
 
 def test_it_is_the_quotient_of_norms(corpus, model):  # noqa: F811
     """Rows, heads or windows would be joined another way than the docstring says."""
-    outcome = measured(model, corpus, "topk", {"k": 1, "heads": "query"}, windows=1)
+    outcome = measured(model, corpus, "topk", {"rows": 1, "heads": "query"}, windows=1)
     recorder = _Recorder()
     with session(model) as found:
         ids = torch.tensor([found.encode(open(corpus).read())[:WINDOW]])  # noqa: PTH123, SIM115
@@ -71,13 +71,13 @@ def test_it_is_the_quotient_of_norms(corpus, model):  # noqa: F811
 
 def test_the_prompt_is_not_counted(corpus, model):  # noqa: F811
     """A dense prompt would make the error of every method smaller, the more so the longer it is."""
-    prompted = measured(model, corpus, "snapkv", {"k": 4, "window": 2}, prompt=WINDOW - 2)
+    prompted = measured(model, corpus, "snapkv", {"rows": 4, "window": 2}, prompt=WINDOW - 2)
     assert prompted.metrics["output_error"] > 0.05
 
 
 def test_inputs_of_the_method_make_deeper_layers_differ(corpus, model):  # noqa: F811
     """Both kinds of input would be one: an error that layers pass on would be taken for the layer's own."""
-    own, passed = (measured(model, corpus, "topk", {"k": 2}, inputs=kind).samples for kind in ("dense", "method"))
+    own, passed = (measured(model, corpus, "topk", {"rows": 2}, inputs=kind).samples for kind in ("dense", "method"))
     assert own[0] == passed[0]
     assert own[1] != passed[1]
 
@@ -85,4 +85,4 @@ def test_inputs_of_the_method_make_deeper_layers_differ(corpus, model):  # noqa:
 def test_a_prompt_as_long_as_the_window_is_refused(corpus, model):  # noqa: F811
     """A window without a row to act on would end in a division by zero."""
     with pytest.raises(ValueError, match="make it shorter"):
-        measured(model, corpus, "topk", {"k": 2}, prompt=WINDOW)
+        measured(model, corpus, "topk", {"rows": 2}, prompt=WINDOW)

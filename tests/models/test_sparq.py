@@ -50,7 +50,7 @@ def sparq_by_hand(q_JD, k, v, budget, r, local, rest):
 def test_sparq_by_hand(rest, local):
     """Components over the group, rescaled softmax, local rows, scores over the group, dropped weight to the mean."""
     q, k, v = draw()
-    method = make_method("sparq", {"k": 8, "r": 5, "local": local, "rest": rest})
+    method = make_method("sparq", {"rows": 8, "r": 5, "local": local, "rest": rest})
     out, _, _ = one_row(method, q, k, v)
     for b in range(2):
         for g in range(GROUPS):
@@ -63,7 +63,7 @@ def test_sparq_by_hand(rest, local):
 
 def test_sparq_holds_keys_twice_and_reads_r_components():
     """The second copy of the keys is half of the cache again; a table that left it out would flatter the method."""
-    _, ledger, memory = one_row(make_method("sparq", {"k": 8, "r": 4}), *draw())
+    _, ledger, memory = one_row(make_method("sparq", {"rows": 8, "r": 4}), *draw())
     row = DIM * 4
     assert memory.held_bytes == 2 * GROUPS * (ROWS * 3 * row + row)
     assert float(ledger.sums()[0, 1, 4]) == 2 * GROUPS * (8 * 2 * row + ROWS * 4 * 4 + row)
@@ -71,7 +71,7 @@ def test_sparq_holds_keys_twice_and_reads_r_components():
 
 def test_sparq_mean_is_of_what_a_row_may_see(model):
     """A mean over the whole cache, as a port of SparQ had it, lets a row see later values."""
-    method, ids = make_method("sparq", {"k": 4, "r": 3}), tokens(2, 40)
+    method, ids = make_method("sparq", {"rows": 4, "r": 3}), tokens(2, 40)
     other = ids.clone()
     other[:, 30:] = tokens(2, 10, seed=8)
     once, _ = run_rows(model, method, ids, {}, 17, True, "sparse")

@@ -82,7 +82,7 @@ def test_every_variant_by_hand(args, theta, tmp_path):
     """Placement, compensations, empty rows (a threshold of 9 is exceeded by nothing) and short rows as documented."""
     q, k, v = draw()
     thetas = theta + torch.arange(HEADS) * 0.01
-    out, ledger, _ = attended(make_method("top_theta", {"k": 6, **args}), q, k, v, artifact(tmp_path, thetas), 21)
+    out, ledger, _ = attended(make_method("top_theta", {"rows": 6, **args}), q, k, v, artifact(tmp_path, thetas), 21)
     read = 0
     for b in range(2):
         for row in range(21):
@@ -100,7 +100,7 @@ def test_every_variant_by_hand(args, theta, tmp_path):
 def test_decode_row_equals_prefill_row(args, tmp_path):
     """Row L - 1 of a prompt and a decoded row of length L are the same question; compensations acted in one only."""
     q, k, v = draw()
-    method, files = make_method("top_theta", {"k": 6, **args}), artifact(tmp_path, 0.06)
+    method, files = make_method("top_theta", {"rows": 6, **args}), artifact(tmp_path, 0.06)
     prompt, _, _ = attended(method, q, k, v, files, 21, phase="prefill")
     for length in (5, 7, 14, 21):
         row, _, _ = attended(method, *(x[:, :, :length] for x in (q, k, v)), files, 1)
@@ -110,7 +110,7 @@ def test_decode_row_equals_prefill_row(args, tmp_path):
 @pytest.mark.parametrize("loki", [False, True])
 def test_model_rows_at_once_equal_steps_with_compensation(loki, basis, model):
     """The running mean of V is a sum over time: fed at once it must be what it is step by step, prefill included."""
-    args = {"k": 4, "d": 0.5} if loki else {"k": 4, "sdc": "exp_threshold", "vmc": "mean"}
+    args = {"rows": 4, "d": 0.5} if loki else {"rows": 4, "sdc": "exp_threshold", "vmc": "mean"}
     method, ids = make_method("loki_theta" if loki else "top_theta", args), tokens(2, 40)
     once, a = run_rows(model, method, ids, basis(), 17, True, "sparse")
     steps, b = run_rows(model, method, ids, basis(), 17, False, "sparse")
@@ -122,7 +122,7 @@ def test_model_rows_at_once_equal_steps_with_compensation(loki, basis, model):
 def test_padding_is_no_row(args, tmp_path):
     """Padding counted as dropped rows, or averaged into V, would make a text depend on its neighbours in the batch."""
     q, k, v = draw()
-    method, files = make_method("top_theta", {"k": 4, **args}), artifact(tmp_path, 0.06)
+    method, files = make_method("top_theta", {"rows": 4, **args}), artifact(tmp_path, 0.06)
     padded, _, _ = attended(method, q, k, v, files, 10, torch.tensor([0, 7]))
     alone, _, _ = attended(method, *(x[1:, :, 7:] for x in (q, k, v)), files, 10)
     torch.testing.assert_close(padded[1:], alone, atol=1e-5, rtol=1e-4)
@@ -132,9 +132,9 @@ def test_sdc_acts_in_decode(tmp_path):
     """The first released code took the query's row count for the length: in decode its compensation did nothing."""
     q, k, v = draw()
     files = artifact(tmp_path, 0.05)
-    plain = attended(make_method("top_theta", {"k": 4}), q, k, v, files, 1)[0]
+    plain = attended(make_method("top_theta", {"rows": 4}), q, k, v, files, 1)[0]
     for sdc in ("exact", "exp_threshold", "offline"):
-        other = attended(make_method("top_theta", {"k": 4, "sdc": sdc}), q, k, v, files, 1)[0]
+        other = attended(make_method("top_theta", {"rows": 4, "sdc": sdc}), q, k, v, files, 1)[0]
         assert (other.norm(dim=-1) < plain.norm(dim=-1)).all(), sdc
 
 
@@ -143,7 +143,7 @@ def test_vmc_acts_in_decode(tmp_path):
     q, k, _ = draw()
     v = torch.ones_like(k)
     for args in ({"sdc": "exact"}, {"placement": "post"}):
-        given = {"k": 4, "vmc": "mean", **args}
+        given = {"rows": 4, "vmc": "mean", **args}
         out, _, _ = attended(make_method("top_theta", given), q, k, v, artifact(tmp_path, 0.1), 1)
         torch.testing.assert_close(out, torch.ones_like(out))
 
@@ -152,7 +152,7 @@ def test_empty_rows_keep_their_best_row(tmp_path):
     """The released code spread a row that nothing passes evenly over all columns, future ones included."""
     q, k, v = draw()
     out, ledger, _ = attended(
-        make_method("top_theta", {"k": 4, "heads": "kv"}), q, k, v, artifact(tmp_path, 99.0, 2), 1
+        make_method("top_theta", {"rows": 4, "heads": "kv"}), q, k, v, artifact(tmp_path, 99.0, 2), 1
     )
     best = (q[:, :, -1:].unflatten(1, (2, 2)) @ k[:, :, None].mT).amax(2)[:, :, 0].argmax(-1)
     want = v.gather(2, best[..., None, None].expand(-1, -1, 1, DIM)).repeat_interleave(2, 1)
@@ -164,7 +164,7 @@ def test_empty_rows_keep_their_best_row(tmp_path):
 def test_rows_over_k(cap, tmp_path):
     """A cap bounds what is read: by the largest scores, or by the last ones as released."""
     q, k, v = draw()
-    out, _, _ = attended(make_method("top_theta", {"k": 4, "cap": cap}), q, k, v, artifact(tmp_path, -99.0), 1)
+    out, _, _ = attended(make_method("top_theta", {"rows": 4, "cap": cap}), q, k, v, artifact(tmp_path, -99.0), 1)
     scores = (q[:, :, -1:] @ k.repeat_interleave(2, 1).mT)[:, :, 0] * DIM**-0.5
     chosen = {"best": scores.topk(4).indices, "recent": torch.arange(17, 21).expand(2, 4, 4), "none": None}[cap]
     keep = torch.ones_like(scores, dtype=torch.bool)
@@ -183,9 +183,9 @@ def test_lengths_between_and_beyond_the_calibrated():
     assert threshold.look_up(torch.tensor([[3.0, 4.0, 5.0]]), call, 1).tolist() == [[[5, 5]], [[5, 5]]]
 
 
-def test_k_per_layer(model, tmp_path):
+def test_a_budget_per_layer(model, tmp_path):
     """The published runs keep the first layers nearly dense; a k that reached every layer would be another method."""
-    method = make_method("top_theta", {"k": 4, "k_layers": (1.0,)})
+    method = make_method("top_theta", {"keep": [1.0, 0.1]})
     _, ledger = run_rows(model, method, tokens(1, 40), artifact(tmp_path, 0.5), 17, False)
     densities = [layer["density"] for layer in summary([ledger.sums()])["layers"]]
     assert densities[0] == 1
@@ -195,9 +195,9 @@ def test_k_per_layer(model, tmp_path):
 def test_least_and_most_of_one_are_loki(basis, model):
     """Bounds that leave no room must give the k largest, whatever the thresholds say."""
     ids, files = tokens(2, 40), basis()
-    args = {"k": 0.25, "d": 0.5, "least": 1.0, "most": 1.0, "sdc": "none", "vmc": "none"}
+    args = {"keep": 0.25, "d": 0.5, "least": 1.0, "most": 1.0, "sdc": "none", "vmc": "none"}
     got, _ = run_rows(model, make_method("loki_theta", args), ids, files, 17, False)
-    want, _ = run_rows(model, make_method("loki", {"k": 0.25, "d": 0.5}), ids, files, 17, False)
+    want, _ = run_rows(model, make_method("loki", {"keep": 0.25, "d": 0.5}), ids, files, 17, False)
     torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
 
 
@@ -206,7 +206,7 @@ def test_bounds_of_loki_theta(theta, rows, basis, tmp_path):
     """Thresholds that fit a text badly must neither starve a row nor make it dense."""
     q, k, v = draw()
     files = basis() | artifact(tmp_path, theta, GROUPS)
-    method = make_method("loki_theta", {"k": 8, "d": 0.5, "least": 0.5, "most": 1.5})
+    method = make_method("loki_theta", {"rows": 8, "d": 0.5, "least": 0.5, "most": 1.5})
     _, ledger, _ = attended(method, q, k, v, files, 1)
     assert float(ledger.sums()[0, 1, 2]) == rows * 2 * GROUPS
 
@@ -216,7 +216,7 @@ def test_loki_theta_by_hand(basis, tmp_path):
     q, k, v = draw(seed=4)
     files, theta, d = basis() | artifact(tmp_path, 0.1), 0.1, 6
     p = load_file(files["basis"])["layer.0.basis"].double()
-    method = make_method("loki_theta", {"k": 6, "d": d, "heads": "query", "least": 0.1, "most": 3.0})
+    method = make_method("loki_theta", {"rows": 6, "d": d, "heads": "query", "least": 0.1, "most": 3.0})
     out, _, _ = attended(method, q, k, v, files, 1)
     for b in range(2):
         for h in range(HEADS):
@@ -233,7 +233,7 @@ def test_loki_theta_by_hand(basis, tmp_path):
 def test_bytes_of_top_theta(tmp_path):
     """Every key is read, but only the values above the threshold; one threshold and one mass a head, one sum of V."""
     q, k, v = draw()
-    method = make_method("top_theta", {"k": 6, "sdc": "offline", "vmc": "mean"})
+    method = make_method("top_theta", {"rows": 6, "sdc": "offline", "vmc": "mean"})
     _, ledger, memory = attended(method, q, k, v, artifact(tmp_path, 0.06), 1)
     _, _, attended_rows, _, read, dense = ledger.sums()[0, 1].tolist()
     row = DIM * 4
@@ -246,7 +246,7 @@ def test_bytes_of_loki_theta(basis, tmp_path):
     """Leading components of every key, whole rows of those chosen, the basis, one threshold a set, one sum of V."""
     q, k, v = draw()
     files = basis() | artifact(tmp_path, 0.06, GROUPS)
-    _, ledger, _ = attended(make_method("loki_theta", {"k": 6, "d": 4}), q, k, v, files, 1)
+    _, ledger, _ = attended(make_method("loki_theta", {"rows": 6, "d": 4}), q, k, v, files, 1)
     _, _, attended_rows, _, read, _ = ledger.sums()[0, 1].tolist()
     row, basis_bytes = DIM * 4, GROUPS * DIM * DIM * 4
     assert read == 2 * GROUPS * 21 * 4 * 4 + attended_rows * 2 * row + basis_bytes + 2 * GROUPS * (4 + row)
@@ -271,11 +271,11 @@ def test_thresholds_of_something_else_are_refused(tmp_path, model):
     """Thresholds of other scores, or of another model's heads, would select garbage without a word."""
     files = artifact(tmp_path, 0.1)
     with pytest.raises(ValueError, match="argument `heads`"):
-        run_rows(model, make_method("top_theta", {"k": 4, "heads": "kv"}), tokens(1, 40), files, 17, False)
+        run_rows(model, make_method("top_theta", {"rows": 4, "heads": "kv"}), tokens(1, 40), files, 17, False)
     with pytest.raises(ValueError, match="calibrate on this model"):
         run_rows(
             make_model("gpt_neox", num_attention_heads=8), make_method("top_theta", {}), tokens(1, 9), files, 5, False
         )
     save_file({"layer.0.lengths": torch.tensor([5]), "layer.0.post": torch.ones(4, 1)}, files["thresholds"])
     with pytest.raises(ValueError, match="calibrate on the scores"):
-        run_rows(model, make_method("top_theta", {"k": 4}), tokens(1, 40), files, 17, False)
+        run_rows(model, make_method("top_theta", {"rows": 4}), tokens(1, 40), files, 17, False)

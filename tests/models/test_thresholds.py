@@ -57,7 +57,8 @@ def session(model, artifacts=None, method=None):
 
 
 def calibrate(model, corpus, artifacts=None, **args):
-    given = {"k": 4, "window": WINDOW, "tokens": 256, "every": 5, "corpus": corpus, **args}
+    budget = {"rows": 4} if "keep" not in args else {"rows": None}
+    given = {**budget, "window": WINDOW, "tokens": 256, "every": 5, "corpus": corpus, **args}
     with session(model, artifacts) as found:
         outcome = Thresholds(**given).run(found)
     return load(outcome.artifact)
@@ -123,9 +124,9 @@ def test_top_k_at_calibration_leaves_layer_0(corpus, model):
 @pytest.mark.parametrize("heads", ["query", "kv"])
 def test_calibrated_thresholds_keep_k(heads, corpus, model, tmp_path):
     """On the one text that it was calibrated on, at every length, each set of rows holds k."""
-    args = {"tokens": 256, "sigma": 0.0, "every": 1, "heads": heads, "window": 256, "k": 0.25}
+    args = {"tokens": 256, "sigma": 0.0, "every": 1, "heads": heads, "window": 256, "keep": 0.25}
     tensors = calibrate(model, corpus, **args)
-    method = TopTheta(k=0.25, heads=heads)
+    method = TopTheta(keep=0.25, rows=None, heads=heads)
     with session(model, saved(tmp_path, tensors), method) as found:
         found.score(first(corpus, 256)[None], 1)
         told = summary([found.binding.ledger.sums()])["decode"]
@@ -138,10 +139,10 @@ def test_thresholds_on_low_rank_scores(corpus, model, tmp_path):
     with session(model) as found:
         (tmp_path / "basis").write_bytes(Pca(corpus=corpus, tokens=256, window=16).run(found).artifact)
     basis = {"basis": tmp_path / "basis"}
-    args = {"tokens": 256, "sigma": 0.0, "every": 1, "heads": "kv", "window": 256, "k": 0.25, "d": 6, "basis": {}}
+    args = {"tokens": 256, "sigma": 0.0, "every": 1, "heads": "kv", "window": 256, "keep": 0.25, "d": 6, "basis": {}}
     files = basis | saved(tmp_path, calibrate(model, corpus, basis, **args))
     text = first(corpus, 256)[None]
-    method = LokiTheta(k=0.25, d=6, least=0.0, most=4.0, sdc="none", vmc="none")
+    method = LokiTheta(keep=0.25, d=6, least=0.0, most=4.0, sdc="none", vmc="none")
     with session(model, files, method) as found:
         found.score(text, 1)
         told = summary([found.binding.ledger.sums()])["decode"]
@@ -169,7 +170,7 @@ def test_thresholds_never_from_test_data(corpus):
     [
         ({"d": 4}, "both d and basis"),
         ({"d": 4, "basis": {}, "placement": "post"}, "placement: pre"),
-        ({"k": WINDOW}, "larger window"),
+        ({"rows": WINDOW}, "larger window"),
     ],
 )
 def test_calibrations_that_cannot_be(args, words, corpus, model):
@@ -180,11 +181,12 @@ def test_calibrations_that_cannot_be(args, words, corpus, model):
 
 def test_ranks_join_their_heads():
     """Each rank calibrates its own heads; a wrong join, or a head that only pads, would shift every threshold after."""
-    task, generator = Thresholds(k=4, window=WINDOW), torch.Generator().manual_seed(0)
+    task, generator = Thresholds(rows=4, window=WINDOW), torch.Generator().manual_seed(0)
     sums = [torch.rand(8, 5, generator=generator, dtype=torch.float64) for _ in range(3)]
     ranks = [Notes(2, 1, *(part[half] for part in sums)) for half in (slice(0, 4), slice(4, 8))]
     fake = SimpleNamespace(lm=SimpleNamespace(world=SimpleNamespace(gather=lambda _: ranks), shard=Shard(0, 2, 3)))
-    tables = task._tables(1, ranks[0], fake)
+    watch = SimpleNamespace(notes={1: ranks[0]}, lengths={1: torch.arange(5, 10)})
+    tables = task._tables(1, watch, fake)
     torch.testing.assert_close(tables["layer.1.mass"], sums[2][:6].float())
     assert tables["layer.1.pre"].shape == (6, 5)
-    assert len(tables["layer.1.lengths"]) == 5
+    assert tables["layer.1.lengths"].tolist() == [5, 6, 7, 8, 9]

@@ -1,0 +1,83 @@
+"""Every call held against its budget: what the ledger counted may not be more than the method's arguments allow.
+
+Shapes: B batch, G key/value heads, T query rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .budget import Allowance
+from .memory import Call, Memory
+
+WHAT = ("rows_attended", "rows_held", "bytes")
+SLACK = 1e-3
+
+
+@dataclass
+class Audit:
+    """The largest excess of each layer, as (rows attended, rows held, bytes); at most 0 while every budget was kept.
+
+    Sums stay on the device, as the ledger's do.
+    """
+
+    excess: dict[int, list[Tensor | None]] = field(default_factory=dict)
+    over_layers: list[Tensor | None] = field(default_factory=lambda: [None, None, None])
+    attended_BT: Tensor | None = None
+    read_BT: Tensor | None = None
+
+    def read(self, attended_BT: Tensor, read_BT: Tensor) -> None:
+        """Note what this call read: rows summed over this rank's real heads, and bytes of the same."""
+        self.attended_BT, self.read_BT = attended_BT, read_BT
+
+    def hold(self, memory: Memory, call: Call, allowance: Allowance | None, *, acted: bool) -> None:
+        """Hold a call against what it may use; a dense prompt's reads are nobody's budget, what it leaves is."""
+        attended, read = self.attended_BT, self.read_BT
+        self.attended_BT = self.read_BT = None
+        site = memory.site
+        if allowance is None or not site.live:
+            return
+        part = site.live / site.kv_heads_real  # of a layer's bytes, this rank's
+        if acted and attended is not None and read is not None:
+            if allowance.attended_BT is not None:
+                self._note(memory, 0, attended / site.live - allowance.attended_BT, allowance)
+            if allowance.read_bytes is not None:
+                self._note(memory, 2, read - allowance.read_bytes * part, allowance)
+        if allowance.held_B is not None:
+            held_BN = memory.text_rows_BN(call.first).double()
+            heads = held_BN.expand(-1, memory.keys.view.shape[1])[:, : memory.live]
+            self._note(memory, 1, heads.mean(-1) - allowance.held_B, allowance)
+        if allowance.held_bytes is not None:
+            texts = memory.keys.view.shape[0]
+            self._note(memory, 2, memory.held_bytes / texts - allowance.held_bytes * part, allowance)
+
+    def _note(self, memory: Memory, what: int, over: Tensor, allowance: Allowance) -> None:
+        layer, last = memory.site.layer, memory.site.layers - 1
+        if allowance.over_layers:
+            before = self.over_layers[what]
+            over = over if layer == 0 or before is None else before + over
+            self.over_layers[what] = over
+            if layer < last:
+                return
+        over = over.amax()
+        mine = self.excess.setdefault(layer, [None, None, None])
+        known = mine[what]
+        mine[what] = over if known is None else torch.maximum(known, over)
+
+    def row(self, layer: int) -> Tensor:
+        """A layer's excess, three numbers of at least 0, on the CPU."""
+        found = [0.0 if one is None else float(one) for one in self.excess.get(layer, [None, None, None])]
+        return torch.tensor(found, dtype=torch.float64).clamp(min=0)
+
+
+def overdrawn(counted: Mapping[str, Any]) -> str:
+    """What a ledger's summary says of budgets that were not kept; empty where all were."""
+    told = counted.get("over_budget", {})
+    # sums of bytes are of floating point; a row or a byte too many is not
+    over = [f"{told[what]:g} {what.replace('_', ' ')}" for what in WHAT if told.get(what, 0) > SLACK]
+    return f"went beyond its budget, at the most by {' and '.join(over)} in a layer" if over else ""
