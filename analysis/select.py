@@ -1,4 +1,4 @@
-"""Which cells are shown: conditions such as `task=needle` or `method.k=0.25`."""
+"""Which cells are shown: conditions such as `task=needle` or `method.keep=0.25`."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_the_base_model_is_frozen(features, corpus, tmp_path):
     assert all(torch.equal(part, before[name]) for name, part in model.state_dict().items())
     assert all(part.grad is None for part in model.parameters())
     save_file(load(outcome.artifact), tmp_path / "made.safetensors")
-    method = LinearResidual(k=8, sinks=2, recent=1.0, features=features, trained={})
+    method = LinearResidual(keep=None, rows=8, sinks=2, recent=1.0, features=features, trained={})
     with bind(model, method, artifacts={"trained": tmp_path / "made.safetensors"}):
         assert model(tokens(2, 30)).logits.isfinite().all()
 
@@ -101,7 +101,7 @@ def test_the_method_computes_what_was_trained(corpus, tmp_path):
     model, seen = make_model(), {}
     outcome = trained(model, features="hedgehog", corpus=corpus, epochs=2)
     save_file(load(outcome.artifact), tmp_path / "made.safetensors")
-    method = LinearResidual(k=8, sinks=2, recent=1.0, features="hedgehog", trained={})
+    method = LinearResidual(keep=None, rows=8, sinks=2, recent=1.0, features="hedgehog", trained={})
     task = FeatureMaps(features="hedgehog", sinks=2, exact=8)
 
     class Spy(LinearResidual):
@@ -144,7 +144,7 @@ def test_another_models_weights_are_refused(corpus, tmp_path):
     """Weights of other shapes would be read head by head as if they were this model's."""
     outcome = trained(make_model(), features="less", corpus=corpus, epochs=1)
     save_file(load(outcome.artifact), tmp_path / "made.safetensors")
-    method = LinearResidual(k=8, features="less", width=4, trained={})
+    method = LinearResidual(keep=None, rows=8, features="less", width=4, trained={})
     other = make_model(num_key_value_heads=4)
     with (
         bind(other, method, artifacts={"trained": tmp_path / "made.safetensors"}),

@@ -40,7 +40,7 @@ def test_weights_are_those_of_the_stock_model(head, corpus, model):  # noqa: F81
 
 def test_kept_rows_are_marked_where_they_are(corpus, model):  # noqa: F811
     """A mark would stand at a row's place in the cache instead of its place in the text."""
-    outcome = measured(model, corpus, "streaming_llm", {"sinks": 1, "window": 3}, layers=(1,))
+    outcome = measured(model, corpus, "streaming_llm", {"sinks": 1, "rows": 4}, layers=(1,))
     (sample,) = outcome.samples
     for row, kept in zip(sample["row"], sample["kept"], strict=True):
         assert [i for i, k in enumerate(kept) if k] == [0, *range(row - 2, row + 1)]
