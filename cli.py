@@ -252,6 +252,22 @@ def _doctor(args: argparse.Namespace) -> int:
     return 0
 
 
+def _weights(args: argparse.Namespace) -> int:
+    from .jobs.show import say
+    from .models import difference
+    from .models.card import export
+    from .results.store import Store
+
+    work = {
+        "export": lambda: export(Store(args.store).get_artifact(args.key), args.output),
+        "diff": lambda: difference.write(args.base, args.tuned, args.output),
+        "recover": lambda: difference.recover(args.base, args.difference, args.output),
+    }
+    work[args.what]()
+    say(f"written: {args.output}")
+    return 0
+
+
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "bench": _bench,
     "collect": _collect,
@@ -265,5 +281,6 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "submit": _submit,
     "table": _table,
     "verify": _verify,
+    "weights": _weights,
     "why": _why,
 }

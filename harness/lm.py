@@ -39,11 +39,16 @@ class LM:
 
     @contextmanager
     def under(
-        self, method: Method, cell: Cell, artifacts: Mapping[str, Path], journal: Journal | None = None
+        self,
+        method: Method,
+        cell: Cell,
+        artifacts: Mapping[str, Path],
+        journal: Journal | None = None,
+        work: Path | None = None,
     ) -> Iterator[Session]:
-        """The model with a method in it."""
+        """The model with a method in it; `work` is a folder where a training leaves what its next try goes on from."""
         with bind(self.model, method, artifacts=artifacts, prefill=cell.prefill, shard=self.shard) as binding:
-            yield Session(self, method, cell, binding, journal or Journal())
+            yield Session(self, method, cell, binding, journal or Journal(), work=work)
 
     def encode(self, text: str, special: str = "none") -> list[int]:
         """Token numbers; a text is encoded once. `special: own` adds what the tokenizer adds by itself."""
@@ -100,6 +105,7 @@ class Session:
     binding: Binding
     journal: Journal = field(default_factory=Journal)
     current: State | None = None
+    work: Path | None = None
 
     @contextmanager
     def instead(self, method: Method) -> Iterator[None]:

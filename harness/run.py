@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import shutil
 import signal
 import time
 import traceback
@@ -20,6 +21,7 @@ from ..models import ledger, shard
 from ..models.audit import overdrawn
 from ..models.load import load_model
 from ..models.method import Method
+from ..models.shard import Shard
 from ..results import plugins
 from ..results.cell import Cell, Spec
 from ..results.record import Record, Status
@@ -96,7 +98,7 @@ class _Run:
 
     def all(self, cells: Sequence[Cell]) -> dict[str, str]:
         statuses: dict[str, str] = {}
-        for _, group in groupby(cells, key=lambda c: c.group):
+        for _, group in groupby(cells, key=lambda c: (c.group, _shared(c))):
             self._group(list(group), statuses)
         return statuses
 
@@ -154,6 +156,7 @@ class _Run:
             self.store.put(record)
             if record.status in ("ok", "invalid"):
                 self.store.unfinished(record.key).unlink(missing_ok=True)
+                shutil.rmtree(self.store.work(record.key), ignore_errors=True)
             self.tell(_line(record, self.done, self.total))
         self.world.gather(None)  # an artifact is there before the next cell asks for it
         return record.status
@@ -178,8 +181,14 @@ def _guarded(work: Callable[[], Any]) -> Any:
 
 def _load(cell: Cell, world: World) -> LM:
     model, tokenizer = load_model(cell.model, cell.dtype, cell.device)
-    held = shard.split(model, world.ranks.rank, world.ranks.size)
+    ranks = world.ranks
+    held = Shard.whole() if _shared(cell) == "data" else shard.split(model, ranks.rank, ranks.size)
     return LM(model, tokenizer, held, world)
+
+
+def _shared(cell: Cell) -> str:
+    """What the ranks share while the cell's task runs: the model's tensors, or the data."""
+    return str(plugins.describe("tasks", cell.task.name).constants.get("ranks", "tensor"))
 
 
 def _measure(cell: Cell, lm: LM, store: Store, tell: Callable[[str], None]) -> Try:
@@ -189,7 +198,7 @@ def _measure(cell: Cell, lm: LM, store: Store, tell: Callable[[str], None]) -> T
     task = make("tasks", cell.task)
     artifacts = {argument: store.get_artifact(key) for argument, key in cell.needs}
     journal = Journal.open(store.unfinished(cell.key), lm.world, tell)
-    with lm.under(method, cell, artifacts, journal) as session:
+    with lm.under(method, cell, artifacts, journal, store.work(cell.key)) as session:
         outcome = task.run(session)
         return Try("ok", outcome=outcome, sums=session.sums())
 

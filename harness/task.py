@@ -35,11 +35,13 @@ class Task(ABC):
         version: raised when results of an older version no longer count.
         headline: the metric that stands for the task in tables; empty for calibrations.
         better: which direction of it is good.
+        ranks: what several ranks share: the model's tensors (each holds a slice), or the data (each holds the model).
     """
 
     version: ClassVar[int] = 1
     headline: ClassVar[str] = ""
     better: ClassVar[Literal["lower", "higher"]] = "higher"
+    ranks: ClassVar[Literal["tensor", "data"]] = "tensor"
 
     @abstractmethod
     def run(self, session: Session) -> Outcome:

@@ -48,8 +48,9 @@ class Choice:
 
 def pinned(plugin: plugins.Plugin, args: Mapping[str, Any], inputs: Inputs) -> Spec:
     """The Spec of a plug-in whose arguments are complete, with the digests of its data files."""
-    marks = ((mark(f.kind, Data), args[f.name]) for f in plugin.fields)
-    digests = [inputs.data(data.folder, value, data.fields)[1] for data, value in marks if data and value is not None]
+    marks = ((data_of(f.kind), args[f.name]) for f in plugin.fields)
+    files = [(data, name) for data, value in marks if data and value is not None for name in _each(value)]
+    digests = [inputs.data(data.folder, name, data.fields)[1] for data, name in files]
     return Spec(plugin.name, plugin.version, args, "-".join(digests))
 
 
@@ -155,14 +156,26 @@ class Arguments:
         if wrong := problem(value, one.kind):
             self.faults.add(node.line, f"{name} is {shown(value)}, expected {wrong}{_hint(value)}")
             return None
-        data = mark(one.kind, Data)
+        data = data_of(one.kind)
         if not data or value is None:
             return exact(value, one.kind)
         try:
-            return self.inputs.data(data.folder, value, data.fields)[0]
+            found = [self.inputs.data(data.folder, name, data.fields)[0] for name in _each(value)]
+            return found if isinstance(value, (list, tuple)) else found[0]
         except ValueError as error:
             self.faults.add(node.line, f"{name}: {error}")
             return None
+
+
+def data_of(kind: Any) -> Data | None:
+    """What says that an argument names a data file, or several; None where it does not."""
+    inner = typing.get_args(kind)[0] if typing.get_origin(kind) in (tuple, list) else kind
+    found: Data | None = mark(inner, Data)
+    return found
+
+
+def _each(value: Any) -> Sequence[str]:
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def exact(value: Any, kind: Any) -> Any:

@@ -25,6 +25,7 @@ def parser(version: str) -> Parser:
     _add_sweep_commands(commands)
     _add_result_commands(commands)
     _add_kernel_commands(commands)
+    _add_weights_commands(commands)
     listing = _command(commands, "list", "models, methods, tasks, ops, figures or sites that there are")
     listing.add_argument("kind", choices=tuple(plugins.FOLDERS))
     listing.add_argument("--json", action="store_true", help="with the arguments, their types and defaults")
@@ -121,6 +122,22 @@ def _add_result_commands(commands: Commands) -> None:
     diff = _command(commands, "diff", "compare two sweeps or files; exit code 1 if B is worse", _settings())
     diff.add_argument("before", type=Path, metavar="A", help="a sweep, or what `collect` wrote")
     diff.add_argument("after", type=Path, metavar="B")
+
+
+def _add_weights_commands(commands: Commands) -> None:
+    weights = _command(commands, "weights", "trained weights as folders, and what one has beyond another")
+    kinds = weights.add_subparsers(metavar="WHAT", dest="what", required=True)
+    export = _command(kinds, "export", "a trained model as a folder of transformers, with its card", _store())
+    export.add_argument("key", metavar="KEY", help="the key of its training cell")
+    diff = _command(kinds, "diff", "write what a tuned folder has beyond its base")
+    recover = _command(kinds, "recover", "the tuned folder again, from its base and the difference")
+    for parser in (diff, recover):
+        parser.add_argument("base", type=Path, metavar="BASE", help="a folder with *.safetensors")
+    diff.add_argument("tuned", type=Path, metavar="TUNED", help="another")
+    diff.add_argument("output", type=Path, metavar="FILE", help="a new .safetensors")
+    recover.add_argument("difference", type=Path, metavar="FILE", help="what `diff` wrote")
+    for parser in (export, recover):
+        parser.add_argument("output", type=Path, metavar="FOLDER", help="a new or empty folder")
 
 
 def _add_kernel_commands(commands: Commands) -> None:

@@ -71,23 +71,38 @@ class Inputs:
             raise ValueError(f"{file}: {error}") from error
 
     def model(self, given: Mapping[str, Any], name: str = "", beside: Path | None = None) -> Spec:
-        """A model by {path} or by {repo, revision}.
+        """A model by {path}, by {repo, revision}, or by the shape of one that is to be trained, {new}.
 
         Raises:
             ValueError: a key is unknown or missing, or there is no model.
         """
-        kinds = {"path": str, "repo": str, "revision": str, "trust_remote_code": bool}
+        kinds = {"path": str, "repo": str, "revision": str, "trust_remote_code": bool, "new": str}
         for key, value in given.items():
             if key not in kinds:
                 raise ValueError(f"unknown key {key!r} of a model: {near(key, kinds)}")
             if wrong := problem(value, kinds[key]):
                 raise ValueError(f"model.{key} is {value!r}, expected {wrong}")
+        if "new" in given:
+            return self._shape(given, name)
         args = {"trust_remote_code": True} if given.get("trust_remote_code") else {}
         if ("path" in given) == ("repo" in given) or ("revision" in given) != ("repo" in given):
-            raise ValueError("a model is {path: FOLDER} or {repo: ORG/NAME, revision: COMMIT}: without it a repo moves")
+            raise ValueError(
+                "a model is {path: FOLDER}, {new: SHAPE} or {repo: ORG/NAME, revision: COMMIT}: without it a repo moves"
+            )
         if "repo" in given:
             return _pinned(given["repo"], given["revision"], name, args)
         return self._folder((beside or self.beside) / given["path"], name, args)
+
+    def _shape(self, given: Mapping[str, Any], name: str) -> Spec:
+        if len(given) > 1:
+            raise ValueError("a model that is to be trained takes its shape alone: {new: SHAPE}")
+        shapes = plugins.ROOT / "models" / "shapes"
+        inside = "/" not in given["new"] and _is_file(shapes / f"{given['new']}.json")
+        path = shapes / f"{given['new']}.json" if inside else self.beside / given["new"]
+        if path.suffix != ".json" or not _is_file(path):
+            there = (p.stem for p in shapes.glob("*.json"))
+            raise ValueError(f"no shape {given['new']!r} in models/shapes, nor a .json: {near(given['new'], there)}")
+        return Spec(name or f"new-{path.stem}", digest=self._digest([path]), source=str(path.resolve()))
 
     def _folder(self, path: Path, name: str, args: Mapping[str, Any]) -> Spec:
         if not _is_file(path / "config.json"):

@@ -72,6 +72,10 @@ class Store:
         """The lines that a cell under way writes, so that a killed one goes on where it was."""
         return self._path("unfinished", key, ".jsonl")
 
+    def work(self, key: str) -> Path:
+        """The folder in which a cell that was cut off leaves what its next try goes on from."""
+        return self.root / "work" / key[:2] / key
+
     def memory(self) -> Path:
         """The file that remembers digests of models and data (a store that cannot be written remembers none)."""
         with contextlib.suppress(OSError):

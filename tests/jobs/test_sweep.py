@@ -208,7 +208,7 @@ def test_store_that_cannot_be_written(root):
          ["2: method.loki lacks its argument k, expected a whole number or a number", '2: method.loki.basis.rotary is "mid", expected one of pre, post',
           "3: task.perplexity.corpus: no data 'pros' in harness/data, nor a file of that path: did you mean 'prose'?"]),
         ("model: {repo: a/b}\nmethod: {topk: {sharp: 1e-3}}\ntask: needle\n",
-         ["1: a model is {path: FOLDER} or {repo: ORG/NAME, revision: COMMIT}: without it a repo moves",
+         ["1: a model is {path: FOLDER}, {new: SHAPE} or {repo: ORG/NAME, revision: COMMIT}: without it a repo moves",
           '2: method.topk.sharp is "1e-3", expected a number (YAML takes 1e-3 for text: write 0.001)']),
         ("model: {repo: a/b, revision: main}\nmethod: full\ntask: needle\n", ["1: model.revision is 'main', expected a commit's 40 hexadecimal digits: a branch moves"]),
         ("model: {path: nowhere}\nmethod: {full: {}, topk: {}}\ntask: 2020-01-01\n", None),

@@ -1,0 +1,62 @@
+"""A trained model as a folder that speaks for itself: weights, tokenizer, card and curve."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .load import read_card, write_folder
+
+
+def export(artifact: Path, folder: Path) -> None:
+    """Write what a training yielded as a folder of transformers, with README.md and curve.json.
+
+    Raises:
+        ValueError: the file is no trained model, or the folder is not empty.
+    """
+    card = read_card(artifact)
+    write_folder(artifact, folder)
+    (folder / "README.md").write_text(text(card), encoding="utf-8")
+    (folder / "curve.json").write_text(json.dumps(card["curve"]), encoding="utf-8")
+
+
+def text(card: Mapping[str, Any]) -> str:
+    """The model card: what it was made of, how, and what came out."""
+    args = card["task"]["args"]
+    corpus = ", ".join(str(name).rsplit("/", 1)[-1] for name in args["corpus"])
+    lines = [
+        "---",
+        "library_name: transformers",
+        "---",
+        f"# {card['model']}, {args['attention']} attention",
+        "",
+        (
+            f"Made by lacuna's task `train`, version {card['task']['version']}, cell `{card['key']}`, "
+            f"seed {card['seed']}, {card['dtype']}, {card['ranks']} rank{'s' * (card['ranks'] > 1)}. "
+            "`curve.json` is its loss curve."
+        ),
+        "",
+        (
+            f"Text: {corpus}; held out: {args['heldout']}; digests `{card['task']['digest']}`. Planted retrieval is "
+            "no prose: do not take what the model says for facts."
+        ),
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value:.6g} |" for name, value in card["metrics"].items()),
+        "",
+        "To make it again, `lacuna run` this sweep:",
+        "",
+        "```yaml",
+        f"model: {{new: {card['model'].removeprefix('new-')}}}",
+        "method: full",
+        f"dtype: {card['dtype']}",
+        f"seed: {card['seed']}",
+        "task:",
+        "  train:",
+        *(f"    {name}: {json.dumps(value)}" for name, value in args.items()),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,232 @@
+"""Training: that it learns, that it can be killed and shared out, and that what it yields is an ordinary checkpoint."""
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from mpirun import mpirun  # noqa: E402
+from training_cells import assert_close, losses, start, train, weights, write_sweep  # noqa: E402
+
+from lacuna.harness.training.optimiser import Muon  # noqa: E402
+from lacuna.harness.training.state import State  # noqa: E402
+from lacuna.jobs.sweep import SweepError, read  # noqa: E402
+from lacuna.models.load import load_model, read_card, write_folder  # noqa: E402
+from lacuna.results.cell import Spec  # noqa: E402
+from lacuna.results.store import Store  # noqa: E402
+
+OVERFIT = {"tokens": 120 * 512, "lengths": [32], "shares": [1.0], "planted": [0.0], "part_tokens": 512, "decay": 0.2}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One small run that several tests look at."""
+    folder = tmp_path_factory.mktemp("trained")
+    return (*train(folder, "store"), folder)
+
+
+@pytest.mark.parametrize("optimiser", ["muon", "adamw"])
+def test_learns_a_text_by_heart(tmp_path, optimiser):
+    """A trainer that cannot overfit one sentence has a gradient, a shift or a rate that is wrong."""
+    (tmp_path / "one.txt").write_text(
+        "the quick brown fox jumps over the lazy dog and runs away. " * 40, encoding="utf-8"
+    )
+    record, _ = train(
+        tmp_path, "s", model={"new": "small270.json"}, corpus=["one.txt"], optimiser=optimiser, rate=0.01, **OVERFIT
+    )
+    assert record.status == "ok", record.trace
+    assert record.samples[0]["loss"] > 5
+    assert record.samples[-1]["loss"] < 0.1
+
+
+def test_record_says_what_happened(trained):
+    """Without curve, speed and evaluation nobody can tell whether a run went well."""
+    record, store, _ = trained
+    assert record.status == "ok", record.trace
+    assert record.metrics["steps"] == 12
+    assert {"heldout_perplexity", "tok_s_32", "tok_s_64", "loss"} <= record.metrics.keys()
+    assert [p["step"] for p in record.samples] == list(range(1, 13))
+    assert [p["length"] for p in record.samples] == [32] * 6 + [64] * 6
+    card = read_card(store.artifact(record.key))
+    assert card["task"]["args"]["tokens"] == 6144
+    assert card["curve"] == list(record.samples)
+
+
+@torch.no_grad()
+def test_is_a_checkpoint_of_transformers(trained, tmp_path):
+    """A model that only this trainer can read could not be evaluated by anything else."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    record, store, _ = trained
+    write_folder(store.artifact(record.key), tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = tokenizer("The quick brown fox", return_tensors="pt")["input_ids"]
+    ours, same = load_model(Spec("m", source=str(store.artifact(record.key))), "float32", "cpu")
+    assert same("The quick brown fox")["input_ids"] == ids[0].tolist()
+    assert torch.equal(ours(ids).logits, model(ids).logits)
+    assert model.config.tie_word_embeddings
+    assert max(p.stat().st_size for p in (tmp_path / "out").iterdir()) < 16 * 2**20
+    with pytest.raises(ValueError, match="not empty"):
+        write_folder(store.artifact(record.key), tmp_path / "out")
+
+
+def test_killed_and_resumed_is_the_same_run(trained, tmp_path):
+    """A run that a cluster kills would end with another model, and its curve would have a step."""
+    record, store, _ = trained
+    sweep = write_sweep(tmp_path)
+    (cell,) = read(sweep, Store(tmp_path / "killed")).cells
+    assert cell.key == record.key
+    state = Store(tmp_path / "killed").work(cell.key) / "state.safetensors"
+    process = start(sweep, tmp_path / "killed")
+    end = time.monotonic() + 120
+    while not state.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert state.exists(), "it was killed too early, or too late"
+    assert not Store(tmp_path / "killed").artifact(cell.key).exists(), "it ended before it was killed"
+    assert_close((record, store), train(tmp_path, "killed"), atol=0, rtol=0)
+
+
+def test_another_runs_state_is_left_alone(trained, tmp_path):
+    """Half of one run and half of another would pass for the second."""
+    record, _store, _ = trained
+    (cell,) = read(write_sweep(tmp_path, seed=1), Store(tmp_path / "s")).cells
+    place = Store(tmp_path / "s").work(cell.key)
+    State(record.key, 3, {"model.x": torch.ones(1)}, []).write(place)
+    before = (place / "state.safetensors").read_bytes()
+    again, _ = train(tmp_path, "s", seed=1)
+    assert again.status == "error"
+    assert "is of another run" in again.reason
+    assert (place / "state.safetensors").read_bytes() == before
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="replicated"),
+        pytest.param({"optimiser": "adamw", "weights": "sharded"}, id="sharded", marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_train_what_one_does(tmp_path, changes):
+    """A result that depends on the number of ranks cannot be compared with anybody's."""
+    alone = train(tmp_path, "one", **{**changes, "weights": "replicated"})
+    assert alone[0].status == "ok", alone[0].trace
+    sweep = write_sweep(tmp_path, "two", **changes)
+    mpirun(2, HERE / "cli_worker.py", "run", sweep, "--set", "ranks=2", "--store", tmp_path / "two")
+    store = Store(tmp_path / "two")
+    (record,) = store.records()
+    assert record.status == "ok", record.trace
+    assert_close(alone, (record, store), atol=2e-4, rtol=2e-4)
+
+
+def test_muon_is_that_of_torch():
+    """Matrices stacked for speed must move as they would one by one."""
+    torch.manual_seed(0)
+    shapes = [(8, 4), (4, 8), (8, 4), (6, 6)]
+    ours = {str(i): torch.nn.Parameter(torch.randn(s)) for i, s in enumerate(shapes)}
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours.values()]
+    mine = Muon(ours, 0.02, 0.1)
+    reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=True)
+    for _ in range(5):
+        for p, q in zip(ours.values(), theirs, strict=True):
+            p.grad = torch.randn(p.shape)
+            q.grad = p.grad.clone()
+        mine.step(1.0)
+        reference.step()
+    for p, q in zip(ours.values(), theirs, strict=True):
+        torch.testing.assert_close(p, q, atol=2e-3, rtol=2e-2)  # the iteration is in bfloat16
+
+
+def test_goes_on_with_a_checkpoint(trained, tmp_path):
+    """Fine-tuning would begin with random weights, or change the model that other cells measure."""
+    record, store, folder = trained
+    write_folder(store.artifact(record.key), tmp_path / "base")
+    changes = {"rate": 0.0001, "matrix_rate": 0.0001, "tokens": 512, "lengths": [64], "shares": [1.0], "planted": [0.0]}
+    tuned, elsewhere = train(tmp_path, "s", model={"path": "base"}, **changes)
+    assert tuned.status == "ok", tuned.trace
+    assert tuned.samples[0]["loss"] == pytest.approx(record.samples[-1]["loss"], abs=0.4)
+    before, after = weights(store, record), weights(elsewhere, tuned)
+    assert all(0 < (before[n] - after[n]).abs().max() < 1e-2 for n in before)
+    assert folder.exists()
+
+
+@torch.no_grad()
+def test_recurrence_is_attention_over_two_windows(tmp_path):
+    """A cache that is stale, shifted or cut would make the Transformer-XL baseline weaker than it is."""
+    from lacuna.harness.training.batches import Fed
+    from lacuna.harness.training.kinds import Recurrent
+    from lacuna.models.load import attending
+
+    record, store = train(tmp_path, "s", attention="recurrent", window=16)
+    assert record.status == "ok", record.trace
+    model, _ = load_model(Spec("m", source=str(store.artifact(record.key))), "float32", "cpu")
+    ids = torch.randint(0, 300, (2, 48), generator=torch.Generator().manual_seed(0))
+    kind, logits = Recurrent(16), []
+
+    def loss(ids, targets, weights, **more):
+        logits.append(model(input_ids=ids, use_cache=False, **more).logits)
+        return logits[-1]
+
+    with attending(model, kind.attend):
+        list(kind.sums(loss, Fed(ids, ids, ids.float(), None, None, None, None)))
+    window = torch.arange(48) // 16
+    seen = (window[:, None] - window <= 1) & (torch.arange(48)[:, None] >= torch.arange(48))
+    mask = torch.where(seen, 0.0, -torch.inf)[None, None]
+    torch.testing.assert_close(torch.cat(logits, 1), model(ids, attention_mask=mask).logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"new": "none.json"}, "no shape 'none.json'"),
+        ({"new": "pockett"}, "did you mean 'pocket'"),
+        ({"new": "small300.json", "path": "x"}, "takes its shape alone"),
+    ],
+)
+def test_wrong_shapes_are_told_before_anything_runs(tmp_path, model, words):
+    """A sweep would wait in a queue to fail."""
+    with pytest.raises(SweepError, match=words):
+        read(write_sweep(tmp_path, model=model), Store(tmp_path / "s"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"attention": "landmark", "block": 7}, "every 7 tokens does not divide a length of 32: take 35"),
+        ({"jump": 3}, "are of `attention: landmark`"),
+        ({"weights": "sharded"}, "Muon needs whole matrices"),
+        ({"weights": "sharded", "optimiser": "adamw"}, "needs several ranks"),
+        ({"mix": [0.5, 0.5]}, "expected the shares of facts, variables"),
+        ({"planted": [1.0, 1.0]}, "use longer rows, or another `mix`"),
+        ({"heldout_length": 10**6}, "held-out windows need one"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_a_sentence(tmp_path, changes, words):
+    """A setting that is ignored, or a traceback, leaves people guessing."""
+    record, store = train(tmp_path, "s", **changes)
+    assert record.status == "error"
+    assert words in record.reason
+    assert not store.artifact(record.key).exists()
+
+
+def test_a_second_cell_of_the_group_begins_anew(tmp_path):
+    """Cells share a loaded model: the second would go on from the first one's weights."""
+    from training_cells import write_sweep
+
+    from lacuna.harness.ranks import Ranks
+    from lacuna.harness.run import run_cells
+
+    store = Store(tmp_path / "s")
+    cells = [read(write_sweep(tmp_path, f"c{n}", save_steps=n), store).cells[0] for n in (1, 2)]
+    run_cells(cells, store, Ranks(), lambda _: None)
+    first, second = (store.get(cell.key) for cell in cells)
+    assert losses(first) == losses(second)
