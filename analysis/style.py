@@ -46,6 +46,7 @@ LOOKS: Mapping[str, Look] = {
     "pyramidkv": Look("#0072B2", "<"),
     "sparq": Look("#D55E00", ">"),
     "linear": Look("#009E73", "h"),
+    "loki_theta": Look("#E69F00", "s"),
 }
 
 

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from lacuna.analysis import style
+from lacuna.analysis.bench import read
 from lacuna.analysis.study import Study
 from lacuna.results import plugins
 from lacuna.results.frame import to_frame
 from lacuna.results.record import Record
 
 FIGURES = plugins.names("figures")
+BENCH = plugins.ROOT / "results" / "archive" / "2026-11-20-h200-kernels.csv"
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +30,8 @@ def with_metrics(record):
     return Record(**{**vars(record), "metrics": {**record.metrics, **more.get(task, {})}})
 
 
-def draw(name, frame):
-    return plugins.load("figures", name).draw(Study(frame))
+def draw(name, frame, bench=None):
+    return plugins.load("figures", name).draw(Study(frame, bench))
 
 
 def texts(figure):
@@ -57,14 +59,14 @@ def test_a_figure_leaves_matplotlib_as_it_was(name, rich):
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
-    draw(name, rich)
+    draw(name, rich, read(BENCH))
     assert dict(mpl.rcParams) == before
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_nothing_lies_outside_of_the_page(name, rich):
     """Broken: labels of a figure are cut off."""
-    figure = draw(name, rich)
+    figure = draw(name, rich, read(BENCH))
     with style.paper():
         figure.draw_without_rendering()
         box, page = figure.get_tightbbox(), figure.get_size_inches()

@@ -1,0 +1,67 @@
+"""Memory against context: what the cache holds, and the peak that was measured.
+
+Solid: bytes that the method holds at the end of the cell, from the ledger, auxiliary rows included; dashed: the peak of
+the device's allocator over the run, which has the model and the work space in it. Both in GiB.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..study import Study
+from ..style import COLUMN, fewer, legend, look, panels, paper
+
+GIB = 2.0**30
+CONTEXT = ("task.prompt", "task.length", "task.window")
+
+
+def draw(study: Study) -> Figure:
+    """One panel per model and setting.
+
+    Raises:
+        ValueError: no cell of two contexts says what it holds.
+    """
+    cells = study.cells
+    good = cells[cells["status"] == "ok"].assign(order=lambda c: c["method"] != "full")
+    found = good.assign(context=_context(good), held=pd.to_numeric(good["bytes_held"]) / GIB)
+    found = found[found["context"].notna() & (found["held"] > 0)].sort_values(["order", "method", "method_label"])
+    if len(found["context"].unique()) < 2:
+        raise ValueError("needs a cell that ended well at two contexts, with bytes held in its ledger")
+    found, note = fewer(found)
+    groups = [rows for _, rows in found.groupby(["model_label", "setting"], sort=True)]
+    with paper():
+        figure, pairs = panels(groups, 2, COLUMN, 2.3, note=note)
+        for axis, rows in pairs:
+            _panel(axis, rows)
+        legend(figure, [axis for axis, _ in pairs])
+    return figure
+
+
+def _context(cells: pd.DataFrame) -> pd.Series:
+    found = pd.Series(math.nan, index=cells.index)
+    for name in CONTEXT:
+        if name in cells:
+            found = found.fillna(pd.to_numeric(cells[name], errors="coerce"))
+    return found
+
+
+def _panel(axis: Axes, rows: pd.DataFrame) -> None:
+    for label, marks in rows.groupby("method_label", sort=False):
+        mine = look(str(marks["method"].iloc[0]))
+        held = marks.groupby("context")["held"].max()
+        axis.plot(held.index, held, color=mine.colour, marker=mine.marker, label=str(label))
+        if "peak_gib" in marks and marks["peak_gib"].notna().any():
+            peak = pd.to_numeric(marks["peak_gib"]).groupby(marks["context"]).max().dropna()
+            axis.plot(peak.index, peak, color=mine.colour, linestyle="--", linewidth=0.8)
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    contexts = sorted(rows["context"].unique())[:: -(-len(rows["context"].unique()) // 8)]
+    axis.set_xticks(contexts, [f"{c:g}" for c in contexts])
+    axis.minorticks_off()
+    axis.set(xlabel="context (tokens)", ylabel="GiB (dashed: peak)")
+    first = rows.iloc[0]
+    axis.set_title(" ".join(text for text in (first["model_label"], first["setting"]) if text), fontsize=7)

@@ -1,0 +1,81 @@
+"""Retrieval against context: the share of planted facts that a method still finds as the prompt grows.
+
+Wilson's 95% interval of the facts of each length, all depths together; budgets of one method share colour and marker,
+the emptier the mark the smaller the budget. Tasks needle, passkey and their kin: any whose samples carry length and
+score.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from .. import stats
+from ..study import Study
+from ..style import COLUMN, fewer, legend, look, panels, paper, whiskers
+
+NAMES = ("model_label", "setting", "task", "method", "method_label")
+
+
+def draw(study: Study) -> Figure:
+    """One panel per model, setting and task.
+
+    Raises:
+        ValueError: no task has samples with a score at two lengths.
+    """
+    found = _shares(study.cells)
+    if found.empty or len(found["length"].unique()) < 2:
+        raise ValueError("needs a cell of a task with planted facts (needle, passkey) that ended well, at two lengths")
+    found, note = fewer(found)
+    groups = [rows for _, rows in found.groupby(["model_label", "setting", "task"], sort=True)]
+    with paper():
+        figure, pairs = panels(groups, 2, COLUMN, 2.3, note=note)
+        for axis, rows in pairs:
+            _panel(axis, rows)
+        legend(figure, [axis for axis, _ in pairs])
+    return figure
+
+
+def _shares(cells: pd.DataFrame) -> pd.DataFrame:
+    scores, density = defaultdict[tuple[Any, ...], list[float]](list), defaultdict[Any, list[float]](list)
+    dense_first = cells[cells["status"] == "ok"].assign(order=lambda c: c["method"] != "full")
+    for cell in dense_first.sort_values(["order", "method", "density"], ascending=[True, True, False]).to_dict(
+        "records"
+    ):
+        who, asked = tuple(cell[name] for name in NAMES), cell.get("task.length")
+        density[who[-1]].append(cell["density"])
+        for sample in cell["samples"]:
+            if {"length", "score"} <= sample.keys():
+                length = sample["length"] if asked is None or pd.isna(asked) else asked
+                scores[(*who, float(length))].append(float(sample["score"]))
+    rows = [{**dict(zip((*NAMES, "length"), key, strict=True)), **_interval(values)} for key, values in scores.items()]
+    found = pd.DataFrame(rows, columns=[*NAMES, "length", "value", "low", "high"])
+    return found.assign(density=[float(np.mean(density[label])) for label in found["method_label"]])
+
+
+def _interval(values: list[float]) -> dict[str, float]:
+    one = stats.interval(np.array(values)[:, None], stats.mean)
+    return {"value": one.value, "low": one.low, "high": one.high}
+
+
+def _panel(axis: Axes, rows: pd.DataFrame) -> None:
+    lengths = sorted(rows["length"].unique())
+    for label, marks in rows.groupby("method_label", sort=False):
+        mine, line = look(str(marks["method"].iloc[0])), marks.sort_values("length")
+        share = line["density"].iloc[0]
+        fill = (*to_rgb(mine.colour), 1.0 if pd.isna(share) else min(1.0, 1.5 * float(share)))
+        shape: dict[str, Any] = {"color": mine.colour, "marker": mine.marker, "markerfacecolor": fill}
+        axis.errorbar(line["length"], line["value"], yerr=whiskers(line), elinewidth=0.7, label=str(label), **shape)
+    axis.set_xscale("log", base=2)
+    shown = lengths[:: -(-len(lengths) // 8)]
+    axis.set_xticks(shown, [f"{n:g}" for n in shown])
+    axis.minorticks_off()
+    axis.set(ylim=(-0.03, 1.05), xlabel="prompt's length (tokens)", ylabel=f"{rows['task'].iloc[0]}: share found")
+    first = rows.iloc[0]
+    axis.set_title(" ".join(text for text in (first["model_label"], first["setting"]) if text), fontsize=7)
