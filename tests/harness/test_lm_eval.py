@@ -87,7 +87,7 @@ def test_dense_results_are_lm_eval_s_own(lm, under, files, file, args):
 def test_a_method_acts_on_what_is_scored(under, files):
     """Log-likelihood tasks that only prefill report dense results as sparse."""
     found = {}
-    for name, method in (("full", "full"), ("sparse", {"streaming_llm": {"sinks": 1, "window": 4}})):
+    for name, method in (("full", "full"), ("sparse", {"streaming_llm": {"sinks": 1, "rows": 5}})):
         with under(method) as session:
             task = LmEval(file=files["choice.yaml"], data=files["rows.jsonl"], shots=0)
             task.run(session)
@@ -103,7 +103,7 @@ def test_a_method_acts_on_what_is_scored(under, files):
     ]
 
 
-@pytest.mark.parametrize("method", ["full", {"topk": {"k": 4}}])
+@pytest.mark.parametrize("method", ["full", {"topk": {"rows": 4}}])
 def test_results_do_not_depend_on_the_batch(under, files, monkeypatch, method):
     """Loki's harness gave other scores for other batch sizes."""
     found = []
@@ -128,7 +128,7 @@ def test_no_text_is_encoded_twice(lm, under, files, monkeypatch):
         return own(self, text, *args, **more)
 
     monkeypatch.setattr(type(lm.tokenizer), "__call__", call)
-    for method in ("full", {"topk": {"k": 4}}):
+    for method in ("full", {"topk": {"rows": 4}}):
         with under(method) as session:
             LmEval(file=files["choice.yaml"], data=files["rows.jsonl"], shots=0).run(session)
     assert len(seen) == len(set(seen)) > 4

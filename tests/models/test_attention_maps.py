@@ -53,7 +53,7 @@ def test_kept_rows_are_marked_where_they_are(corpus, model):  # noqa: F811
 
 def test_the_largest_weights_are_kept_by_topk(corpus, model):  # noqa: F811
     """Marks of one head would lie on the weights of another."""
-    (sample,) = measured(model, corpus, "topk", {"k": 3, "heads": "query"}, layers=(0,), head=2).samples
+    (sample,) = measured(model, corpus, "topk", {"rows": 3, "heads": "query"}, layers=(0,), head=2).samples
     for weight, kept in zip(sample["weight"], sample["kept"], strict=True):
         best = sorted(range(len(weight)), key=lambda i: -weight[i])[:3]
         assert sorted(best) == [i for i, k in enumerate(kept) if k]
@@ -61,8 +61,8 @@ def test_the_largest_weights_are_kept_by_topk(corpus, model):  # noqa: F811
 
 def test_a_small_map_sums_over_ranges(corpus, model):  # noqa: F811
     """Weights would be lost where a map is smaller than its text."""
-    large = measured(model, corpus, "topk", {"k": 3}, layers=(0,)).samples[0]
-    small = measured(model, corpus, "topk", {"k": 3}, layers=(0,), rows=2, columns=5).samples[0]
+    large = measured(model, corpus, "topk", {"rows": 3}, layers=(0,)).samples[0]
+    small = measured(model, corpus, "topk", {"rows": 3}, layers=(0,), rows=2, columns=5).samples[0]
     assert small["edge"] == [0, 4, 8, 12, 16, 20]
     assert small["row"] == [PROMPT, WINDOW - 1]
     assert [len(row) for row in small["weight"]] == [2, 5]
@@ -75,7 +75,7 @@ def test_a_small_map_sums_over_ranges(corpus, model):  # noqa: F811
 def test_what_is_not_there_is_refused(task, words, corpus, model):  # noqa: F811
     """A wrong number would end in a traceback, or in the map of another head."""
     with pytest.raises(ValueError, match=words):
-        measured(model, corpus, "topk", {"k": 3}, **task)
+        measured(model, corpus, "topk", {"rows": 3}, **task)
 
 
 def test_some_layers_reach_from_the_first_to_the_last():
