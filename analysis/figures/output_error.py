@@ -23,7 +23,7 @@ def draw(study: Study) -> Figure:
     Raises:
         ValueError: no cell of the task ended well.
     """
-    found = inside(study, "output_error", "layer", "error", "windows")
+    found = inside(study, "output_error", "layer", "error", "by_window")
     with paper():
         figure, pairs = panels([g for _, g in found.groupby("where", sort=True)], 2, COLUMN, 2.4)
         for axis, group in pairs:
@@ -35,7 +35,7 @@ def draw(study: Study) -> Figure:
 def _panel(axis: Axes, group: pd.DataFrame) -> None:
     for row, stroke in stroked(group):
         layers, errors = by_layer(row, "error")
-        _, windows = by_layer(row, "windows")
+        _, windows = by_layer(row, "by_window")
         ends = [[e - min(w), max(w) - e] for e, w in zip(errors, windows, strict=True)]
         axis.errorbar(layers, errors, yerr=np.clip(np.array(ends).T, 0, None), elinewidth=0.6, **stroke)
     axis.set(ylim=(0, None), ylabel="relative error of the\nattention output")

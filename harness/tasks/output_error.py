@@ -58,8 +58,8 @@ class OutputError(Task):
         return {
             "layer": layer,
             "error": float(_error(sums_WH2.sum((0, 1)))),
-            "windows": _error(sums_WH2.sum(1)).tolist(),
-            "heads": _error(sums_WH2.sum(0)).tolist(),
+            "by_window": _error(sums_WH2.sum(1)).tolist(),
+            "by_head": _error(sums_WH2.sum(0)).tolist(),
         }
 
 

@@ -65,8 +65,8 @@ def test_it_is_the_quotient_of_norms(corpus, model):  # noqa: F811
             error = (sparse - dense).norm() / dense.norm()
             heads = (sparse - dense).norm(dim=(2, 3)) / dense.norm(dim=(2, 3))
             assert sample["error"] == pytest.approx(float(error), rel=1e-4)
-            assert sample["windows"] == [pytest.approx(float(error), rel=1e-4)]
-            assert sample["heads"] == pytest.approx(heads[0].tolist(), rel=1e-4)
+            assert sample["by_window"] == [pytest.approx(float(error), rel=1e-4)]
+            assert sample["by_head"] == pytest.approx(heads[0].tolist(), rel=1e-4)
 
 
 def test_the_prompt_is_not_counted(corpus, model):  # noqa: F811

@@ -10,7 +10,7 @@ def records(make):
 def one(make, method, args, density, layers=3, **changes):
     errors = [(1 - density) * 0.1 * (layer + 1) for layer in range(layers)]
     samples = [
-        {"layer": layer, "error": e, "windows": [0.9 * e, 1.1 * e], "heads": [0.8 * e, 1.2 * e]}
+        {"layer": layer, "error": e, "by_window": [0.9 * e, 1.1 * e], "by_head": [0.8 * e, 1.2 * e]}
         for layer, e in enumerate(errors)
     ]
     task = {"inputs": "dense", "window": 64}
