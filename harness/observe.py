@@ -42,8 +42,8 @@ class Everything:
 class Attended:
     """Tells, for each call of decoded rows, which tokens each of them attended.
 
-    A selection says so itself (`Ledger.chosen`); any other method attends what it holds and sees, which is held against
-    what the ledger counted.
+    A method that chooses says so itself (`Ledger.chosen`); any other attends what it holds and sees, which is held
+    against what the ledger counted.
     """
 
     def __init__(self, ledger: Ledger, tell: Callable[[Memory, Call, Tensor], None]) -> None:
@@ -52,10 +52,9 @@ class Attended:
         self._counted: dict[int, float] = {}
 
     def chosen(self, memory: Memory, call: Call, q_BHTD: Tensor, keep_BNTS: Tensor) -> None:
-        """What the ledger calls."""
-        del q_BHTD, call
-        self._chosen = keep_BNTS
-        assert keep_BNTS.shape[-1] == memory.keys.view.shape[2]
+        """What the ledger calls; rows are told apart by their tokens, before the method moves them."""
+        del q_BHTD
+        self._chosen = _told(memory, call, keep_BNTS)
 
     def arrived(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Nothing to note."""
@@ -70,9 +69,7 @@ class Attended:
         keep, self._chosen = self._chosen, None
         if call.phase == "decode":
             counted = self._count(memory)
-            keep = self._held(memory, call, counted) if keep is None else keep
-            numbers = memory.numbers_BNS(keep.shape[0])[:, :, None]
-            self._tell(memory, call, _by_token(keep, numbers, int(call.seen)))
+            self._tell(memory, call, self._held(memory, call, counted) if keep is None else keep)
         return out_BHTD
 
     def _count(self, memory: Memory) -> float:
@@ -88,16 +85,17 @@ class Attended:
         heads = seen.expand(-1, memory.keys.view.shape[1], -1, -1)[:, : memory.live]
         if abs(float(heads.sum()) / memory.copies - counted) > 0.5:  # counts are whole
             raise ValueError("this method does not tell which rows it chose (Ledger.chosen): it cannot be analysed")
-        return seen
+        return _told(memory, call, seen)
 
 
-def _by_token(keep_BNTS: Tensor, numbers_BN1S: Tensor, seen: int) -> Tensor:
-    """Booleans over the tokens so far, [B, N, T, L]; holes (-1) are no token."""
+def _told(memory: Memory, call: Call, keep_BNTS: Tensor) -> Tensor:
+    """Rows held as booleans over the tokens so far, [B, N, T, L]; holes (-1) are no token."""
+    numbers_BN1S = memory.numbers_BNS(keep_BNTS.shape[0])[:, :, None]
     sets = max(keep_BNTS.shape[1], numbers_BN1S.shape[1])
     keep = (keep_BNTS & (numbers_BN1S >= 0)).expand(-1, sets, -1, -1)
     where = numbers_BN1S.clamp(min=0).expand(keep.shape)
     # added up, since several holes share the place of token 0
-    hits = torch.zeros(*keep.shape[:3], seen, dtype=torch.uint8, device=keep.device)
+    hits = torch.zeros(*keep.shape[:3], int(call.seen), dtype=torch.uint8, device=keep.device)
     return hits.scatter_add_(3, where, keep.byte()).bool()
 
 
@@ -124,13 +122,8 @@ def batches(session: Session, corpus: str, window: int, windows: int, prompt: in
 
 
 def feed(session: Session, ids_BT: Tensor, prompt: int) -> None:
-    """The first tokens as a prompt, the others as rows that the method acts on.
-
-    All at once for a selection, which says what it chose; one by one for a method that may evict between two rows.
-    """
-    state, rest = session.prefill(ids_BT[:, :prompt].tolist()), ids_BT[:, prompt:]
-    for rows in [rest] if session.method.shape == "select" else rest.split(1, 1):
-        session.extend(state, rows)
+    """The first tokens as a prompt, the others as rows that the method acts on."""
+    session.extend(session.prefill(ids_BT[:, :prompt].tolist()), ids_BT[:, prompt:])
 
 
 def joined(session: Session, part: Tensor, groups: int, dim: int) -> Tensor:

@@ -213,6 +213,7 @@ class Stepwise(Evict):
         walk = Walk(self, memory, call)
         pieces = torch.arange(call.new, device=q_BHTD.device).split(attend.ROWS_AT_ONCE)
         keep = torch.cat([walk.rows(q_BHTD, piece) for piece in pieces], 2)
+        ledger.chosen(memory, call, q_BHTD, keep)
         read = keep.sum(-1)
         live = read[:, : memory.live].sum(1)
         ledger.count(memory, call, read, live.double() * memory.aux["mark"].row_bytes)

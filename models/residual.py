@@ -94,15 +94,17 @@ class Residual(Stepwise):
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Walk the rows; each attends what the walk has left it, and the state of what it has dropped."""
         self._refuse_windows(call)
-        walk, parts, read = Walk(self, memory, call), [], []
+        walk, parts, read, kept = Walk(self, memory, call), [], [], []
         before = torch.zeros_like(walk.held)
         for rows in attend.pieces(call):
             keep = walk.rows(q_BHTD, torch.arange(rows.start, rows.stop, device=q_BHTD.device))
             parts.append(self._attend(q_BHTD, memory, call, rows, keep, before)[0])
+            kept.append(keep)
             gone = walk.text & (walk.numbers <= call.numbers_T[rows.stop - 1]) & ~keep[:, :, -1]
             read.append(keep.sum(-1) + self._folded(memory, call, rows, keep, before))
             self.leave(memory, call, gone & ~before)
             before = gone
+        ledger.chosen(memory, call, q_BHTD, torch.cat(kept, 2))
         self._count(memory, call, ledger, torch.cat(read, 2))
         memory.keep(attend.rows_of(walk.held))
         return torch.cat(parts, 2)

@@ -41,6 +41,8 @@ class Agreement(Task):
         Raises:
             ValueError: the method chooses no rows, or none was left out.
         """
+        if session.method.shape != "select":
+            raise ValueError(f"{session.cell.method.name} does not choose rows of a cache: agreement is of selections")
         watch = session.binding.ledger.watch = Watch()
         rows = read_windows(session, self.corpus, self.windows * self.window, self.window)
         for part in rows.split(max(1, TOKENS_AT_ONCE // self.window)):

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from ...models.memory import Call, Memory
+from ...models.budget import Budgeted, amount_of, share, word_of
+from ...models.memory import Call, Memory, Site
+from ...models.method import Method
+from ...results import rules
 from ...results.fields import Data, Within
 from ..lm import Session
 from ..observe import Attended, batches, feed, joined, observed_by
 from ..task import Outcome, Task
-
-BUDGETS = ("keep", "rows", "k")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class KeptRows(Task):
 
     def run(self, session: Session) -> Outcome:
         """Feed windows; a sample for each layer."""
-        watch = Watch(self, session.cell.method.args if session.method.shape == "select" else {})
+        watch = Watch(self, session.method)
         for ids in batches(session, self.corpus, self.window, self.windows, self.prompt):
             with observed_by(session, Attended(session.binding.ledger, watch)):
                 feed(session, ids, self.prompt)
@@ -84,22 +85,15 @@ def _rounded(values: Tensor) -> list[float]:
     return [float(f"{v:.5g}") for v in values.tolist()]
 
 
-def asked(args: Mapping[str, Any], layer: int, context: Tensor) -> Tensor | None:
-    """Rows that a selection's budget asks for at these row lengths; None where it has none in rows.
+def asked(method: Method, site: Site, context: Tensor) -> Tensor | None:
+    """Rows that a selection's budget asks for at these row lengths, a share of which is one of the row's own length.
 
-    A share is one of the row's own length, rounded down, at least one; of a list the last is that of all further
-    layers, and the first layers may have their own (`k_layers`).
+    None where it has no budget in rows.
     """
-    amount = next((args[name] for name in BUDGETS if args.get(name) is not None), None)
-    own = args.get("k_layers") or ()
-    if amount is None:
+    if method.shape != "select" or not set(rules.BUDGET) <= vars(method).keys():
         return None
-    if layer < len(own):
-        amount = own[layer]
-    elif not isinstance(amount, (int, float)):
-        amount = amount[min(layer, len(amount) - 1)]
-    count = torch.full_like(context, amount) if isinstance(amount, int) else (context.double() * amount).long()
-    return count.clamp(min=1).minimum(context)
+    budgeted = cast("Budgeted", method)
+    return None if word_of(budgeted) == "bytes" else share(amount_of(budgeted, site), context)
 
 
 @dataclass
@@ -140,19 +134,19 @@ class Watch:
     """Tallies by layer, from the rows that each call attended."""
 
     task: KeptRows
-    args: Mapping[str, Any]
+    method: Method
     tallies: dict[int, Tally] = field(default_factory=dict)
 
     def __call__(self, memory: Memory, call: Call, keep_BNTL: Tensor) -> None:
         """Add a call of decoded rows."""
-        layer, groups = memory.site.layer, len(memory.site.kv_heads)
-        keep = keep_BNTL.expand(-1, max(groups, keep_BNTL.shape[1]), -1, -1)
-        new = self._tally(layer, groups, call.context_BT, keep)
+        layer, sets = memory.site.layer, max(len(memory.site.kv_heads), keep_BNTL.shape[1])
+        new = self._tally(memory.site, call.context_BT, keep_BNTL.expand(-1, sets, -1, -1))
         self.tallies[layer] = self.tallies[layer].plus(new) if layer in self.tallies else new
 
-    def _tally(self, layer: int, groups: int, context_BT: Tensor, keep_BNTL: Tensor) -> Tally:
+    def _tally(self, site: Site, context_BT: Tensor, keep_BNTL: Tensor) -> Tally:
+        groups = len(site.kv_heads)
         kept, tokens = keep_BNTL.sum(-1).double(), keep_BNTL.shape[3]
-        wanted = asked(self.args, layer, context_BT)
+        wanted = asked(self.method, site, context_BT)
         longer = context_BT > wanted if wanted is not None else torch.zeros_like(context_BT, dtype=torch.bool)
         range_BTM = self._range(context_BT)
         union = keep_BNTL.unflatten(1, (groups, -1)).any(2)

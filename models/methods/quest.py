@@ -106,6 +106,7 @@ class Quest(Method):
             bounds = attend.group_scores(_halves(q_BHTD[:, :, rows]), boxes, self._reduce)
             parts.append(attend.largest(self._by_row(bounds, memory, call, rows), budget[:, rows]))
         keep = torch.cat(parts, 2)
+        ledger.chosen(memory, call, q_BHTD, keep)
         ledger.count(memory, call, attend.union_BGT(keep, boxes.shape[1]), self._extra(memory, call))
         return attend.masked(q_BHTD, memory, keep, call)
 

@@ -135,6 +135,7 @@ class StreamingLlm(Method):
         if alone:
             self._cut(memory, call)
         keep = self._keep(memory, call)
+        ledger.chosen(memory, call, q_BHTD, keep[:, None])
         groups = memory.keys.view.shape[1]
         ledger.count(memory, call, keep.sum(-1)[:, None].expand(-1, groups, -1), 0.0)
         if self.positions == "cache":

@@ -1,23 +1,36 @@
 """Accounts of rows attended: by hand, and for methods whose answer is known."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
-from conftest_models import make_method
-from test_thresholds import corpus, session  # noqa: F401
+from conftest_models import gap_cases, make_method
+from test_thresholds import corpus, first, session  # noqa: F401
 
-from lacuna.harness.observe import Attended
+from lacuna.harness.observe import Attended, observed_by
 from lacuna.harness.tasks.kept_rows import KeptRows, Watch, asked
 from lacuna.models.ledger import Ledger
 from lacuna.models.memory import Call, Memory, Site
-from lacuna.results.cell import Cell, Spec
+from lacuna.models.residual import Residual
 
 WINDOW, PROMPT = 24, 8
+TELLS = ["adakv", "full", "h2o", "keydiff", "l2norm", "linear_residual", "loki", "loki_theta", "pca_attn", "pyramidkv", "quest", "snapkv", "sparq", "streaming_llm", "top_theta", "topk", "tova"]  # fmt: skip
+
+
+@contextmanager
+def telling(name):
+    """Methods of a later day need not tell; those named here must."""
+    try:
+        yield
+    except ValueError as error:
+        if name in TELLS or "does not tell" not in str(error):
+            raise
+        pytest.skip(f"{name} cannot be analysed: {error}")
 
 
 def measured(model, path, name, args, artifacts=None, **task):
     given = {"corpus": path, "window": WINDOW, "windows": 3, "prompt": PROMPT, "lengths": 4, "places": 6, **task}
     with session(model, artifacts, make_method(name, args)) as found:
-        found.cell = Cell(Spec("m"), Spec(name, args=args), Spec("kept_rows"))
         return KeptRows(**given).run(found)
 
 
@@ -35,7 +48,7 @@ def call_of(seen, new):
 def test_accounts_by_hand():
     """Two rows of lengths 3 and 4, two heads of one group: every sum written down."""
     task = KeptRows(window=4, prompt=2, lengths=2, places=2)
-    watch = Watch(task, {"rows": 2})
+    watch = Watch(task, make_method("topk", {"keep": None, "rows": 2}))
     keep = torch.tensor([[[[1, 0, 1, 0], [1, 1, 0, 1]], [[0, 1, 1, 0], [0, 0, 0, 1]]]]).bool()
     watch(memory_of(1, 4), call_of(4, 2), keep)
     tally = watch.tallies[0]
@@ -56,15 +69,22 @@ def test_accounts_by_hand():
     assert (sample["kept_mean"], sample["kept_share"]) == (2, pytest.approx(4 / 7))
 
 
-def test_budgets_in_rows():
+@pytest.mark.parametrize(
+    ("name", "args", "layer", "want"),
+    [
+        ("topk", {"keep": 0.25}, 0, [1, 1, 25]),
+        ("topk", {"keep": None, "rows": 8}, 1, [1, 7, 8]),
+        ("top_theta", {"keep": [0.5, 0.1], "rows": None}, 1, [1, 1, 10]),
+        ("topk", {"keep": None, "bytes": 4096}, 0, None),
+        ("snapkv", {"rows": 64}, 0, None),
+        ("full", {}, 0, None),
+    ],
+)
+def test_budgets_in_rows(name, args, layer, want):
     """A size factor would be held against another budget than the method's."""
-    lengths = torch.tensor([1, 7, 100])
-    assert asked({"keep": 0.25}, 0, lengths).tolist() == [1, 1, 25]
-    assert asked({"rows": 8}, 3, lengths).tolist() == [1, 7, 8]
-    assert asked({"k": 8, "k_layers": [0.5]}, 0, lengths).tolist() == [1, 3, 50]
-    assert asked({"k": 8, "k_layers": [0.5]}, 1, lengths).tolist() == [1, 7, 8]
-    assert asked({"keep": [0.5, 0.1]}, 2, lengths).tolist() == [1, 1, 10]
-    assert asked({"bytes": 100, "keep": None}, 0, lengths) is None
+    site = Site(layer, 2, (0,), 1, 1, None)
+    found = asked(make_method(name, args), site, torch.tensor([1, 7, 100]))
+    assert (None if found is None else found.tolist()) == want
 
 
 def test_rows_held_are_told_by_their_tokens():
@@ -101,19 +121,44 @@ def test_full_attends_everything(corpus, model):  # noqa: F811
     assert all(v == 1 for s in outcome.samples for v in s["popularity"])
 
 
-@pytest.mark.parametrize(
-    ("name", "args"),
-    [("streaming_llm", {"sinks": 2, "rows": 7}), ("snapkv", {"rows": 6, "window": 2}), ("h2o", {"rows": 6})],
-)
-def test_accounts_agree_with_the_ledger(name, args, corpus, model):  # noqa: F811
+@pytest.mark.parametrize(("name", "args"), gap_cases())
+def test_accounts_agree_with_the_ledger(name, args, corpus, basis, model):  # noqa: F811
     """Rows that were evicted, or never read, would be counted as attended."""
     given = {"corpus": corpus, "window": WINDOW, "windows": 3, "prompt": PROMPT}
-    with session(model, None, make_method(name, args)) as found:
+    method = make_method(name, args)
+    with session(model, basis(), method) as found, telling(name):
         outcome = KeptRows(**given).run(found)
         sums = found.binding.ledger.sums()
-    density = sums[:, 1, 2].sum() / sums[:, 1, 1].sum()
-    assert outcome.metrics["union_share"] == pytest.approx(float(density))
-    assert outcome.metrics["kept_share"] < 0.9
+    density = float(sums[:, 1, 2].sum() / sums[:, 1, 1].sum())
+    if isinstance(method, Residual):  # rows are read once more as they go into the state
+        assert outcome.metrics["union_share"] <= density
+    elif getattr(method, "heads", "") == "query" and method.shape == "evict":
+        # query heads hold copies of their own: the ledger takes their mean, the union is of their tokens
+        assert outcome.metrics["kept_share"] == pytest.approx(density)
+    else:
+        assert outcome.metrics["union_share"] == pytest.approx(density)
+
+
+@pytest.mark.parametrize(("name", "args"), gap_cases())
+def test_rows_at_once_are_those_one_by_one(name, args, corpus, basis, model):  # noqa: F811
+    """A method fed at once would be told to attend other rows than step by step."""
+    kept = []
+    for rows in (WINDOW, 2):
+        with session(model, basis(), make_method(name, args)) as found, telling(name):
+            told = {}
+            watch = Attended(
+                found.binding.ledger, lambda m, _c, keep, told=told: told.setdefault(m.site.layer, []).append(keep)
+            )
+            with observed_by(found, watch):
+                state = found.prefill(first(corpus, PROMPT)[None].tolist())
+                for part in first(corpus, WINDOW)[None, PROMPT:].split(rows, 1):
+                    found.extend(state, part)
+            pad = torch.nn.functional.pad
+            kept.append(
+                {i: torch.cat([pad(k, (0, WINDOW - k.shape[3])) for k in parts], 2) for i, parts in told.items()}
+            )
+    for layer, keep in kept[0].items():
+        assert torch.equal(keep.expand_as(kept[1][layer]), kept[1][layer])
 
 
 def test_sinks_are_popular(corpus, model):  # noqa: F811
