@@ -21,7 +21,7 @@ def dense_decode(
     Rows outside the interval may hold anything, NaN included.
 
     Args:
-        q_BHD: (B, H, D) queries; head h reads KV head h // J.
+        q_BHD: (B, H, D) queries; head h reads KV head h // J. Queries and keys may both be shorter than values.
         k_BGSD: (B, G, S, D) keys, any strides.
         v_BGSD: (B, G, S, D) values, any strides.
         lo_B: (B,) int32, first visible row.
@@ -29,7 +29,7 @@ def dense_decode(
         scale: Factor of the scores.
 
     Returns:
-        (B, H, D) in the dtype of the queries; zeros where nothing is visible.
+        (B, H, D), D of the values, in the dtype of the queries; zeros where nothing is visible.
     """
     if lo_B.device.type == "cpu" and lo_B.numel():
         # A preallocated cache is mostly unused rows. Reading a bound synchronises nothing on a CPU.
@@ -45,4 +45,4 @@ def dense_decode(
     share_BGJS = score_BGJS.softmax(-1).masked_fill(~visible_B11S, 0.0)
     # A share of zero does not silence a NaN, so hidden values are cleared as well.
     v_BGSD = v_BGSD.to(wide).masked_fill(~visible_B11S.mT, 0.0)
-    return (share_BGJS @ v_BGSD).view(batch, heads, head_dim).to(q_BHD.dtype)
+    return (share_BGJS @ v_BGSD).view(batch, heads, v_BGSD.shape[3]).to(q_BHD.dtype)

@@ -80,13 +80,13 @@ def store_share(out_ptr, lse_ptr, top, total, acc, first, split, SPLITS: tl.cons
 @triton.jit
 def attend_kernel(q_ptr, k_ptr, v_ptr, lo_ptr, hi_ptr, out_ptr, lse_ptr, scale_log2,
                   k_batch, k_head, k_row, v_batch, v_head, v_row,
-                  KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
-                  SPLITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr,
-                  BLOCK_DIM: tl.constexpr, UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+                  KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, KEY_DIM: tl.constexpr,
+                  SPLITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr,
+                  BLOCK_KEY: tl.constexpr, UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Attend to one split of the visible rows of one (sequence, KV head); the grid is (B * G, X).
 
     Args:
-        q_ptr: (B, H, D) queries, contiguous.
+        q_ptr: (B, H, W) queries, contiguous.
         k_ptr: Keys.
         v_ptr: Values.
         lo_ptr: (B,) first visible row.
@@ -103,10 +103,12 @@ def attend_kernel(q_ptr, k_ptr, v_ptr, lo_ptr, hi_ptr, out_ptr, lse_ptr, scale_l
         KV_HEADS: G.
         GROUP: J.
         DIM: D.
+        KEY_DIM: W.
         SPLITS: X.
         BLOCK_ROWS: Rows of a tile.
         BLOCK_GROUP: Power of two, at least 16 and J.
         BLOCK_DIM: Power of two, at least D.
+        BLOCK_KEY: Power of two, at least 16 and W.
         UPCAST: Cast to float32 after each load.
         OVERLAP: Whether the launch overlaps the kernel before.
     """
@@ -119,12 +121,13 @@ def attend_kernel(q_ptr, k_ptr, v_ptr, lo_ptr, hi_ptr, out_ptr, lse_ptr, scale_l
     start = lo + split * share
     end = tl.minimum(start + share, hi)
     member, column, row = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_ROWS)
-    in_dim = (column < DIM)[None, :]
-    q_mask = (member < GROUP)[:, None] & in_dim
-    q = tl.load(q_ptr + (pair * GROUP + member)[:, None] * DIM + column[None, :], mask=q_mask, other=0.0)
+    key_column = tl.arange(0, BLOCK_KEY)
+    in_dim, in_key = (column < DIM)[None, :], (key_column < KEY_DIM)[None, :]
+    q_mask = (member < GROUP)[:, None] & in_key
+    q = tl.load(q_ptr + (pair * GROUP + member)[:, None] * KEY_DIM + key_column[None, :], mask=q_mask, other=0.0)
     # Offsets of whole heads and rows exceed 32 bits in a large cache; offsets inside a tile do not.
     batch64, head64, start64 = batch.to(tl.int64), head.to(tl.int64), start.to(tl.int64)
-    k_tile = k_ptr + batch64 * k_batch + head64 * k_head + start64 * k_row + row[:, None] * k_row + column[None, :]
+    k_tile = k_ptr + batch64 * k_batch + head64 * k_head + start64 * k_row + row[:, None] * k_row + key_column[None, :]
     v_tile = v_ptr + batch64 * v_batch + head64 * v_head + start64 * v_row + row[:, None] * v_row + column[None, :]
     if UPCAST:
         q = q.to(tl.float32)
@@ -133,9 +136,8 @@ def attend_kernel(q_ptr, k_ptr, v_ptr, lo_ptr, hi_ptr, out_ptr, lse_ptr, scale_l
     acc = tl.zeros([BLOCK_GROUP, BLOCK_DIM], tl.float32)
     for tile in range(start, end, BLOCK_ROWS):
         seen = tile + row < end
-        mask = seen[:, None] & in_dim
-        k = tl.load(k_tile, mask=mask, other=0.0)
-        v = tl.load(v_tile, mask=mask, other=0.0)
+        k = tl.load(k_tile, mask=seen[:, None] & in_key, other=0.0)
+        v = tl.load(v_tile, mask=seen[:, None] & in_dim, other=0.0)
         if UPCAST:
             k, v = k.to(tl.float32), v.to(tl.float32)
         top, total, acc = online_softmax(q, k, v, seen[None, :], top, total, acc, scale_log2)
@@ -196,19 +198,20 @@ def combine(share_BHXD: torch.Tensor, lse_BHX: torch.Tensor, dtype: torch.dtype)
     return out_BHD.to(dtype)
 
 
-def empty_shares(q_BHD: torch.Tensor, splits: int) -> tuple[torch.Tensor, torch.Tensor]:
+def empty_shares(q_BHD: torch.Tensor, splits: int, dim: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Allocate what the splits of an attention store.
 
     Args:
         q_BHD: (B, H, D) queries.
         splits: X.
+        dim: Of the values, where it is not that of the queries.
 
     Returns:
         (B, H, X, D) shares, in float32 unless they are the result, and (B, H, X) float32 sums.
     """
     batch, heads, head_dim = q_BHD.shape
     dtype = storage_dtype(q_BHD.dtype) if splits == 1 else torch.float32
-    share_BHXD = q_BHD.new_empty(batch, heads, splits, head_dim, dtype=dtype)
+    share_BHXD = q_BHD.new_empty(batch, heads, splits, dim or head_dim, dtype=dtype)
     return share_BHXD, q_BHD.new_empty(batch, heads, splits, dtype=torch.float32)
 
 
@@ -224,7 +227,7 @@ def dense_decode(
     """Attend as the eager twin does, in one read of the visible rows.
 
     Args:
-        q_BHD: (B, H, D) queries; head h reads KV head h // J.
+        q_BHD: (B, H, D) queries; head h reads KV head h // J. Queries and keys may both be shorter than values.
         k_BGSD: (B, G, S, D) keys; any strides, the last dim contiguous.
         v_BGSD: (B, G, S, D) values; any strides, the last dim contiguous.
         lo_B: (B,) int32, first visible row.
@@ -233,24 +236,26 @@ def dense_decode(
         plan: How to cut the work; chosen from the shape if absent.
 
     Returns:
-        (B, H, D) in the dtype of the queries; zeros where nothing is visible.
+        (B, H, D), D of the values, in the dtype of the queries; zeros where nothing is visible.
 
     Raises:
         ValueError: If the last dim of K or V is not contiguous.
     """
     check_contiguous_rows(k_BGSD, v_BGSD)
     q_BHD = q_BHD.contiguous()
-    batch, heads, head_dim = q_BHD.shape
+    batch, heads, key_dim = q_BHD.shape
+    head_dim = v_BGSD.shape[3]
     kv_heads, rows = k_BGSD.shape[1:3]
     plan = plan or attention_plan(
         batch * kv_heads, rows, head_dim, k_BGSD.element_size(), multiprocessors(q_BHD.device)
     )  # fmt: skip
-    share_BHXD, lse_BHX = empty_shares(q_BHD, plan.splits)
+    share_BHXD, lse_BHX = empty_shares(q_BHD, plan.splits, head_dim)
     attend_kernel[(batch * kv_heads, plan.splits)](
         q_BHD, k_BGSD, v_BGSD, lo_B, hi_B, share_BHXD, lse_BHX, scale * LOG2_E,
         *k_BGSD.stride()[:3], *v_BGSD.stride()[:3],
-        KV_HEADS=kv_heads, GROUP=heads // kv_heads, DIM=head_dim, SPLITS=plan.splits, BLOCK_ROWS=plan.block_rows,
-        BLOCK_GROUP=max(16, power_of_2(heads // kv_heads)), BLOCK_DIM=power_of_2(head_dim),
+        KV_HEADS=kv_heads, GROUP=heads // kv_heads, DIM=head_dim, KEY_DIM=key_dim, SPLITS=plan.splits,
+        BLOCK_ROWS=plan.block_rows, BLOCK_GROUP=max(16, power_of_2(heads // kv_heads)),
+        BLOCK_DIM=power_of_2(head_dim), BLOCK_KEY=max(16, power_of_2(key_dim)),
         UPCAST=upcasts(q_BHD.dtype), num_warps=plan.num_warps, num_stages=plan.num_stages, **overlap(q_BHD.device),
     )  # fmt: skip
     return combine(share_BHXD, lse_BHX, q_BHD.dtype)

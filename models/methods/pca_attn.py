@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from ...kernels.dense_decode import OP as DENSE_DECODE
 from ...results.fields import Needs, Share
 from .. import attend
 from ..ledger import Ledger
@@ -74,11 +75,16 @@ class PcaAttn(Method):
     @staticmethod
     def _visible(memory: Memory, call: Call) -> Tensor:
         groups = memory.keys.view.shape[1]
+        if call.clock is not None:
+            return call.context_BT[:, None].expand(-1, groups, -1)
         return attend.visible_BTS(memory, call).sum(-1)[:, None].expand(-1, groups, -1)
 
     @staticmethod
     def _over(q_BHTW: Tensor, k_BGSW: Tensor, memory: Memory, call: Call) -> Tensor:
-        """Keys and values of unequal width, which the decode kernels do not take."""
+        """One row through the op, which takes keys shorter than values; many through a mask."""
+        if call.new == 1:
+            lo, hi = attend.span(memory, call)
+            return DENSE_DECODE(q_BHTW[:, :, 0], k_BGSW, memory.values.view, lo, hi, call.scale)[:, :, None]
         keep = attend.visible_BTS(memory, call)[:, None]
         empty = ~keep.any(-1, keepdim=True)
         v = memory.values.view

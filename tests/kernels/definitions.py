@@ -10,7 +10,7 @@ import torch
 
 def attention_of(q_D, k_KD, v_KD, scale):
     if not len(k_KD):
-        return torch.zeros_like(q_D)
+        return v_KD.new_zeros(v_KD.shape[1])
     weight_K = torch.exp(k_KD @ q_D * scale)
     return (weight_K / weight_K.sum()) @ v_KD
 

@@ -189,6 +189,17 @@ def test_a_slice_of_wider_queries_is_scored_in_place(device):
     assert torch.equal(run("lowrank_score", "fused", inputs | {"q_BHR": wider}), expected)
 
 
+@both
+@pytest.mark.parametrize("width", [4, 24, 64])
+def test_keys_may_be_shorter_than_values(width, twin, device):
+    """Broken: attention from leading components alone reads past them, or gives an output of their width."""
+    inputs = inputs_of("dense_decode", SHAPES[2], device)
+    short = {name: inputs[name][..., :width] for name in ("q_BHD", "k_BGSD")}
+    out = run("dense_decode", twin, inputs | short)
+    expected = definitions.dense_decode(**(inputs | short))
+    torch.testing.assert_close(out.double().cpu(), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("splits", [1, 2, 5, 16])
 @pytest.mark.parametrize("name", ["dense_decode", "lowrank_score", "gather_decode"])
 def test_any_number_of_splits_gives_the_same(name, splits, device):
