@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ...kernels.theta_decode import OP as THETA_DECODE
 from ...results import rules
 from ...results.fields import ByteCount, Keep, Needs, RowCount, Within
 from .. import attend, running, threshold
@@ -16,6 +17,8 @@ from ..budget import Allowance, asks_for_gaps, in_rows
 from ..ledger import Ledger
 from ..memory import Call, Memory, Site
 from ..method import Method
+
+MISSING = {"none": "none", "exact": "exact", "exp_threshold": "threshold", "offline": "given"}  # as the op says it
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,10 @@ class TopTheta(Method):
         scaled = self.sdc == "none" and self.sdc_scale != 1
         rules.refuse(self, when=scaled, why="sdc: none scales nothing: leave sdc_scale at 1")
 
+    def room(self, memory: Memory, steps: int) -> int:
+        """A row a step; with a cap a selection depends on how many rows there are."""
+        return steps if self.cap == "none" else super().room(memory, steps)
+
     def expects_gaps(self) -> bool:
         """A share of 1 in every layer asks for everything."""
         return asks_for_gaps(self)
@@ -88,14 +95,36 @@ class TopTheta(Method):
         memory.append(k_BGTD, v_BGTD)
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
-        """Score all rows, compare, attend what is left; the same for one row and for many."""
+        """Score all rows, compare, attend what is left: one row through the op, many through masks."""
+        if call.new == 1 and self.cap == "none" and ledger.watch is None:
+            return self._one(q_BHTD, memory, call, ledger)
         parts = [self._rows(q_BHTD, memory, call, rows) for rows in attend.pieces(call)]
         out, lack, keep = (torch.cat(part, 2) for part in zip(*parts, strict=True))
         ledger.chosen(memory, call, q_BHTD, keep)
         self._count(memory, call, ledger, attend.union_BGT(keep, memory.keys.view.shape[1]))
+        return self._compensated(out, lack, memory, call).to(q_BHTD.dtype)
+
+    def _compensated(self, out_BHTD: Tensor, lack_BHT: Tensor, memory: Memory, call: Call) -> Tensor:
         if self.vmc == "mean":
-            out = out + lack[..., None] * threshold.per_head(running.mean_BGTD(memory, call), out.shape[1])
-        return out.masked_fill(call.context_BT[:, None, :, None] == 0, 0).to(q_BHTD.dtype)
+            mean = threshold.per_head(running.mean_BGTD(memory, call), out_BHTD.shape[1])
+            out_BHTD = out_BHTD + lack_BHT[..., None] * mean
+        return out_BHTD.masked_fill(call.context_BT[:, None, :, None] == 0, 0)
+
+    def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        k, v, (lo, hi) = memory.keys.view, memory.values.view, attend.span(memory, call)
+        heads = q_BHTD.shape[1]
+        theta = threshold.look_up(memory.constants["theta"], call, heads if self.heads == "query" else k.shape[1])
+        theta = theta.masked_fill((call.context_BT <= self._aim(memory, call))[:, None], -torch.inf)[..., 0]
+        given = theta.new_zeros(theta.shape[0], heads)
+        if self.sdc == "offline":
+            given = threshold.look_up(memory.constants["mass"], call, heads)[..., 0]
+        missing = "exact" if self.placement == "post" else MISSING[self.sdc]
+        out, lack, count = THETA_DECODE(
+            q_BHTD[:, :, 0], k, v, lo, hi, call.scale, theta, self.placement, missing, given, self.sdc_scale
+        )
+        self._count(memory, call, ledger, count[..., None])
+        out = out[:, :, None].float() if self.vmc == "mean" else out[:, :, None]
+        return self._compensated(out, lack[..., None], memory, call).to(q_BHTD.dtype)
 
     def _rows(self, q_BHTD: Tensor, memory: Memory, call: Call, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Output [B, H, t, D], share of weight that lacks [B, H, t], rows kept [B, N, t, S], of some query rows."""

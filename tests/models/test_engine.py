@@ -24,6 +24,9 @@ CASES = [
     ("loki", {"keep": 0.25, "d": 0.5}),
     ("streaming_llm", {"sinks": 2, "rows": 16}),
     ("streaming_llm", {"sinks": 2, "rows": 16, "positions": "text"}),
+    ("top_theta", {"rows": 4, "sdc": "exact", "vmc": "mean"}),
+    ("top_theta", {"rows": 4, "sdc": "exp_threshold"}),
+    ("top_theta", {"rows": 4, "placement": "post", "vmc": "mean"}),
     ("pca_attn", {"d": 0.5}),
 ]
 LENGTHS = (30, 24, 19)

@@ -1,0 +1,96 @@
+"""Decode attention of the rows above a threshold, with what is dropped put back into the denominator.
+
+Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, N = G or H sets of rows.
+"""
+
+import torch
+
+from ..dense_decode import OP as DENSE_DECODE
+from ..lowrank_score import OP as LOWRANK_SCORE
+from ..op import Case, Comparison, Inputs, Op, compare_values
+from ..shapes import CASES
+from .eager import theta_decode
+
+# How the sets of a case are compared and compensated, so that all ways are verified.
+TERMS = {"max": ("pre", "exact"), "sum": ("post", "exact"), "none": ("pre", "threshold")}
+# Of the sets so many may be decided by rounding, where a row lies at the threshold.
+MOST_APART = 0.01
+
+
+def make(case: Case, device: torch.device, seed: int) -> Inputs:
+    """Draw the inputs of a case, with thresholds between the scores of two rows; K of them are above.
+
+    Args:
+        case: Its shape.
+        device: Where the tensors live.
+        seed: Of the draw.
+
+    Returns:
+        The arguments of `theta_decode`.
+    """
+    inputs = DENSE_DECODE.make(case, device, seed)
+    placement, missing = TERMS[case.reduce]
+    names = ("q_BHD", "k_BGSD", "lo_B", "hi_B")
+    score_BHS = LOWRANK_SCORE(*(inputs[name] for name in names), "none") * inputs["scale"]
+    signal_BHS = score_BHS if placement == "pre" else score_BHS.softmax(-1)
+    if case.reduce != "none":
+        signal_BHS = signal_BHS.unflatten(1, (case.kv_heads, -1)).amax(2)
+    best = signal_BHS.nan_to_num(float("-inf")).topk(min(case.kept + 1, case.rows), -1).values
+    given_BH = torch.full((case.batch, case.q_heads), 0.5, device=device)
+    return inputs | {
+        "threshold_BN": best[..., -2:].mean(-1),
+        "placement": placement,
+        "missing": missing,
+        "given_BH": given_BH,
+        "factor": 0.75,
+    }
+
+
+def moved_bytes(case: Case) -> int:
+    """Count the fewest bytes: keys read once, values of K rows a set, queries read, output written.
+
+    Args:
+        case: All of its rows count as visible; sets of one KV head may share rows, which saves some of this.
+
+    Returns:
+        Bytes.
+    """
+    kept = min(case.kept * case.sets // case.kv_heads, case.rows)
+    cache = case.batch * case.kv_heads * (case.rows + kept) * case.head_dim
+    return (cache + 2 * case.batch * case.q_heads * case.head_dim) * case.item_bytes
+
+
+def flops(case: Case) -> int:
+    """Count the operations of the scores and of the values kept.
+
+    Args:
+        case: All of its rows count as visible.
+
+    Returns:
+        Floating-point operations.
+    """
+    return 2 * case.batch * case.q_heads * (case.rows + case.kept) * case.head_dim
+
+
+def compare(inputs: Inputs, output: tuple[torch.Tensor, ...], reference: tuple[torch.Tensor, ...]) -> Comparison:
+    """Compare outputs and what they lack, of the sets that are of one size; the others must be very few.
+
+    Args:
+        inputs: What was attended to.
+        output: out_BHD, lack_BH, count_BG.
+        reference: The same in float64.
+
+    Returns:
+        The largest difference, or that too many sets differ.
+    """
+    same_BG = output[2] == reference[2]
+    apart = int((~same_BG).sum())
+    if apart > MOST_APART * same_BG.numel():
+        return Comparison(float("inf"), 0.0, f"{apart} of {same_BG.numel()} sets hold another number of rows")
+    same_BH = same_BG.repeat_interleave(inputs["q_BHD"].shape[1] // same_BG.shape[1], 1)
+    out = compare_values(inputs, output[0][same_BH], reference[0][same_BH])
+    lack = compare_values(inputs, output[1][same_BH], reference[1][same_BH])
+    return max(out, lack, key=lambda found: (bool(found.reason), found.error))
+
+
+OP = Op("theta_decode", "1", __name__, theta_decode, make, moved_bytes, flops, CASES, compare)
