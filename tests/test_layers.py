@@ -26,11 +26,11 @@ DOORS = {
     "pandas": ["results/frame.py", "results/archive.py", "analysis/*", "cli.py"],
     "pynvml": ["harness/timing.py"],
     "submitit": ["jobs/submit.py"],
-    "transformers": ["models/bind.py", "models/load.py", "models/shard.py", "harness/lm.py"],
+    "transformers": ["models/bind.py", "models/load.py", "models/shard.py", "harness/lm.py", "harness/chat.py"],
     "triton": ["kernels/*/fused.py"],
     "yaml": ["jobs/*"],
 }
-TYPES_ONLY = ("models/shard.py", "harness/lm.py")
+TYPES_ONLY = ("models/shard.py", "harness/lm.py", "harness/chat.py")
 FILES = [*sorted(p for room in BELOW for p in (ROOT / room).rglob("*.py")), ROOT / "cli.py"]
 Import = tuple[int, tuple[str, ...]]
 
