@@ -2,6 +2,7 @@
 # make test   every test that needs no cluster and no minutes; the others say why they were skipped
 # make lint   ruff and mypy
 # make readme the README's figure, tables and lists, from the archives and the plug-ins' files
+# make figures  every figure of every archive in results/archive, again: fails where a byte is another
 # make archive NAME=2026-11-20-demo-laptop   keep the demo's records of this machine in results/archive
 #
 # Each makes .venv first. It needs Python >= 3.11, its venv module, and a package index; no root.
@@ -29,7 +30,7 @@ CONSTRAINTS = $(if $(TORCH),constraints.txt,$(VENV)/constraints.txt)
 MPIRUN = PATH="$$PATH:$(BIN)" mpirun $(shell PATH="$$PATH:$(BIN)" mpirun --version 2>&1 | grep -q 'Open MPI\|OpenRTE' && \
 	echo --oversubscribe --allow-run-as-root --bind-to none)
 
-.PHONY: demo test lint types readme archive clean constraints .venv
+.PHONY: demo test lint types readme figures archive clean constraints .venv
 
 demo: $(STAMP)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(MPIRUN) -np $(RANKS) $(BIN)/lacuna run jobs/sweeps/demo.yaml $(SET)
@@ -52,6 +53,10 @@ readme: $(STAMP)
 	$(BIN)/lacuna report $(SHOWN) -o $(VENV)/readme > /dev/null
 	install -m 644 $(VENV)/readme/figures/accuracy_density.svg docs/figures/
 	$(BIN)/python -m lacuna.analysis.splice README.md
+
+# each figure of each archive, again; fails where one is not what it was (ACCEPT=--accept: it is now)
+figures: $(STAMP)
+	$(BIN)/python -m lacuna.analysis.redraw results/archive report/archive $(ACCEPT)
 
 # paths are part of no key; without the checkout's folder an archive is the same from any machine
 archive: $(STAMP)

@@ -186,8 +186,9 @@ def _report(args: argparse.Namespace) -> int:
 
     found, title = _sources(args)
     chosen = [part for condition in args.where for part in ("--where", condition)]
+    chosen += ["--paper", args.paper] if args.paper else []
     command = shlex.join(["lacuna", "report", *map(str, args.source), "-o", str(args.output), *chosen])
-    paths = write_sources(found, args.output, title, command)
+    paths = write_sources(found, args.output, title, command, args.paper.replace("-", "_"))
     if len(found.archive.lean):
         print(terminal_tables(found.study.points, "method"))
     print("\n".join(map(str, paths)))

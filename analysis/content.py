@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
+from ..results.plugins import load
 from . import equal_bytes, failures, kernel_table, survey
+from .grids import lay_out as grid_table
 from .provenance import notices, origins
 from .render import to_csv, to_latex, to_markdown
 from .sources import Sources
@@ -42,8 +46,8 @@ TITLES = {
 }
 
 
-def tabled(sources: Sources) -> Content:
-    """All of it.
+def tabled(sources: Sources, paper: str = "") -> Content:
+    """All of it, and the tables of a paper (`lacuna list papers`).
 
     Raises:
         ValueError: there are no records and no times.
@@ -56,10 +60,14 @@ def tabled(sources: Sources) -> Content:
         tables["speed"] = kernel_table.lay_out(sources.bench)
         files["speed.csv"] = to_csv(kernel_table.numbers(sources.bench))
         said += kernel_table.sentences(sources.bench)
+    grids = load("papers", paper).TABLES if paper else {}
+    found = sources.study.points if len(sources.archive.lean) else pd.DataFrame(columns=["task"])
+    tables |= {name: grid_table(grid, found) for name, grid in grids.items()}
+    titles = {**{name: grid.title.split(" (")[0].rstrip(".") for name, grid in grids.items()}, **TITLES}
     for name, table in tables.items():
         files |= {f"{name}.md": to_markdown(table), f"{name}.tex": to_latex(table)}
     places = [*origins(sources.archive), *kernel_table.origins(sources.bench)]
-    return Content(said, warned, {n: tables[n] for n in TITLES if n in tables}, TITLES, files, places)
+    return Content(said, warned, {n: tables[n] for n in titles if n in tables}, titles, files, places)
 
 
 def _of_records(sources: Sources, tables: dict[str, TextTable], files: dict[str, str]) -> tuple[list[str], list[str]]:

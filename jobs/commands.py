@@ -26,7 +26,7 @@ def parser(version: str) -> Parser:
     _add_result_commands(commands)
     _add_kernel_commands(commands)
     _add_weights_commands(commands)
-    listing = _command(commands, "list", "models, methods, tasks, ops, figures or sites that there are")
+    listing = _command(commands, "list", "models, methods, tasks, ops, figures, papers or sites that there are")
     listing.add_argument("kind", choices=tuple(plugins.FOLDERS))
     listing.add_argument("--json", action="store_true", help="with the arguments, their types and defaults")
     _command(commands, "doctor", "what this machine can and cannot do, with the mend", _store())
@@ -109,6 +109,8 @@ def _add_result_commands(commands: Commands) -> None:
     collect.add_argument("-o", dest="output", type=Path, required=True, metavar="FILE", help=".parquet or .csv")
     report = _command(commands, "report", "table, figures and an HTML page", _settings())
     report.add_argument("-o", dest="output", type=Path, default=Path("report"), metavar="DIR")
+    papers = [name.replace("_", "-") for name in plugins.names("papers")]
+    report.add_argument("--paper", choices=papers, default="", help="tables and figures as that source has them")
     table = _command(commands, "table", "the table in the terminal, of the cells you choose", _settings())
     table.add_argument(
         "--by", choices=("method", "model", "setting", "task"), default="method", help="a table for each"

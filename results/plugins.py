@@ -21,9 +21,11 @@ FOLDERS: Mapping[str, str] = {
     "tasks": "harness/tasks",
     "ops": "kernels",
     "figures": "analysis/figures",
+    "papers": "analysis/papers",
     "models": "models/zoo",
     "sites": "jobs/sites",
 }
+MODULES = ("ops", "figures", "papers")  # a plug-in is the module itself, not a class in it
 REQUIRED = object()
 
 
@@ -83,7 +85,7 @@ def describe(kind: str, name: str) -> Plugin:
     tree = ast.parse(source(kind, name).read_text(encoding="utf-8"))
     doc = ast.get_docstring(tree) or ""
     node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")), None)
-    if kind in ("ops", "figures"):
+    if kind in MODULES:
         return Plugin(kind, name, _version(tree.body), doc, (), {})
     if node is None:
         raise ValueError(f"{kind[:-1]} {name!r} defines no public class in its file")
@@ -100,7 +102,7 @@ def load(kind: str, name: str) -> Any:
     source(kind, name)
     package = __name__.rsplit(".", 2)[0]
     module = importlib.import_module(f"{package}.{FOLDERS[kind].replace('/', '.')}.{name}")
-    if kind in ("ops", "figures"):
+    if kind in MODULES:
         return module
     own = (v for k, v in vars(module).items() if not k.startswith("_") and isinstance(v, type))
     return next(v for v in own if v.__module__ == module.__name__)

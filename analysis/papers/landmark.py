@@ -1,0 +1,60 @@
+"""Landmark Attention: Random-Access Infinite Context Length (arXiv 2305.16300): tables 1 to 3, and its figures."""
+
+from __future__ import annotations
+
+from ..grids import Column, Grid
+
+FIGURES = (
+    "passkey_curve",
+    "needle_heatmap",
+    "perplexity_budget",
+    "accuracy_density",
+    "accuracy_bytes",
+    "attention_maps",
+    "memory_context",
+    "decode_time",
+)
+RETRIEVAL = (("2048, k=2", 2, 2048), ("2048, k=4", 4, 2048), ("4096, k=4", 4, 4096))
+
+TABLES = {
+    "landmark_table1": Grid(
+        "Perplexity by evaluation length (table 1: local rows, cached blocks, k, rows attended at most).",
+        ("perplexity",),
+        (Column("PG19", task_args={"corpus": "pg19"}), Column("arXiv", task_args={"corpus": "arxiv"})),
+        (
+            ("512: dense 512", ("16.12 (v1: 16.32)", "4.01")),
+            ("512: dense 360", ("16.76 (v1: 16.80)", "4.31")),
+            ("512: landmark 250, 10, 2, 360", ("16.23 (v1: 16.24)", "4.01")),
+            ("2048: Transformer-XL 256+256", ("14.72", "–")),
+            ("2048: landmark 250, 40, 2, 360", ("15.14", "3.43")),
+            ("2048: landmark 350, 40, 2, 460", ("15.07", "3.41")),
+            ("2048: landmark 300, 40, 3, 460", ("14.97", "3.36")),
+            ("2048: landmark 250, 20, 4, 460", ("15.02", "3.37")),
+            ("2048: landmark 250, 40, 4, 460", ("14.92", "3.35")),
+            ("4096: Transformer-XL", ("14.55", "–")),
+            ("4096: landmark 250, 40, 4, 460", ("14.79", "3.19")),
+            ("4096: landmark 250, 80, 2, 370", ("15.00", "3.29")),
+            ("4096: landmark 250, 80, 4, 470", ("14.72", "3.18")),
+        ),
+        "arXiv 2305.16300 (dense rows differ between its versions)",
+        spread="corpus",
+    ),
+    "landmark_table2": Grid(
+        "Perplexity by what retrieves a block: each head and token, each head, each token (table 2, PG19).",
+        ("perplexity",),
+        tuple(Column(heading, args={"k": k}, task_args={"window": window}) for heading, k, window in RETRIEVAL),
+        (
+            ("per head and token", ("15.14", "14.92", "14.72")),
+            ("per head", ("15.48", "15.10", "14.95")),
+            ("per token", ("15.44", "15.04", "14.89")),
+        ),
+        "arXiv 2305.16300",
+    ),
+    "landmark_table3": Grid(
+        "Perplexity when retrieved blocks below a cut-off of their weight are dropped (table 3, PG19, 2048, k=4).",
+        (),
+        tuple(Column(text) for text in ("none", "0.0 (0%)", "0.1 (23%)", "0.3 (57%)", "0.5 (84%)", "1.0 (100%)")),
+        (("landmark, cut-off (share dropped)", ("16.28", "16.38", "16.38", "16.43", "16.86", "19.49")),),
+        "arXiv 2305.16300, after 60,000 steps",
+    ),
+}
