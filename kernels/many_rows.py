@@ -115,3 +115,19 @@ def draw_qkv(case: RowsCase, device: torch.device, seed: int) -> Inputs:
         "k_BGSD": draw(cache, case, device, seed + 2),
         "v_BGSD": draw(cache, case, device, seed + 3),
     }
+
+
+def draw_first(case: RowsCase, device: torch.device) -> torch.Tensor:
+    """Draw the first row that is no padding.
+
+    Args:
+        case: In a padded layout each sequence has another number of rows before its text.
+        device: Where the tensor lives.
+
+    Returns:
+        (B,) int32.
+    """
+    first_B = torch.zeros(case.batch, dtype=torch.int32)
+    if case.layout == "padded":
+        first_B = (torch.arange(case.batch, dtype=torch.int32) * 11 + case.rows - case.new + 2) % case.rows
+    return first_B.to(device)

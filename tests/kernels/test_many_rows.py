@@ -1,0 +1,170 @@
+"""The operations on many query rows against definitions written row by row, and their twins against each other.
+
+Shape legend: B batch, H query heads, G KV heads, T query rows, S key rows, D head dim, N sets of rows.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lacuna.kernels.many_rows import RowsCase, Tiles
+from lacuna.kernels.op import load_op
+from lacuna.kernels.verify import judge, poisoned_memory, verify
+
+OPS = ("column_sums", "kth_score", "threshold_prefill", "window_votes")
+CASES = [(name, case) for name in OPS for case in load_op(name).cases if case.purpose == "test"]
+SMALL = Tiles(32, 16, 4, 2)
+
+
+@pytest.mark.parametrize(("name", "case"), CASES, ids=lambda part: getattr(part, "name", part))
+def test_twins_agree(name, case, device):
+    """Broken: a fused twin errs more than twice as much as the eager one, or leaves output unwritten."""
+    verdict = verify(load_op(name), case, device)
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize(("name", "case"), CASES[1::2], ids=lambda part: getattr(part, "name", part))
+def test_tiles_do_not_change_the_result(name, case, device):
+    """Broken: rows at the borders of tiles are lost or doubled."""
+    op, case = load_op(name), replace(case, dtype="float32", head_dim=16, low_dims=8 if "low" in case.name else 16)
+    verdict = judge(op, case, op.make(case, device, 5), SMALL)
+    assert verdict.passed, verdict
+
+
+def scores_of(q, k, first, scale, b, h, t):
+    """(rows, scores) that query t of head h sees, float64."""
+    row = k.shape[2] - q.shape[2] + t
+    seen = torch.arange(int(first[b]), max(int(first[b]), row + 1))
+    return seen, (k[b, h * k.shape[1] // q.shape[1], seen].double() @ q[b, h, t].double()) * scale
+
+
+def inputs_of(name, **change):
+    case = RowsCase("small", 2, 4, 2, 23, head_dim=8, low_dims=8, kept=5, queries=17, dtype="float64", layout="padded")
+    case = replace(load_op(name).cases[0], **{f: getattr(case, f) for f in RowsCase.__dataclass_fields__})
+    return load_op(name).make(replace(case, **change), torch.device("cpu"), 2)
+
+
+def test_column_sums_are_those_of_causal_attention():
+    """Broken: H2O's marks see the future, or padding, or miss heads of the group."""
+    inputs = inputs_of("column_sums")
+    q, k, first = inputs["q_BHTD"], inputs["k_BGSD"], inputs["first_B"]
+    expected = torch.zeros(k.shape[:3], dtype=torch.float64)
+    for b, h, t in torch.cartesian_prod(*(torch.arange(n) for n in q.shape[:3])).tolist():
+        seen, score = scores_of(q, k, first, inputs["scale"], b, h, t)
+        if len(seen):
+            expected[b, h // 2, seen] += score.softmax(0)
+    torch.testing.assert_close(load_op("column_sums").eager(**inputs), expected)
+
+
+def test_row_sums_of_both_twins_are_those_of_causal_attention(device):
+    """Broken: weights after the softmax are compared with thresholds by a wrong sum."""
+    from lacuna.kernels.column_sums import eager, fused
+
+    inputs = inputs_of("column_sums", dtype="float32")
+    q, k, first, scale = inputs.values()
+    expected = torch.full(q.shape[:3], -torch.inf, dtype=torch.float64)
+    for b, h, t in torch.cartesian_prod(*(torch.arange(n) for n in q.shape[:3])).tolist():
+        seen, score = scores_of(q, k, first, scale, b, h, t)
+        expected[b, h, t] = score.logsumexp(0) if len(seen) else -torch.inf
+    for twin in (eager, fused):
+        found = twin.row_sums(q.to(device), k.to(device), first.to(device), scale).double().cpu()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("reduce", ["max", "none"])
+def test_the_border_is_that_of_sorted_scores(reduce):
+    """Broken: a threshold keeps one row too many or too few."""
+    inputs = inputs_of("kth_score", reduce=reduce)
+    q, k, wanted, first = (inputs[name] for name in ("q_BHTR", "k_BGSR", "k_BNT", "first_B"))
+    kth, next_ = load_op("kth_score").eager(**inputs)
+    for b, n, t in torch.cartesian_prod(*(torch.arange(size) for size in kth.shape)).tolist():
+        heads = [n] if reduce == "none" else [2 * n, 2 * n + 1]
+        ranks = torch.stack([scores_of(q, k, first, inputs["scale"], b, h, t)[1] for h in heads]).amax(0)
+        best = sorted(ranks.tolist(), reverse=True)
+        many = min(int(wanted[b, n, t]), len(best))
+        assert float(kth[b, n, t]) == pytest.approx(best[many - 1] if many else float("inf"))
+        assert float(next_[b, n, t]) == pytest.approx(best[many] if many < len(best) else -float("inf"))
+
+
+def test_ties_at_the_border_end_the_search(device):
+    """Broken: equal scores, such as those of a head that only pads, keep the search from ending."""
+    q, k = torch.ones(1, 1, 40, 16, device=device), torch.ones(1, 1, 40, 16, device=device)
+    k[:, :, ::4] = 2.0
+    budget = torch.tensor([[[row % 3 * 6 for row in range(40)]]], dtype=torch.int32, device=device)
+    arguments = (q, k, budget, torch.zeros(1, dtype=torch.int32, device=device), 1.0, "none")
+    with poisoned_memory():
+        found = load_op("kth_score").fused(*arguments)
+    for one, other in zip(found, load_op("kth_score").eager(*arguments), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("reduce", ["max", "none"])
+def test_exactly_the_keys_above_the_threshold_are_attended(reduce):
+    """Broken: a key at or below the threshold is attended, one above is not, or the sums are of other keys."""
+    inputs = inputs_of("threshold_prefill", reduce=reduce)
+    q, k, v, first, scale = (inputs[name] for name in ("q_BHTD", "k_BGSD", "v_BGSD", "first_B", "scale"))
+    kept = load_op("threshold_prefill").eager(**inputs)
+    for b, h, t in torch.cartesian_prod(*(torch.arange(n) for n in q.shape[:3])).tolist():
+        seen, score = scores_of(q, k, first, scale, b, h, t)
+        sharing = [h] if reduce == "none" else [h // 2 * 2, h // 2 * 2 + 1]
+        shift = 0 if inputs["shift_BHT"] is None else inputs["shift_BHT"][b, h, t]
+        rank = torch.stack([scores_of(q, k, first, scale, b, other, t)[1] for other in sharing]).amax(0) - shift
+        n = h if reduce == "none" else h // 2
+        above = rank > inputs["threshold_BNT"][b, n, t]
+        assert int(kept.count_BNT[b, n, t]) == int(above.sum())
+        expected = score[above].softmax(0) @ v[b, h // 2, seen[above]]
+        torch.testing.assert_close(kept.out_BHTD[b, h, t], expected if above.any() else torch.zeros_like(expected))
+        if len(seen):
+            torch.testing.assert_close(kept.top_BHT[b, h, t], score.max())
+            torch.testing.assert_close(kept.total_BHT[b, h, t], (score - score.max()).exp().sum())
+            torch.testing.assert_close(kept.kept_BHT[b, h, t], (score - score.max()).exp()[above].sum())
+
+
+def test_what_a_group_reads_is_the_union_of_its_heads():
+    """Broken: the ledger counts rows that several heads keep more than once, or only those that all keep."""
+    inputs = inputs_of("threshold_prefill", reduce="none") | {"shift_BHT": None}
+    kept = load_op("threshold_prefill").eager(**inputs)
+    q, k, first, scale = (inputs[name] for name in ("q_BHTD", "k_BGSD", "first_B", "scale"))
+    for b, g, t in torch.cartesian_prod(*(torch.arange(n) for n in kept.read_BGT.shape)).tolist():
+        union = set()
+        for h in (2 * g, 2 * g + 1):
+            seen, score = scores_of(q, k, first, scale, b, h, t)
+            union |= set(seen[score > inputs["threshold_BNT"][b, h, t]].tolist())
+        assert int(kept.read_BGT[b, g, t]) == len(union)
+
+
+@pytest.mark.parametrize(("group", "kernel", "pooling"), [("mean", 5, "max"), ("sum", 3, "avg"), ("max", 1, "max")])
+def test_votes_are_pooled_sums_of_the_window(group, kernel, pooling):
+    """Broken: a row votes that is none of the window, votes for the window count, or heads are joined after pooling."""
+    inputs = inputs_of("window_votes", queries=6) | {"group": group, "kernel": kernel, "pooling": pooling}
+    q, k, first = inputs["q_BHWD"], inputs["k_BGSD"], inputs["first_B"]
+    found, rows = load_op("window_votes").eager(**inputs), k.shape[2]
+    for b, width in enumerate(inputs["width_B"].tolist()):
+        votes = torch.zeros(4, rows, dtype=torch.float64)
+        for h in range(4):
+            for t in range(6 - (width or 6), 6):
+                seen, score = scores_of(q, k, first, inputs["scale"], b, h, t)
+                votes[h, seen] += score.softmax(0)
+        votes[:, rows - width :] = 0
+        for g in range(2):
+            pair = votes[2 * g : 2 * g + 2]
+            joined = {"mean": pair.mean(0), "sum": pair.sum(0), "max": pair.max(0).values}[group]
+            half = kernel // 2
+            padded = torch.cat([torch.zeros(half), joined, torch.zeros(half)])
+            around = padded.unfold(0, kernel, 1)
+            expected = around.max(-1).values if pooling == "max" else around.mean(-1)
+            expected[rows - width :] = 0
+            torch.testing.assert_close(found[b, g], expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [("window_votes", {"kernel": 4}, "odd kernel"), ("window_votes", {"group": "min"}, "group among"),
+     ("window_votes", {"pooling": "sum"}, "pooling"), ("kth_score", {"reduce": "sum"}, "reduce among")],
+)  # fmt: skip
+def test_words_that_are_not_known_are_refused(name, change, message):
+    """Broken: a typing error in an argument gives another result instead of a message."""
+    for twin in (load_op(name).eager, load_op(name).fused):
+        with pytest.raises(ValueError, match=message):
+            twin(**inputs_of(name) | change)
