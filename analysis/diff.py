@@ -16,6 +16,7 @@ from .headlines import Headline, headline, units
 from .numbers import number, signed
 
 SAME = ("model", "method_label", "task", "dtype", "device", "ranks", "prefill", "query_aware", "seed")
+BUDGET = re.compile(r"\bk=([\d.]+)")
 Rows = Mapping[tuple[str, ...], "pd.Series[Any]"]
 
 
@@ -69,7 +70,10 @@ def _cells(frame: pd.DataFrame, which: str) -> dict[tuple[str, ...], pd.Series[A
 
 def _identity(row: pd.Series[Any]) -> tuple[str, ...]:
     args = json.dumps(json.loads(row["cell_json"])["task"]["args"], sort_keys=True)
-    return (*(str(row[name]) for name in SAME), args)
+    # budgets were called k until they became keep (a share) and rows (a count): the question is the same
+    said = {name: str(row[name]) for name in SAME}
+    said["method_label"] = BUDGET.sub(lambda k: f"{'keep' if '.' in k[1] else 'rows'}={k[1]}", said["method_label"])
+    return (*said.values(), args)
 
 
 def _name(row: pd.Series[Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from .bench import decode
@@ -25,6 +26,9 @@ def numbers(bench: pd.DataFrame) -> pd.DataFrame:
 def lay_out(bench: pd.DataFrame) -> TextTable:
     """The same as text; what could not be timed says why."""
     found = decode(bench)
+    whole = found["op"].str.endswith(PIPELINE)
+    found = found.assign(turn=np.select([whole, found["op"].isin(ATTENTION)], [0, 1], 2))
+    found = found.sort_values(["turn", "op", "baseline", "context", "case"], kind="stable")
     several = [name for name in ("run", "device") if len(bench[name].unique()) > 1]
     notes = dict[str, str]()
     rows = [[*(str(row[name]) for name in several), *_texts(row)] for row in found.to_dict("records")]

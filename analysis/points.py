@@ -32,6 +32,8 @@ class Point:
         detectable: smallest true change (of a speed-up: factor) that so many samples would show in four runs of five.
         density: share of the visible rows that was attended at decode, from the ledger.
         bytes_ratio: bytes read per token over those that dense attention reads, from the ledger.
+        held_ratio: bytes held at the end over those that dense attention holds, from the ledger.
+        peak_gib: the most that the device's allocator gave out; NaN where nothing measured it.
         energy: joules per token, and `energy_ratio` over dense; NaN where nothing measured it.
         cells: how many cells it was asked of; `failed` of them did not end well, `reason` says why.
     """
@@ -58,6 +60,8 @@ class Point:
     detectable: float
     density: float
     bytes_ratio: float
+    held_ratio: float
+    peak_gib: float
     energy: float
     energy_ratio: float
     cells: int

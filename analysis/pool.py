@@ -75,6 +75,7 @@ class Pool:
             "method_args": spec["method"]["args"],
             "task_args": spec["task"]["args"],
             **self.read_share,
+            **self.memory,
             **_failures(self.rows),
         }
 
@@ -89,6 +90,13 @@ class Pool:
         density, read, whole = (np.average([row[c] for row in known], weights=tokens) for c in columns)
         return {"density": float(density), "bytes_ratio": float(read / whole) if whole else math.nan}
 
+    @functools.cached_property
+    def memory(self) -> dict[str, float]:
+        """Bytes held over those of dense attention, and the highest peak that was measured."""
+        held, whole = (sum(_known(self.ok, name)) for name in ("bytes_held", "bytes_held_dense"))
+        peaks = _known(self.ok, "peak_gib")
+        return {"held_ratio": held / whole if whole else math.nan, "peak_gib": max(peaks, default=math.nan)}
+
 
 def grouped(cells: pd.DataFrame) -> list[Rows]:
     """The cells that are pooled into one point each, point by point."""
@@ -97,6 +105,10 @@ def grouped(cells: pd.DataFrame) -> list[Rows]:
     for row in cells.to_dict("records"):
         found[tuple(row[name] for name in GROUP)].append(row)
     return [rows for _, rows in sorted(found.items())]
+
+
+def _known(rows: Rows, name: str) -> list[float]:
+    return [float(row[name]) for row in rows if name in row and not math.isnan(row[name])]
 
 
 def _ordered(rows: Rows) -> Rows:

@@ -15,7 +15,7 @@ from .numbers import letter, number, plural, signed, span, times
 from .points import points
 from .stats import LEVEL
 
-READ = ("density", "bytes_ratio")
+READ = ("density", "bytes_ratio", "held_ratio")
 ARROWS = {"lower": "↓", "higher": "↑"}
 Point = Mapping[Any, Any]
 Cells = Callable[[Point], tuple[str, str]]
@@ -87,7 +87,7 @@ def lay_out(found: pd.DataFrame, cells: Cells) -> TextTable:
     rows = [[*key, *_measures(group, heads, cells, notes)] for key, group in _rows(found, by).items()]
     titles = [title for head in heads for title in head.titles]
     listed = [f"[{mark}] {reason}" for reason, mark in notes.items()]
-    headings = [*by[:-1], "method", *titles, "density", "bytes"]
+    headings = [*by[:-1], "method", *titles, "density", "bytes", "held", "peak GiB"]
     return TextTable(headings, rows, len(by), about(found), listed)
 
 
@@ -102,7 +102,8 @@ def about(found: pd.DataFrame) -> str:
         f"{plural(int(found['p'].notna().sum()), 'comparison')} here (McNemar's exact test for right and wrong, else "
         "Student's t). Bound: full's bytes read over the method's, the speed-up if a step were nothing but reading "
         "the cache. Density: share of the visible rows attended at decode; bytes: bytes read per token over those of "
-        f"full; both measured. Samples: {', '.join(sizes) or 'none'}. {_detectable(found)}"
+        "full; held: bytes of the cache at the end over those of full; all three from the ledger. Peak: of the "
+        f"device's allocator, where it was measured. Samples: {', '.join(sizes) or 'none'}. {_detectable(found)}"
     )
 
 
@@ -148,7 +149,8 @@ def _heads(found: pd.DataFrame) -> list[Head]:
 def _measures(group: Sequence[Point], heads: Sequence[Head], cells: Cells, notes: dict[str, str]) -> list[str]:
     known: Mapping[str, Point] = {point["heading"]: point for point in group}
     pairs = [pair for head in heads for pair in _pairs(known.get(head.heading), head, cells, notes)]
-    return [*(text for pair in pairs for text in pair), *(span([p[c] for p in group]) for c in READ)]
+    peak = max((p["peak_gib"] for p in group if not math.isnan(p["peak_gib"])), default=math.nan)
+    return [*(text for pair in pairs for text in pair), *(span([p[c] for p in group]) for c in READ), number(peak)]
 
 
 def _pairs(point: Point | None, head: Head, cells: Cells, notes: dict[str, str]) -> list[tuple[str, str]]:

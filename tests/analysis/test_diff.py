@@ -116,3 +116,14 @@ def test_every_cell_has_a_line_of_its_own(demo):
     """Broken: two cells share a name, and ReFrame keeps one of them."""
     names = re.findall(r"^P: (\S+):", compare(demo, demo).text, flags=re.MULTILINE)
     assert len(set(names)) == 50
+
+
+def test_old_and_new_words_of_a_budget_meet(make):
+    """Broken: no method of an archive from before `keep` and `rows` is compared with one from after."""
+    old = to_frame([make.perplexity("topk", {"k": 0.5}, 0.5), make.perplexity("topk", {"k": 64}, 0.5)])
+    new = to_frame([make.perplexity("topk", {"keep": 0.5}, 0.5), make.perplexity("topk", {"rows": 64}, 0.5)])
+    named = (
+        old.assign(method_label=["topk k=0.5", "topk k=64"]),
+        new.assign(method_label=["topk keep=0.5", "topk rows=64"]),
+    )
+    assert "2 cells in both" in compare(*named).text

@@ -144,3 +144,27 @@ def test_equal_pairs_do_not_look_certain():
     """Broken: ten needles found by both are shown as a difference of 0 without doubt."""
     got = stats.difference(column([1] * 10), column([1] * 10), stats.mean)
     assert (got.value, got.low, got.high) == pytest.approx((0, -0.2775, 0.2775), abs=1e-3)
+
+
+@pytest.mark.parametrize("statistic", [stats.mean, stats.perplexity, stats.median])
+def test_many_at_once_are_each_alone(statistic):
+    """Broken: runs that are resampled together get each other's intervals, or those of other sizes."""
+    generator = np.random.default_rng(37)
+    runs = [generator.random((n, 2)) + 1 for n in (9, 30, 9, 1, 30)]
+    for one, alone in zip(stats.intervals(runs, statistic), (stats.interval(r, statistic) for r in runs), strict=True):
+        assert vars(one) == pytest.approx(vars(alone), nan_ok=True, rel=1e-12)
+
+
+def test_ends_are_numpys_quantiles():
+    """Broken: the interval's ends are other ranks than the 2.5th and 97.5th per cent."""
+    draws = np.random.default_rng(41).normal(0, 1, (3, 2000))
+    low, high = stats.quantiles(draws)
+    assert low == pytest.approx(np.quantile(draws, 0.025, axis=1))
+    assert high == pytest.approx(np.quantile(draws, 0.975, axis=1))
+
+
+def test_a_sample_that_is_no_number_leaves_no_interval():
+    """Broken: a window with NaN vanishes, and the others look like the whole."""
+    got = stats.interval(column([1.0, math.nan, 2.0]), stats.mean)
+    assert math.isnan(got.value)
+    assert math.isnan(got.low)
