@@ -76,7 +76,7 @@ class Engine:
         self.session, self.pick, self.steps = session, pick, steps
         self.cache, binding = state.cache, session.binding
         self.clock = binding.pin(self.cache, steps)
-        self.ledger = StepLedger(before=binding.ledger, clock=self.clock)
+        self.ledger = StepLedger(before=binding.ledger, clock=self.clock, method=session.method)
         binding.ledger = self.ledger
         self.logits = state.logits.clone()
         self.token = pick(self.logits)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .ledger import PHASES, Ledger
 from .memory import Call, Memory
+from .method import Method
 from .rows import Clock
 
 DECODE = PHASES.index("decode")
@@ -39,7 +40,9 @@ class StepLedger(Ledger):
         clock: of the steps.
         common: [2] rows, and tokens that they saw, float64.
         layers: [3, L] rows attended, bytes read beside them, rows kept; of all real heads.
-        most: [L] the most rows that a head attended in one step.
+        most: [L] the most rows that the heads of one text attended together in one step.
+        method: whose budget the steps are held against.
+        group: query heads of a key/value head.
     """
 
     before: Ledger = field(default_factory=Ledger)
@@ -47,6 +50,8 @@ class StepLedger(Ledger):
     common: Tensor | None = None
     layers: Tensor | None = None
     most: Tensor | None = None
+    method: Method | None = None
+    group: int = 1
     _now: dict[int, _Count] = field(default_factory=dict)
 
     def count(
@@ -62,6 +67,7 @@ class StepLedger(Ledger):
             self.before.count(memory, call, attended_BGT, extra_bytes_BT, row_bytes)
             return
         each = memory.keys.row_bytes + memory.values.row_bytes if row_bytes is None else row_bytes
+        self.group = call.group
         self._now[memory.site.layer] = _Count(memory, attended_BGT[:, : memory.live, 0], extra_bytes_BT, each)
 
     def settle(self, memory: Memory, call: Call, arrived_BN: Tensor | None = None) -> None:
@@ -75,12 +81,12 @@ class StepLedger(Ledger):
         context_B = self.clock.context_BT[:, 0]
         real_B = (context_B > 0).double()
         counts = [self._now[layer] for layer in sorted(self._now)]
-        attended_LB = torch.stack([c.attended_BG for c in counts]) * real_B[:, None]
+        attended_LBG = torch.stack([c.attended_BG for c in counts]) * real_B[:, None]
         rows = torch.stack(
-            [attended_LB.sum((1, 2)), self._beside_LB(counts, real_B).sum(1), self._kept_LB(counts, context_B).sum(1)]
+            [attended_LBG.sum((1, 2)), self._beside_LB(counts, real_B).sum(1), self._kept_LB(counts, context_B).sum(1)]
         )
         common = torch.stack([real_B.sum(), context_B.clamp(min=0).sum().double()])
-        most = attended_LB.amax((1, 2))
+        most = attended_LBG.sum(2).amax(1)
         if self.common is None or self.layers is None or self.most is None:
             self.common, self.layers, self.most = common, rows, most
         else:
@@ -124,4 +130,45 @@ class StepLedger(Ledger):
             table[layer, DECODE] += torch.tensor(counts, dtype=torch.float64)
             held = torch.tensor([float(memory.held_bytes), float(memory.dense_bytes), live], dtype=torch.float64)
             table[layer, 2, :3] = table[layer, 2, :3].maximum(held)
+            over = self._over(now, attended / copies, read, rows)
+            table[layer, 2, 3:] = table[layer, 2, 3:].maximum(over)
         return table
+
+    def _over(self, now: _Count, attended: float, read: float, rows: float) -> Tensor:
+        """How far a layer's steps went beyond their budget, as `audit` has it: rows attended, rows held, bytes.
+
+        Contexts are known, so the budgets of all steps are asked for at once, after them, and held against the sums;
+        no step costs more for it. A head's most rows are held against the largest budget too.
+        """
+        memory, over = now.memory, torch.zeros(3, dtype=torch.float64)
+        assert self.clock is not None
+        call = self._all_steps(memory)
+        allowance = self.method.allowance(memory, call) if self.method else None
+        if allowance is None or not memory.site.live or not rows:
+            return over
+        part = memory.site.live / memory.site.kv_heads_real
+        if allowance.attended_BT is not None:
+            allowed_BT = allowance.attended_BT * (call.context_BT > 0)
+            over[0] = (attended / memory.site.live - float(allowed_BT.sum())) / rows
+            over[0] = max(float(over[0]), self._most_of(memory) - float(allowed_BT.max()))
+        if allowance.held_B is not None and memory.first is not None:
+            held_BN = memory.text_rows_BN(memory.first).double().expand(-1, memory.keys.view.shape[1])
+            over[1] = float((held_BN[:, : memory.live].mean(-1) - allowance.held_B).amax())
+        if allowance.read_bytes is not None:
+            over[2] = read / rows - allowance.read_bytes * part
+        if allowance.held_bytes is not None:
+            texts = memory.keys.view.shape[0]
+            over[2] = max(float(over[2]), float(memory.held_bytes) / texts - allowance.held_bytes * part)
+        return over.clamp(min=0)
+
+    def _all_steps(self, memory: Memory) -> Call:
+        """One call whose rows are those of all steps."""
+        assert self.clock is not None
+        assert memory.first is not None
+        new = int(self.clock.seen) - self.clock.begun
+        return Call(None, memory.first, "decode", 1.0, int(self.clock.seen), new, group=self.group)
+
+    def _most_of(self, memory: Memory) -> float:
+        """The most rows that the heads of a layer attended in one step, in the mean over them."""
+        assert self.most is not None
+        return float(self.most[sorted(self._now).index(memory.site.layer)]) / memory.live

@@ -11,8 +11,10 @@ from lacuna.harness.lm import LM, Session
 from lacuna.harness.ranks import Ranks
 from lacuna.harness.world import World
 from lacuna.kernels.op import Op
+from lacuna.models.audit import overdrawn
 from lacuna.models.bind import bind
 from lacuna.models.ledger import summary
+from lacuna.models.method import Select
 from lacuna.models.shard import Shard
 
 STEPS = 9
@@ -167,3 +169,23 @@ def test_a_temperature_is_positive():
     torch.manual_seed(0)
     got = torch.bincount(Sampled(2.0)(logits), minlength=3) / 4000
     torch.testing.assert_close(got, (logits[0] / 2).softmax(-1), atol=0.03, rtol=0)
+
+
+def test_steps_are_held_against_their_budget(basis, monkeypatch):
+    """A captured step that attends more rows than were asked for would be timed, and told, as if it kept its budget."""
+    method, files = make_method("topk", {"rows": 5}), basis()
+
+    def told():
+        with (
+            session_of(make_model(), method, files) as session,
+            engine(session, session.prefill(texts()), 4) as steps,
+        ):
+            steps.step()
+            steps.step()
+            return overdrawn(summary([session.binding.ledger.sums()]))
+
+    assert told() == ""
+    budget = Select._budget_B
+    monkeypatch.setattr(Select, "_budget_B", lambda self, call, memory: budget(self, call, memory) + 2)
+    monkeypatch.setattr("lacuna.models.method.widest", lambda *_: 7)
+    assert "by 2 rows attended" in told()
