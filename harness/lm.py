@@ -58,7 +58,9 @@ class LM:
     def _encode(self) -> Callable[[str, bool], tuple[int, ...]]:
         @functools.lru_cache(TEXTS_KNOWN)
         def encode(text: str, special: bool) -> tuple[int, ...]:  # noqa: FBT001 - the tokenizer's own switch
-            return tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+            known = tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+            # that of a shape with random weights knows no token: it is timed on bytes
+            return known or tuple(text.encode("utf-8"))
 
         return encode
 

@@ -55,7 +55,10 @@ def load_model(spec: Spec, dtype: str, device: str) -> tuple[PreTrainedModel, Pr
         ValueError: the folder or the Hub does not have it.
     """
     place = Path(spec.source)
-    made = {".json": _shaped, ".safetensors": read_artifact}.get(place.suffix, lambda _: None)(place)
+    with torch.device(device):  # billions of random weights are made where they will be
+        made = _shaped(place) if place.suffix == ".json" else None
+    if place.suffix == ".safetensors":
+        made = read_artifact(place)
     model, tokenizer = made or _pretrained(spec, dtype)
     model = model.to(device=torch.device(device), dtype=getattr(torch, dtype))  # type: ignore[call-arg]
     return model.eval(), tokenizer

@@ -39,7 +39,7 @@ class DecodeTime(Task):
     timed. `engine: dynamic` is the path that scores use; `static` has caches of fixed places; `graph` replays these
     steps from one CUDA graph. `fill: copy` prefills one text and copies its cache, where a batch of long prompts would
     take minutes: the time to first token is then that of one text. `temperature` 0 is greedy. `gpu` is a part of the
-    name that the GPU must have. A tokenizer that knows no token gives random ones.
+    name that the GPU must have.
     """
 
     batch: Annotated[int, Within(1)] = 1
@@ -81,10 +81,6 @@ class DecodeTime(Task):
 
     def _prompts(self, session: Session) -> list[list[int]]:
         tokens = [t for d in read_corpus(self.corpus) for t in session.encode(d.text)]
-        if not tokens:
-            vocabulary = session.lm.model.config.get_text_config().vocab_size
-            generator = torch.Generator().manual_seed(session.cell.seed)
-            tokens = torch.randint(vocabulary, (self.prompt * self.batch,), generator=generator).tolist()
         stream = cycle(tokens)
         count = 1 if self.fill == "copy" else self.batch
         return [list(islice(stream, self.prompt)) for _ in range(count)]

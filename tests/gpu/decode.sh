@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# decode.sh FOLDER [PART...]: on a machine with H200s, from the repository's root: verifies, then times all of decoding.
+# Each part ends within nine minutes and leaves its log, and CSVs of what it measured, in FOLDER:
+#   verify   the twins of every op of decoding against float64; the engine's graph against the ordinary path
+#   ops      every op and pipeline at the shapes of docs/kernels.md, with baselines and the copy bandwidth
+#   8b       a decode step as one CUDA graph, shape of Llama 3 8B, batch 16, 4k to 32k tokens
+#   tp       the same at the shape of Llama 2 13B on 1, 2 and 4 GPUs, as many as there are
+# Without PART all of them. TINY=1 does the same on a CPU, in Triton's interpreter and on a model of 0.2M parameters: what
+# it times is nothing, but every command is tried.
+set -uo pipefail
+out=${1:?folder for the results}; shift; mkdir -p "$out"
+site=$(mktemp -d); ln -sfn "$PWD" "$site/lacuna"; export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+failed=0
+step() { local name=$1 limit=$2; shift 2; echo "== $name"; timeout "$limit" "$@" > "$out/$name.log" 2>&1 || { failed=1; echo "$name FAILED ($?)"; }; tail -n "${LINES_SHOWN:-15}" "$out/$name.log"; }
+ops=(dense_decode lowrank_score select_topk gather_decode threshold_compact threshold_score theta_decode)
+tests=(tests/kernels tests/models/test_engine.py tests/models/test_engine_cuda.py tests/models/test_cuda.py)
+if [ -n "${TINY:-}" ]; then
+  export TRITON_INTERPRET=1
+  tests=(tests/kernels/test_theta_decode.py -k gqa4); ops=(theta_decode)
+fi
+file_of() { # NAME: its sweep file; a small twin of it where everything is tried on a CPU
+  local file=jobs/sweeps/$1.yaml
+  [ -z "${TINY:-}" ] && { echo "$file"; return; }
+  sed -E 's/new: [a-z0-9-]+/new: tiny/; s/device: cuda/device: cpu/; s/bfloat16/float32/; s/rows: 1024/rows: 32/
+    s/(batch: )16, (prompt: )(\[[^]]*\]|[0-9]+), (steps: )[0-9]+/\12, \296, \44/; s/engine: graph/engine: static/
+    s/, gpu: H200//; s/tokens: (8192|4096)/tokens: 512/g; s/basis: \{/basis: {window: 128, /g; s/window: 2048/window: 128/
+    s/every: 64/every: 8/' "$file" > "$out/$1.yaml"
+  echo "$out/$1.yaml"
+}
+sweep() { # NAME LIMIT RANKS: run, and keep the records as CSV even of a run that was cut off
+  local name=$1 limit=$2 ranks=$3 file; file=$(file_of "$1")
+  step "$name-$ranks" "$limit" mpirun --allow-run-as-root -np "$ranks" python3 -m lacuna run "$file" --set ranks="$ranks" --store "$out/store"
+  python3 -m lacuna collect "$file" --set ranks="$ranks" --store "$out/store" -o "$out/$name-$ranks.csv" > /dev/null || failed=1
+}
+for part in "${@:-verify ops 8b tp}"; do for one in $part; do
+  case $one in
+    verify) step tests 500 python3 -m pytest "${tests[@]}" -q -x -p no:cacheprovider
+            step verify 200 python3 -m lacuna verify "${ops[@]}" ;;
+    ops) if [ -n "${TINY:-}" ]; then step ops 120 python3 -m lacuna bench "${ops[@]}" --device cpu -o "$out/ops.csv"
+         else step ops 500 python3 -m lacuna bench "${ops[@]}" loki_pipeline loki_theta_pipeline -o "$out/ops.csv"; fi ;;
+    8b) sweep decode_h200 530 1 ;;
+    tp) gpus=$(nvidia-smi -L 2> /dev/null | grep -c ^GPU); [ -n "${TINY:-}" ] && gpus=2
+        for ranks in 1 2 4; do [ "$ranks" -le "$gpus" ] && sweep decode_tp_h200 170 "$ranks"; done ;;
+    *) echo "no part $one: verify, ops, 8b or tp"; exit 2 ;;
+  esac
+done; done
+exit $failed

@@ -1,0 +1,25 @@
+"""The script that a GPU machine runs, tried on a CPU: what it measures there is nothing, but every command works."""
+
+import csv
+import os
+import subprocess
+
+import pytest
+
+from lacuna.results.plugins import ROOT
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+def test_every_part_of_the_script_runs(tmp_path):
+    """Minutes of a borrowed GPU would be spent on a misspelt option, or on records that are kept nowhere."""
+    done = subprocess.run(
+        ["bash", "tests/gpu/decode.sh", tmp_path, "ops", "8b", "tp"],
+        cwd=ROOT, env={**os.environ, "TINY": "1"}, capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    for name, rows in (("decode_h200-1", 5), ("decode_tp_h200-1", 2), ("decode_tp_h200-2", 2)):
+        with (tmp_path / f"{name}.csv").open() as file:
+            records = list(csv.DictReader(file))
+        assert [r["status"] for r in records] == ["ok"] * rows, name
+    assert "ok" in (tmp_path / "ops.csv").read_text()
