@@ -16,6 +16,7 @@ from ..results.fields import problem
 from ..results.record import STATUSES
 from ..results.store import Store
 from .plan import Plan, cells_in
+from .sweep import SETTINGS
 
 TAIL = 15
 STATES = (*STATUSES, "todo", "waits")
@@ -63,9 +64,17 @@ def status(plan: Plan) -> str:
     rows = [[method, task, *(str(count[s]) for s in used)] for (method, task), count in counts.items()]
     total = [str(plan.counts().get(state, 0)) for state in used]
     text = _columns([["method", "task", *used], *rows, ["all", "", *total]])
-    missing = [f"  {cell.key}  {cell}" for cell in plan.todo]
+    missing = [f"  {cell.key}  {named(cell)}" for cell in plan.todo]
     more = f"  and {len(missing) - TAIL} more" if len(missing) > TAIL else ""
     return "\n".join([text, f"{len(missing)} to run", *missing[:TAIL], *filter(None, [more])])
+
+
+def named(cell: Cell) -> str:
+    """A cell by what is not the default, budgets always."""
+    method, task = plugins.label("methods", cell.method), plugins.label("tasks", cell.task)
+    usual = Cell(cell.model, cell.method, cell.task)
+    settings = [f"{k}={getattr(cell, k)}" for k in SETTINGS if getattr(cell, k) != getattr(usual, k)]
+    return " x ".join([cell.model.name, method, task, *filter(None, [" ".join(settings)])])
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:
@@ -90,7 +99,10 @@ def failures(plan: Plan, store: Store, prefix: str) -> Iterator[str]:
 
 
 def _failure(cell: Cell, state: str, plan: Plan, store: Store) -> str:
-    lines = [f"{cell.key}  {cell}", f"  {state}: {plan.reason(cell) or 'no record yet' * (cell.key not in plan.heads)}"]
+    lines = [
+        f"{cell.key}  {named(cell)}",
+        f"  {state}: {plan.reason(cell) or 'no record yet' * (cell.key not in plan.heads)}",
+    ]
     if cell.key in plan.heads:
         record = store.get(cell.key)
         lines += [f"  | {line}" for line in record.trace.splitlines()[-TAIL:]]

@@ -10,6 +10,7 @@ import pytest
 
 from lacuna import __version__, cli
 from lacuna.jobs.commands import parser
+from lacuna.jobs.show import named
 from lacuna.jobs.sweep import read
 from lacuna.results import plugins
 from lacuna.results.record import Record
@@ -212,17 +213,28 @@ def test_status_and_why(here, capsys):
         ["loki", "perplexity", "0", "0", "1"],
         ["all", "1", "1", "1"],
         ["1", "to", "run"],
-        [full.key, *str(full).split()],
+        [full.key, *named(full).split()],
     ]
     code, out, _ = outcome(capsys, "why", "tiny.yaml")
     assert code == 0
     assert (
-        f"{needed.key}  {needed}\n  oom: no memory left\n  | Traceback\n  | OutOfMemoryError\n  log {log}\n  > line 85"
+        f"{needed.key}  {named(needed)}\n  oom: no memory left\n  | Traceback\n  | OutOfMemoryError\n  log {log}\n  > line 85"
         in out
     )
-    assert f"{loki.key}  {loki}\n  waits: waits for {needed.key} which is oom" in out
+    assert f"{loki.key}  {named(loki)}\n  waits: waits for {needed.key} which is oom" in out
     assert full.key not in out
-    assert outcome(capsys, "why", "tiny.yaml", full.key[:8])[1] == f"{full.key}  {full}\n  todo: no record yet\n"
+    assert outcome(capsys, "why", "tiny.yaml", full.key[:8])[1] == f"{full.key}  {named(full)}\n  todo: no record yet\n"
+
+
+def test_a_cell_is_named_by_what_is_not_the_default(here):
+    """A line of `status` would be three lines of defaults, and two cells of one sweep could bear one name."""
+    Path("tiny.yaml").write_text(SWEEP + "seed: [0, 3]\n", encoding="utf-8")
+    sweep = read(Path("tiny.yaml"), Store("store"))
+    assert [named(c) for c in sweep.cells] == [
+        f"pocket x {method} x perplexity window=64 windows=1{seed}"
+        for method in ("full", "loki keep=0.25 d=0.25")
+        for seed in ("", " x seed=3")
+    ]
 
 
 def test_submit_gets_the_plan(here, monkeypatch, capsys):
