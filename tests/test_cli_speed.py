@@ -67,7 +67,7 @@ def test_status_of_ten_thousand_cells(here):
     """A large sweep could not be watched."""
     numbers = list(range(1, 11))
     Path("big.yaml").write_text(
-        f"model: pocket\nmethod: {{loki: {{k: {numbers}, d: {numbers}}}}}\ntask: {{needle: {{length: {[128 * n for n in numbers]}}}}}\nseed: {numbers}\n"
+        f"model: pocket\nmethod: {{loki: {{rows: {numbers}, d: {numbers}}}}}\ntask: {{needle: {{length: {[128 * n for n in numbers]}}}}}\nseed: {numbers}\n"
     )
     store = Store("store")
     sweep = read(Path("big.yaml"), store)
