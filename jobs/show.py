@@ -64,9 +64,9 @@ def status(plan: Plan) -> str:
     rows = [[method, task, *(str(count[s]) for s in used)] for (method, task), count in counts.items()]
     total = [str(plan.counts().get(state, 0)) for state in used]
     text = _columns([["method", "task", *used], *rows, ["all", "", *total]])
-    missing = [f"  {cell.key}  {named(cell)}" for cell in plan.todo]
-    more = f"  and {len(missing) - TAIL} more" if len(missing) > TAIL else ""
-    return "\n".join([text, f"{len(missing)} to run", *missing[:TAIL], *filter(None, [more])])
+    missing = [f"  {cell.key}  {named(cell)}" for cell in plan.todo[:TAIL]]
+    more = f"  and {len(plan.todo) - TAIL} more" if len(plan.todo) > TAIL else ""
+    return "\n".join([text, f"{len(plan.todo)} to run", *missing, *filter(None, [more])])
 
 
 def named(cell: Cell) -> str:
