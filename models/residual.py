@@ -19,8 +19,7 @@ from .evict import Stepwise, Walk, grouped, text
 from .feature_map import FeatureMap
 from .ledger import Ledger
 from .memory import Call, Memory, Site
-from .method import count_dense
-from .residual_state import Dropped, State, marked
+from .residual_state import Dropped, Exact, Share, State, marked, refuse_windows
 
 SINK = 1e30  # a mark that no attention reaches
 
@@ -77,23 +76,28 @@ class Residual(Stepwise):
         """The recent rows, as far as the sinks leave room for them."""
         return share(self.recent, rows_B).minimum((rows_B - self.sinks).clamp(min=1))
 
+    def merge(self, found: Share, exact: Exact) -> Tensor:
+        """The state's share and that of the rows attended exactly, in one softmax."""
+        return found.merge(exact)
+
     def attend_dense(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Dense; what an earlier prompt dropped is still heard from the state."""
         if memory.columns is None:  # nothing was dropped
             return super().attend_dense(q_BHTD, memory, call, ledger)
+        refuse_windows(call)
         visible = attend.visible_BNTS(memory, call).expand(-1, memory.keys.view.shape[1], -1, -1)
-        marks = memory.aux["mark"].view[..., 0]
-        count_dense(memory, call, ledger)
-        nothing = torch.zeros_like(visible[:, :, 0])
+        marks, nothing = memory.aux["mark"].view[..., 0], torch.zeros_like(visible[:, :, 0])
+        self._count(memory, call, ledger, visible.sum(-1))
         parts = []
         for rows in attend.pieces(call):
-            parts.append(self._attend(q_BHTD, memory, call, rows, visible[:, :, rows], nothing))
-            marks.copy_(self.mark(marks, parts[-1][1]))
-        return torch.cat([out for out, _ in parts], 2)
+            out, weights = self._attend(q_BHTD, memory, call, rows, visible[:, :, rows], nothing)
+            marks.copy_(self.mark(marks, weights))
+            parts.append(out)
+        return torch.cat(parts, 2)
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Walk the rows; each attends what the walk has left it, and the state of what it has dropped."""
-        self._refuse_windows(call)
+        refuse_windows(call)
         walk, parts, read, kept = Walk(self, memory, call), [], [], []
         before = torch.zeros_like(walk.held)
         for rows in attend.pieces(call):
@@ -109,14 +113,6 @@ class Residual(Stepwise):
         memory.keep(attend.rows_of(walk.held))
         return torch.cat(parts, 2)
 
-    @staticmethod
-    def _refuse_windows(call: Call) -> None:
-        if call.visible is None:
-            return
-        context = call.context_BT
-        if bool(((call.visible.sum(-1) < context) & (context > 0)).any()):
-            raise ValueError("this model forgets tokens by a sliding window of its own: a state cannot forget them")
-
     def leave(self, memory: Memory, call: Call, gone_BNS: Tensor) -> None:
         """Add rows to the state."""
         gone = gone_BNS.expand(-1, memory.keys.view.shape[1], -1)
@@ -127,19 +123,12 @@ class Residual(Stepwise):
         self, q_BHTD: Tensor, memory: Memory, call: Call, rows: slice, keep_BGTS: Tensor, before_BGS: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Output of some query rows [B, H, T, D], and their weights [B, H, T, S] among the rows held."""
-        q, share_ = q_BHTD[:, :, rows], q_BHTD.shape[1] // keep_BGTS.shape[1]
-        scores = attend.group_scores(q, memory.keys.view, "none") * call.scale
-        scores = scores.masked_fill(~keep_BGTS.repeat_interleave(share_, 1), -torch.inf)
-        log = scores.logsumexp(-1)
-        empty = log == -torch.inf
-        weights = (scores - log.masked_fill(empty, 0.0)[..., None]).exp()
-        exact = (weights.unflatten(1, (-1, share_)) @ memory.values.view.float()[:, :, None]).flatten(1, 2)
-        found = self.state(memory).read(
-            q.float() * call.scale**0.5, self._meanwhile(memory, call, rows, keep_BGTS, before_BGS)
-        )
-        merged = found.merge(exact, log)
+        q = q_BHTD[:, :, rows]
+        exact = Exact.over(q, memory, call, keep_BGTS)
+        meanwhile = self._meanwhile(memory, call, rows, keep_BGTS, before_BGS)
+        merged = self.merge(self.state(memory).read(q.float() * call.scale**0.5, meanwhile), exact)
         is_padding = call.context_BT[:, None, rows, None] == 0
-        return merged.masked_fill(is_padding, 0.0).to(q.dtype), weights
+        return merged.masked_fill(is_padding, 0.0).to(q.dtype), exact.weights
 
     def _meanwhile(self, memory: Memory, call: Call, rows: slice, keep_BGTS: Tensor, before_BGS: Tensor) -> Dropped:
         """Rows that left since the state was written, up to the last of these query rows."""

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import attend
 from .feature_map import Centre, FeatureMap, Features, Weights
-from .memory import Memory
+from .memory import Call, Memory
 
 AT_ONCE = 256  # rows whose features are held at one time
 PARTS = "residual."
@@ -45,16 +46,41 @@ class Dropped:
 
 
 @dataclass(frozen=True)
+class Exact:
+    """Attention over some of the rows held: output [B, H, T, D], logarithm of its sum [B, H, T], weights [B, H, T, S].
+
+    All in fp32; a query row without any row has the logarithm of nothing.
+    """
+
+    out: Tensor
+    log: Tensor
+    weights: Tensor
+
+    @classmethod
+    def over(cls, q_BHTD: Tensor, memory: Memory, call: Call, keep_BNTS: Tensor) -> Exact:
+        """Over the rows that `keep` (N = 1 or G) allows."""
+        groups, heads = memory.keys.view.shape[1], q_BHTD.shape[1]
+        sets = keep_BNTS.shape[1]
+        keep = keep_BNTS.repeat_interleave(heads // sets, 1) if sets > 1 else keep_BNTS
+        scores = attend.group_scores(q_BHTD, memory.keys.view, "none") * call.scale
+        scores = scores.masked_fill(~keep, -torch.inf)
+        log = scores.logsumexp(-1)
+        weights = (scores - log.masked_fill(log == -torch.inf, 0.0)[..., None]).exp()
+        out = weights.unflatten(1, (groups, -1)) @ memory.values.view.float()[:, :, None]
+        return cls(out.flatten(1, 2), log, weights)
+
+
+@dataclass(frozen=True)
 class Share:
     """What the state gives query rows: the mean value `out` [B, H, T, D], and the `log` [B, H, T] of its weight."""
 
     out: Tensor
     log: Tensor
 
-    def merge(self, out_BHTD: Tensor, log_BHT: Tensor) -> Tensor:
-        """With exact attention and the logarithm of its sum: (e^a x + e^b y) / (e^a + e^b)."""
-        weight = torch.sigmoid(self.log - log_BHT).masked_fill(self.log == -torch.inf, 0.0)[..., None]
-        return out_BHTD + weight * (self.out - out_BHTD)
+    def merge(self, exact: Exact) -> Tensor:
+        """With exact attention: (e^a x + e^b y) / (e^a + e^b)."""
+        weight = torch.sigmoid(self.log - exact.log).masked_fill(self.log == -torch.inf, 0.0)[..., None]
+        return exact.out + weight * (self.out - exact.out)
 
 
 @dataclass(frozen=True)
@@ -165,6 +191,17 @@ class State:
         before = relative(scale, top).repeat(1, 1, share)[..., None] * (found.value @ sums)
         meanwhile = ((found.value @ late.value.mT) * factor) @ with_one(dropped.values)
         return before + meanwhile, top.masked_fill(top == -torch.inf, 0.0).repeat(1, 1, share)
+
+
+def refuse_windows(call: Call) -> None:
+    """Refuse models whose rows stop seeing tokens.
+
+    Raises:
+        ValueError: one does.
+    """
+    context = call.context_BT
+    if call.visible is not None and bool(((call.visible.sum(-1) < context) & (context > 0)).any()):
+        raise ValueError("this model forgets tokens by a sliding window of its own: a state cannot forget them")
 
 
 def relative(log: Tensor, top: Tensor) -> Tensor:

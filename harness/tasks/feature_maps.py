@@ -11,11 +11,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ...models.feature_map import Trained, generators, load_map
+from ...results import rules
 from ...results.fields import Data, Module, Within
-from ..distil import Lesson, Plan, Pupil, distil, refuse_held_out
+from ..distil import Lesson, Plan, Pupil, distil
 from ..lm import Session
 from ..task import Outcome, Task
 from ..windows import read_windows
+
+HELD_OUT = ("prose",)  # what tasks measure on
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,12 @@ class FeatureMaps(Task):
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        refuse_held_out(self.corpus)
-        if not load_map(self.features, self.width, self.seed).trained:
-            raise ValueError(f"feature_maps: {self.features} has nothing to learn")
-        if self.sinks >= self.exact:
-            raise ValueError(f"feature_maps: {self.exact} exact rows are all sinks: raise exact")
+        seen = f"{self.corpus!r} is what tasks measure on: weights from it would have seen the test"
+        rules.refuse(self, when=self.corpus in HELD_OUT, why=seen)
+        none = f"{self.exact} exact rows are all sinks: raise exact"
+        rules.refuse(self, when=self.sinks >= self.exact, why=none)
+        nothing = f"{self.features} has nothing to learn"
+        rules.refuse(self, when=not load_map(self.features, self.width, self.seed).trained, why=nothing)
 
     def run(self, session: Session) -> Outcome:
         """Read the corpus, teach every layer."""

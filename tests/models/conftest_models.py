@@ -77,9 +77,34 @@ def basis(tmp_path):
             shares = torch.rand(heads, dim, generator=generator).sort(-1, descending=True).values
             tensors[f"layer.{layer}.variance"] = shares / shares.sum(-1, keepdim=True)
         save_file({k: v.contiguous() for k, v in tensors.items()}, path)
-        return {"basis": path, "thresholds": thresholds(tmp_path, heads, layers, queries)}
+        return {
+            "basis": path,
+            "thresholds": thresholds(tmp_path, heads, layers, queries),
+            **trained(tmp_path, heads, dim, layers),
+        }
 
     return write
+
+
+def trained(folder, groups, dim, layers):
+    """Weights of a hedgehog map, and a state that stands for a prefix."""
+    generator = torch.Generator().manual_seed(4)
+
+    def normal(*shape):
+        return torch.randn(groups, *shape, generator=generator)
+
+    learned, states = {}, {}
+    for layer in (f"layer.{i}." for i in range(layers)):
+        for side in ("query", "key"):
+            learned[f"{layer}{side}.matrix"] = torch.eye(dim, 4) + normal(dim, 4) / 8
+            learned[f"{layer}{side}.shift"] = normal(1, 4) / 8
+        learned[f"{layer}scale"] = normal(1)
+        states |= {f"{layer}values": normal(dim, dim), f"{layer}norms": normal(dim), f"{layer}scale": normal(1)}
+    made = {"trained": learned, "state": states}
+    paths = {name: folder / f"{name}-{groups}-{dim}.safetensors" for name in made}
+    for name, path in paths.items():
+        save_file(made[name], path)
+    return paths
 
 
 def thresholds(folder, groups, layers, heads, lengths=(8, 20, 41)):

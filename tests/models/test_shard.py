@@ -23,7 +23,7 @@ def test_two_ranks_equal_one(heads, groups, basis, tmp_path):
 
     Three groups do not divide by two ranks: a zero head pads them, and must neither change nor count.
     """
-    files = basis(heads=groups, queries=heads).values()
+    files = [f"{name}={path}" for name, path in basis(heads=groups, queries=heads).items()]
     mpirun(1, HERE / "tp_worker.py", heads, groups, *files, tmp_path / "one.pt")
     mpirun(2, HERE / "tp_worker.py", heads, groups, *files, tmp_path / "two.pt")
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=False) for n in ("one", "two"))

@@ -31,6 +31,12 @@ CASES = [
     ("pca_attn", {"d": 0.5}),
     ("top_theta", {"rows": 4, "sdc": "offline", "vmc": "mean"}),
     ("loki_theta", {"keep": 0.25, "d": 0.5}),
+    ("linear_residual", {"rows": 8}),
+    ("linear_residual", {"rows": 8, "centre": "mean", "width": 4, "basis": {}}),
+    ("linear_residual", {"rows": 8, "features": "favor"}),
+    ("linear_residual", {"rows": 8, "features": "hedgehog", "width": 4, "trained": {}}),
+    ("ratchetkv", {"rows": 41}),
+    ("ntk", {"prefix": 12}),
 ]
 
 
@@ -50,7 +56,7 @@ def outputs(model, held, world, artifacts):
     return found
 
 
-def main(heads: int, groups: int, basis: str, thresholds: str, path: str) -> None:
+def main(heads: int, groups: int, files: list[str], path: str) -> None:
     world = World(find_ranks(), "cpu", 60.0)
     world.join()
     model = make_model("llama", num_attention_heads=heads, num_key_value_heads=groups, hidden_size=16 * heads)
@@ -59,7 +65,7 @@ def main(heads: int, groups: int, basis: str, thresholds: str, path: str) -> Non
     dist.all_reduce = lambda part, **kwargs: sums.append(part.shape) or own(part, **kwargs)
     model(tokens(2, 1))
     dist.all_reduce = own
-    found = outputs(model, held, world, {"basis": Path(basis), "thresholds": Path(thresholds)})
+    found = outputs(model, held, world, {n: Path(p) for n, p in (f.split("=") for f in files)})
     found["sums"] = (len(sums), held.sums)
     if world.ranks.rank == 0:
         torch.save(found, path)
@@ -67,4 +73,4 @@ def main(heads: int, groups: int, basis: str, thresholds: str, path: str) -> Non
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:-1], sys.argv[-1])

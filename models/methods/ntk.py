@@ -1,0 +1,121 @@
+"""NTK-Attention: a trained state in place of a prefix.
+
+Shapes: B batch, G key/value heads, H query heads, N sets of heads (G or H), T query rows, S rows held, D head
+dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ...results.fields import Needs, Within
+from .. import attend
+from ..feature_map import load_map
+from ..ledger import Ledger
+from ..memory import Call, Memory, Site
+from ..method import Method
+from ..residual_state import Exact, Share, refuse_windows
+
+PARTS = ("values", "norms", "scale")
+
+
+@dataclass(frozen=True)
+class Ntk(Method):
+    """The first rows of a text are dropped, and a trained matrix Z and vector k stand for them in every head.
+
+    NTK-Attention (arXiv 2406.14036): (sum of exp(s) v + phi(q) Z) / (sum of exp(s) + phi(q) |k|) with phi(x) =
+    elu(x / D^(1/4)) + 1 and D features, merged by logarithms. Z and k are trained by the error of attention's output
+    (task ntk), and stand for the first `prefix` rows of any text as the calibration had them: a prefix that all texts
+    share, or what the rows of such a place have in common. Rows of the prefix itself attend each other; once a text is
+    longer, they leave.
+
+    Keeps all later rows, and for each head D (D + 1) + 1 numbers in fp32, the last of them the logarithm of a factor of
+    both Z and k; a step reads them once for all texts.
+
+    Arguments: `prefix` rows replaced; `heads: kv` has a state for each key/value head, `query` one for each query head;
+    `state` the calibration.
+    """
+
+    prefix: Annotated[int, Within(1)] = 64
+    heads: Literal["kv", "query"] = "kv"
+    state: Annotated[Mapping[str, Any], Needs("ntk", same=("prefix", "heads"))] = field(default_factory=dict)
+    version: ClassVar[int] = 1
+    shape: ClassVar[Literal["direct", "select", "evict"]] = "evict"
+
+    def tables(self, site: Site) -> Mapping[str, Tensor]:
+        """This rank's Z, [N, D, D], k, [N, D], and the logarithm of their factor, [N, 1]; zero heads get zeros.
+
+        Raises:
+            ValueError: the artifact is of another model.
+        """
+        with safe_open(site.artifacts["state"], "pt") as file:
+            found = {name: file.get_tensor(f"layer.{site.layer}.{name}") for name in PARTS}
+        share, rest = divmod(len(found["norms"]), site.kv_heads_real)
+        if rest or found["values"].shape[1:] != (site.head_dim, site.head_dim):
+            raise ValueError("the state is of another model: train it on this one")
+        return {name: torch.cat([_heads(part, h, share) for h in site.kv_heads]) for name, part in found.items()}
+
+    def attend_dense(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """A first prompt is dense; in a later one the state speaks for rows that are gone."""
+        if memory.columns is None:
+            return super().attend_dense(q_BHTD, memory, call, ledger)
+        return self.attend(q_BHTD, memory, call, ledger)
+
+    def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """Attend all rows after the prefix, and the state; rows of the prefix attend each other."""
+        refuse_windows(call)
+        place_BT = call.numbers_T - call.first[:, None]
+        beyond = place_BT >= self.prefix
+        later = memory.numbers_BS(len(call.first)) >= (call.first + self.prefix)[:, None]
+        keep = attend.visible_BTS(memory, call) & (later[:, None] | ~beyond[..., None])
+        read = keep.sum(-1)[:, None].expand(-1, memory.keys.view.shape[1], -1)
+        ledger.count(memory, call, read, beyond * self._read_bytes(memory, len(place_BT)))
+        parts = [self._rows(q_BHTD[:, :, t], memory, call, keep[:, None, t], beyond[:, t]) for t in attend.pieces(call)]
+        return torch.cat(parts, 2).masked_fill(place_BT[:, None, :, None] < 0, 0.0)
+
+    def _rows(self, q_BHTD: Tensor, memory: Memory, call: Call, keep_B1TS: Tensor, beyond_BT: Tensor) -> Tensor:
+        exact = Exact.over(q_BHTD, memory, call, keep_B1TS)
+        share = from_state(q_BHTD.float() * call.scale**0.5, memory.constants)
+        heard = Share(share.out, share.log.masked_fill(~beyond_BT[:, None], -torch.inf))
+        return heard.merge(exact).to(q_BHTD.dtype)
+
+    @staticmethod
+    def _read_bytes(memory: Memory, texts: int) -> float:
+        """Bytes of the states of all real heads, for each text."""
+        own = sum(part.nbytes for part in memory.constants.values())
+        return own * memory.site.live / max(1, len(memory.site.kv_heads)) / texts
+
+    def settle(self, memory: Memory, call: Call) -> None:
+        """Drop the prefix of each text that is longer."""
+        held = memory.keys.view.shape[2]
+        if held <= memory.seen - self.prefix:  # every text has lost it
+            return
+        numbers = memory.numbers_BS(len(call.first))
+        place = numbers - call.first[:, None]
+        longer = (memory.seen - call.first) >= self.prefix
+        keep = (place >= self.prefix) | ((place >= 0) & ~longer[:, None])
+        if bool(longer.any()) and bool((keep.sum(-1) > 0).all()):
+            memory.keep(attend.rows_of(keep[:, None]))
+
+
+def from_state(q_BHTD: Tensor, state: Mapping[str, Tensor]) -> Share:
+    """What Z and |k| give query rows (fp32, multiplied by the square root of the factor of q . k)."""
+    values_NDD, norms_ND, scale_N1 = (state[name] for name in PARTS)
+    batch, heads, rows, size = q_BHTD.shape
+    q = q_BHTD.reshape(batch, len(norms_ND), -1, size)
+    phi = load_map("elu", None, 0).queries(q, {}, None).value
+    norm = (phi @ norms_ND.abs()[..., None])[..., 0].clamp(min=torch.finfo(phi.dtype).tiny)
+    out = (phi @ values_NDD) / norm[..., None]
+    return Share(out.view(batch, heads, rows, size), (norm.log() + scale_N1).view(batch, heads, rows))
+
+
+def _heads(part_N: Tensor, head: int, share: int) -> Tensor:
+    """The sets of one key/value head, zeros for one that only pads."""
+    own = part_N[head * share : (head + 1) * share]
+    return own if len(own) else torch.zeros_like(part_N[:share])
