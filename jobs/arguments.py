@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -169,9 +170,9 @@ class Arguments:
 
 def data_of(kind: Any) -> Data | None:
     """What says that an argument names a data file, or several; None where it does not."""
-    inner = typing.get_args(kind)[0] if typing.get_origin(kind) in (tuple, list) else kind
-    found: Data | None = mark(inner, Data)
-    return found
+    arms = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+    inner = (typing.get_args(arm)[0] if typing.get_origin(arm) in (tuple, list) else arm for arm in arms)
+    return next((found for found in (mark(one, Data) for one in inner) if found), None)
 
 
 def _each(value: Any) -> Sequence[str]:

@@ -105,6 +105,20 @@ def test_data_is_found_in_the_folder_of_data(tmp_path):
         read(tmp_path / "s.yaml", Store(tmp_path / "store"))
 
 
+def test_optional_data_are_pinned_too(tmp_path):
+    """A test set that may be left out would be answered from the store after it was changed."""
+    (tmp_path / "s.yaml").write_text(
+        "model: pocket\nmethod: full\ntask: {lm_eval: {task: gsm8k, data: a.jsonl, shots: 0}}\n"
+    )
+    keys = set()
+    for number in range(2):
+        (tmp_path / "a.jsonl").write_text(f'{{"question": "{number}", "answer": "#### 1"}}\n')
+        (cell,) = read(tmp_path / "s.yaml", Store(tmp_path / "store")).cells
+        assert cell.task.args["data"] == str(tmp_path / "a.jsonl")
+        keys.add(cell.key)
+    assert len(keys) == 2
+
+
 @pytest.mark.parametrize(
     ("argument", "said"),
     [("nothing.jsonl", "no data 'nothing.jsonl'"), ("empty.jsonl", "has no rows"), ("hub:a/b:test", "expected hub:")],
