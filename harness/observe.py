@@ -90,6 +90,8 @@ class Attended:
 
 def _told(memory: Memory, call: Call, keep_BNTS: Tensor) -> Tensor:
     """Rows held as booleans over the tokens so far, [B, N, T, L]; holes (-1) are no token."""
+    if memory.columns is None:
+        return keep_BNTS
     numbers_BN1S = memory.numbers_BNS(keep_BNTS.shape[0])[:, :, None]
     sets = max(keep_BNTS.shape[1], numbers_BN1S.shape[1])
     keep = (keep_BNTS & (numbers_BN1S >= 0)).expand(-1, sets, -1, -1)

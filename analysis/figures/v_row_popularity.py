@@ -1,8 +1,8 @@
 """Popularity of V rows: which tokens of a text are attended, layer by layer.
 
 Share of the query rows that may see a token whose union of chosen rows has it, the mean over key/value heads, from the
-task `kept_rows`; tokens of a window from left to right. A bright left edge are attention sinks; rows that nobody
-attends could be dropped, and a bright right edge only says that there the rows are short.
+task `kept_rows`; tokens of a window from left to right. A bright left edge are attention sinks; tokens that nobody
+attends could be dropped. The right edge is bright by itself: few query rows see the last tokens, and all are near.
 """
 
 from __future__ import annotations

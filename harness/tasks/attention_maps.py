@@ -24,7 +24,7 @@ class AttentionMaps(Task):
     The weights are softmax(q.k) over all rows, with the queries and keys that the layer sees under the method. A map
     has some query rows, spread evenly over those after the prompt, and ranges of tokens: `weight` is their sum over a
     range, `kept` the share of a range's visible tokens that was attended, both in the mean over heads. The metric
-    `kept_mass` is the weight that falls on rows attended, in the mean over all layers, heads and query rows.
+    `kept_mass` is the weight that falls on rows attended, in the mean over those query rows, all layers and heads.
 
     Arguments: `corpus` a name in harness/data or a path; `window` tokens, of which `prompt` are prefilled; `layers`
     which (default three, spread evenly); `head` one query head (default: the mean of all); `rows` and `columns` the
@@ -43,13 +43,15 @@ class AttentionMaps(Task):
     def run(self, session: Session) -> Outcome:
         """Feed one window; a sample for each of the layers, its lists end where a row sees no more."""
         (ids,) = batches(session, self.corpus, self.window, 1, self.prompt)
-        watch = Watch(session.binding.ledger)
+        rows = torch.linspace(self.prompt, self.window - 1, min(self.rows, self.window - self.prompt)).round().long()
+        watch = Watch(session.binding.ledger, rows)
         with observed_by(session, watch):
             feed(session, ids, self.prompt)
         maps = [watch.map(session, layer) for layer in sorted(watch.kept)]
         masses = [float((weights * kept).sum(-1).mean()) for weights, kept in (self._heads(*m) for m in maps)]
         chosen = some_layers(self.layers, len(maps))
-        samples = [{"layer": layer, "kept_mass": masses[layer], **self._sample(*maps[layer])} for layer in chosen]
+        same = {"row": rows.tolist(), "edge": self._edges().tolist()}
+        samples = [{"layer": i, "kept_mass": masses[i], **same, **self._sample(rows, *maps[i])} for i in chosen]
         return Outcome({"kept_mass": sum(masses) / len(masses), "kept_mass_min": min(masses)}, samples)
 
     def _heads(self, weights_HTL: Tensor, kept_NTL: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,34 +63,34 @@ class AttentionMaps(Task):
         some = slice(None) if self.head is None else slice(self.head, self.head + 1)
         return weights_HTL[some], kept[some].to(weights_HTL)
 
-    def _sample(self, weights_HTL: Tensor, kept_NTL: Tensor) -> dict[str, Any]:
-        weights, kept = (part.mean(0) for part in self._heads(weights_HTL, kept_NTL))
-        at = torch.linspace(0, len(weights) - 1, min(self.rows, len(weights))).round().long()
-        row = at + self.window - len(weights)
-        edges = torch.linspace(0, self.window, min(self.columns, self.window) + 1).round().long()
-        shown = {"weight": weights, "kept": kept}
-        maps: dict[str, list[list[float]]] = {name: [] for name in shown}
-        for n, last in zip(at.tolist(), row.tolist(), strict=True):
-            visible = _by_range((torch.arange(self.window) <= last).to(weights), edges)
-            sees = int((visible > 0).sum())
-            per = {"weight": torch.ones_like(visible), "kept": visible.clamp(min=1)}
-            for name, part in shown.items():
-                values = (_by_range(part[n], edges) / per[name])[:sees]
-                maps[name].append([float(f"{v:.3g}") for v in values.tolist()])
-        return {"row": row.tolist(), "edge": edges.tolist(), **maps}
+    def _edges(self) -> Tensor:
+        return torch.linspace(0, self.window, min(self.columns, self.window) + 1).round().long()
+
+    def _sample(self, rows: Tensor, weights_HRL: Tensor, kept_NRL: Tensor) -> dict[str, Any]:
+        weights, kept = (part.mean(0) for part in self._heads(weights_HRL, kept_NRL))
+        visible = (torch.arange(self.window) <= rows[:, None]).to(weights)
+        sees = _by_range(visible, self._edges())
+        maps = {"weight": _by_range(weights, self._edges()), "kept": _by_range(kept, self._edges()) / sees.clamp(min=1)}
+        ends = (sees > 0).sum(1).tolist()
+        return {name: [_rounded(row[:end]) for row, end in zip(part, ends, strict=True)] for name, part in maps.items()}
 
 
-def _by_range(values_L: Tensor, edges: Tensor) -> Tensor:
+def _rounded(values: Tensor) -> list[float]:
+    return [float(f"{v:.3g}") for v in values.tolist()]
+
+
+def _by_range(values_RL: Tensor, edges: Tensor) -> Tensor:
     """Sums over the tokens between neighbouring edges."""
-    total = torch.nn.functional.pad(values_L.double().cumsum(0), (1, 0))
-    return total[edges[1:]] - total[edges[:-1]]
+    total = torch.nn.functional.pad(values_RL.double().cumsum(1), (1, 0))
+    return total[:, edges[1:]] - total[:, edges[:-1]]
 
 
 class Watch(Attended):
-    """Weights [H, t, L] and rows attended [N, t, L] of each layer, call by call."""
+    """Weights [H, t, L] and rows attended [N, t, L] of some query rows of each layer, call by call."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, rows: Tensor) -> None:
         super().__init__(ledger, self._note)
+        self.rows = rows
         self.whole = Everything()
         self.weights: dict[int, list[Tensor]] = {}
         self.kept: dict[int, list[Tensor]] = {}
@@ -102,17 +104,21 @@ class Watch(Attended):
     def attended(self, memory: Memory, call: Call, q_BHTD: Tensor, out_BHTD: Tensor) -> Tensor:
         """Note the dense weights of decoded rows, then what was attended."""
         if call.phase == "decode":
-            whole = self.whole.of(memory)
-            scores = attend.group_scores(q_BHTD, whole.keys.view, "none") * call.scale
-            hidden = ~attend.visible_BNTS(whole, call)
+            whole, here = self.whole.of(memory), self._here(call)
+            scores = attend.group_scores(q_BHTD[:, :, here], whole.keys.view, "none") * call.scale
+            hidden = ~attend.visible_BNTS(whole, call)[:, :, here]
             weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
             self.weights.setdefault(memory.site.layer, []).append(weights[0].cpu())
         return super().attended(memory, call, q_BHTD, out_BHTD)
 
+    def _here(self, call: Call) -> Tensor:
+        """Which of a call's rows are wanted."""
+        return torch.isin(call.numbers_T, self.rows.to(call.numbers_T.device)).nonzero()[:, 0]
+
     def _note(self, memory: Memory, call: Call, keep_BNTL: Tensor) -> None:
-        del call
-        sets = max(self.groups, keep_BNTL.shape[1])
-        self.kept.setdefault(memory.site.layer, []).append(keep_BNTL[0].expand(sets, -1, -1).cpu())
+        kept = keep_BNTL[0][:, self._here(call)]
+        sets = max(self.groups, len(kept))
+        self.kept.setdefault(memory.site.layer, []).append(kept.expand(sets, -1, -1).cpu())
 
     def map(self, session: Session, layer: int) -> tuple[Tensor, Tensor]:
         """Both of a layer over all its rows and tokens, with the heads of all ranks."""

@@ -85,3 +85,16 @@ def test_one_corpus_is_no_transfer(make):
     records = [r for r in make.example("spectra").transfer(make) if "code" not in str(r.cell.method.args)]
     with pytest.raises(ValueError, match="needs a cell that ended well of a method calibrated"):
         make.draw("calibration_transfer", records)
+
+
+def test_ranks_of_models_stand_side_by_side(make):
+    """Broken: a model's ranks stand over another one's name, or the deviation is another number's."""
+    spectra = make.example("spectra").spectra
+    axis = make.draw("rank_models", [spectra(make, "prose", "pre"), spectra(make, "prose", "post")]).axes[0]
+    marks = {c.get_label(): c for c in axis.containers}
+    assert set(marks) == {"rotary=pre", "rotary=post"}
+    assert list(marks["rotary=pre"][0].get_ydata()) == pytest.approx([7.0])
+    low, high = marks["rotary=pre"][2][0].get_segments()[0][:, 1]
+    assert (high - low) / 2 == pytest.approx((26 / 6) ** 0.5)  # of 4, 9, 5, 9, 6, 9
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["pocket"]
+    assert [list(line.get_ydata()) for line in axis.lines if line.get_label() == "dimension of a head"] == [[8, 8]]

@@ -96,3 +96,13 @@ def test_thresholds_have_a_line_per_head(make):
     assert [list(line.get_ydata()) for line in axes[1].lines] == [[1.0, 2.0], [3.0, 4.5]]
     assert list(axes[1].lines[0].get_xdata()) == [8, 16]
     assert len({line.get_color() for line in axes[1].lines}) == 2
+
+
+def test_agreement_by_layer_is_the_mean_of_its_heads(make):
+    """Broken: a missing head counts as no agreement."""
+    recall, jaccard = make.draw("agreement_layers", make.example("kept_rows").records(make)).axes
+    assert (recall.get_ylabel(), jaccard.get_ylabel()) == ("recall", "Jaccard index")
+    (line,) = recall.containers
+    assert line.get_label() == "loki k=0.25"
+    assert list(line[0].get_ydata()) == pytest.approx([0.9, 0.8])
+    assert list(jaccard.containers[0][0].get_ydata()) == pytest.approx([0.8, 0.7])
