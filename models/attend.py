@@ -17,22 +17,24 @@ from ..kernels.gather_decode import OP as GATHER_DECODE
 from .memory import Call, Memory
 
 ROWS_AT_ONCE = 256  # bounds the [B, N, T, S] scores of a vectorised pass
+ALL_ROWS = slice(None)
 
 
-def visible_BNTS(memory: Memory, call: Call) -> Tensor:
-    """Which rows held each query row may see, as booleans; N is 1 while every head holds the same rows."""
+def visible_BNTS(memory: Memory, call: Call, rows: slice = ALL_ROWS) -> Tensor:
+    """Which rows held some query rows may see, as booleans; N is 1 while every head holds the same rows."""
     if memory.columns is None and call.visible is not None:
-        return call.visible[:, None]
+        return call.visible[:, None, rows]
     number = memory.numbers_BNS(call.first.shape[0])[:, :, None]
     if call.visible is None:
-        return (number <= call.numbers_T[:, None]) & (number >= call.first[:, None, None, None])
-    sets = (-1, number.shape[1], call.new, -1)
-    return call.visible[:, None].expand(sets).gather(3, number.clamp(min=0).expand(sets)) & (number >= 0)
+        return (number <= call.numbers_T[rows, None]) & (number >= call.first[:, None, None, None])
+    visible = call.visible[:, None, rows]
+    sets = (-1, number.shape[1], visible.shape[2], -1)
+    return visible.expand(sets).gather(3, number.clamp(min=0).expand(sets)) & (number >= 0)
 
 
-def visible_BTS(memory: Memory, call: Call) -> Tensor:
+def visible_BTS(memory: Memory, call: Call, rows: slice = ALL_ROWS) -> Tensor:
     """The same where every head holds the same rows."""
-    visible = visible_BNTS(memory, call)
+    visible = visible_BNTS(memory, call, rows)
     assert visible.shape[1] == 1
     return visible[:, 0]
 

@@ -62,6 +62,7 @@ class Binding:
     prefill: Literal["dense", "sparse"]
     ledger: Ledger = field(default_factory=Ledger)
     first: Tensor | None = None
+    causal: bool = False
     feeding: Phase | None = None
     observer: Observer | None = None
     room: int = 0
@@ -124,6 +125,8 @@ class Binding:
         mask = given.get("attention_mask")
         if self.clock is not None and tokens.shape[1] == 1:
             return  # known from the prompt
+        window = getattr(self.model.config.get_text_config(), "sliding_window", None)
+        self.causal = not window and (mask is None or mask.ndim == 2)
         if mask is None or mask.ndim != 2:
             self.first = torch.zeros(tokens.shape[0], dtype=torch.long, device=tokens.device)
         elif tokens.shape[1] > 1 or self.first is None:
@@ -244,6 +247,7 @@ def _call(binding: Binding, memory: Memory, query: Tensor, mask: Tensor | None, 
     new = query.shape[2]
     return Call(
         visible=None if mask is None else mask[:, 0],
+        causal=binding.causal,
         first=binding.first,
         phase=binding.phase(memory, new),
         scale=query.shape[3] ** -0.5 if scaling is None else scaling,

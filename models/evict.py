@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..results import rules
-from . import attend
+from . import attend, many
 from .budget import Allowance, Amount, Budgeted, Cost, amount_of, asks_for_gaps, in_rows, word_of
 from .ledger import Ledger
 from .memory import Call, Memory
@@ -160,6 +160,10 @@ class Observed(Evict):
         width = rows_B.clamp(max=self.window)  # a budget smaller than the window is all window
         numbers = memory.numbers_BNS(rows_B.shape[0])
         inside = numbers >= (call.seen - width)[:, None, None]
+        if call.query is not None and many.fits(call.query, memory, call):
+            last = call.query[:, :, -self.window :]
+            pooled = many.votes(last, width, memory, call, self.group, self.kernel, self.pooling)
+            return pooled.masked_fill(inside, torch.inf)
         votes = self._votes(memory, call, width).masked_fill(inside | ~text(memory, call), 0.0)
         pool = functional.max_pool1d if self.pooling == "max" else functional.avg_pool1d
         return pool(votes, self.kernel, 1, self.kernel // 2).masked_fill(inside, torch.inf)
@@ -202,11 +206,15 @@ class Stepwise(Evict):
 
     def attend_dense(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Dense; rows leave their marks."""
-        marks, visible = memory.aux["mark"].view[..., 0], attend.visible_BNTS(memory, call)
-        for piece in torch.arange(call.new, device=marks.device).split(attend.ROWS_AT_ONCE):
-            seen = visible[:, :, piece]
-            marks.copy_(self.mark(marks, weights(q_BHTD[:, :, piece], memory, call, seen)))
+        marks = memory.aux["mark"].view[..., 0]
+        self.mark_prompt(marks, q_BHTD, memory, call)
         return super(Evict, self).attend_dense(q_BHTD, memory, call, ledger)
+
+    def mark_prompt(self, marks_BGS: Tensor, q_BHTD: Tensor, memory: Memory, call: Call) -> None:
+        """Leave the marks of all rows of a dense prompt, in place."""
+        for rows in attend.pieces(call):
+            seen = attend.visible_BNTS(memory, call, rows)
+            marks_BGS.copy_(self.mark(marks_BGS, weights(q_BHTD[:, :, rows], memory, call, seen)))
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Walk the rows; each attends what the walk has left it."""

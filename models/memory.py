@@ -269,6 +269,7 @@ class Call:
         query: [B, H, T, D], for methods that evict by it.
         clock: the memory's, if pinned.
         group: query heads of a key/value head.
+        causal: `visible`, if it is there, says no more than that rows see all before them but padding at the left.
     """
 
     visible: Tensor | None
@@ -280,6 +281,7 @@ class Call:
     query: Tensor | None = None
     clock: Clock | None = None
     group: int = 1
+    causal: bool = False
 
     def once(self, key: Hashable, work: Callable[[], Tensor]) -> Tensor:
         """What does not depend on the layer; computed once a step where the memory is pinned."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..kernels.lowrank_score import OP as LOWRANK_SCORE
 from ..kernels.select_topk import OP as SELECT_TOPK
-from . import attend
+from . import attend, many
 from .budget import Allowance, Amount, Cost, amount_of, asks_for_gaps, in_rows, widest, word_of
 from .ledger import Ledger
 from .memory import Call, Memory, Site
@@ -86,7 +86,7 @@ class Method(ABC):
 def count_dense(memory: Memory, call: Call, ledger: Ledger) -> None:
     """Count a call that read every visible row held."""
     groups = memory.keys.view.shape[1]
-    if call.clock is not None and memory.columns is None:  # no mask: all that is held, without looking at each row
+    if (memory.columns is None and call.clock is not None) or many.plain(memory, call):  # all that was seen
         rows = call.context_BT[:, None].expand(-1, groups, -1)
     else:
         rows = attend.visible_BNTS(memory, call).sum(-1).expand(-1, groups, -1)
@@ -177,18 +177,23 @@ class Select(Method):
         return attend.gathered(q_BHTD, memory, index, count, call)
 
     def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
-        visible, budget = attend.visible_BNTS(memory, call), self._budget(call, memory)
         q_BHTW, k_BGSW = self.score_rows(q_BHTD, memory)
-        parts = []
-        for piece in torch.arange(call.new, device=visible.device).split(attend.ROWS_AT_ONCE):
-            rows = slice(int(piece[0]), int(piece[-1]) + 1)
+        budget = self._budget(call, memory)
+        if ledger.watch is None and many.fits(q_BHTD, memory, call):
+            kept = many.best(q_BHTW, k_BGSW, budget, q_BHTD, memory, call, self._reduce)
+            ledger.count(memory, call, kept.read_BGT, self._extra(memory, call))
+            return kept.out_BHTD
+        outs, reads, keeps = [], [], []
+        for rows in attend.pieces(call):
             scores = attend.group_scores(q_BHTW[:, :, rows], k_BGSW, self._reduce)
-            seen = visible[:, :, rows]
-            parts.append(attend.largest(scores.masked_fill(~seen, -torch.inf), budget[:, rows]))
-        keep = torch.cat(parts, 2)
-        ledger.chosen(memory, call, q_BHTD, keep)
-        ledger.count(memory, call, attend.union_BGT(keep, k_BGSW.shape[1]), self._extra(memory, call))
-        return attend.masked(q_BHTD, memory, keep, call)
+            seen = attend.visible_BNTS(memory, call, rows)
+            keep = attend.largest(scores.masked_fill(~seen, -torch.inf), budget[:, rows])
+            outs.append(attend.masked(q_BHTD[:, :, rows], memory, keep, call))
+            reads.append(attend.union_BGT(keep, k_BGSW.shape[1]))
+            keeps.append(keep[:0] if ledger.watch is None else keep)  # as large as T x S, for those who watch
+        ledger.chosen(memory, call, q_BHTD, torch.cat(keeps, 2))
+        ledger.count(memory, call, torch.cat(reads, 2), self._extra(memory, call))
+        return torch.cat(outs, 2)
 
     @property
     def _reduce(self) -> str:

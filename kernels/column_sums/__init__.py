@@ -7,6 +7,7 @@ import torch
 
 from ..many_rows import RowsCase, draw_first, draw_qkv
 from ..op import Case, Inputs, Op
+from . import eager
 from .eager import column_sums
 
 TESTED = (
@@ -68,3 +69,22 @@ def flops(case: Case) -> int:
 
 
 OP = Op("column_sums", "1", __name__, column_sums, make, moved_bytes, flops, TESTED + TIMED + COMPILED)
+
+
+def row_sums(q_BHTD: torch.Tensor, k_BGSD: torch.Tensor, first_B: torch.Tensor, scale: float) -> torch.Tensor:
+    """Give the log of each causal row's sum of exp(scores): the first of the two passes.
+
+    Args:
+        q_BHTD: (B, H, T, D) queries of the last T rows.
+        k_BGSD: (B, G, S, D) keys.
+        first_B: (B,) int32, first row that is no padding.
+        scale: Factor of the scores.
+
+    Returns:
+        (B, H, T), at least float32; -inf for padding.
+    """
+    if not q_BHTD.is_cuda:
+        return eager.row_sums(q_BHTD, k_BGSD, first_B, scale)
+    from .fused import row_sums as fused_row_sums  # noqa: PLC0415 - a machine without Triton can use the eager twin
+
+    return fused_row_sums(q_BHTD, k_BGSD, first_B, scale)

@@ -171,8 +171,9 @@ def threshold_prefill(
         q_BHTD: (B, H, T, D) queries; any strides, the last dim contiguous, as all tensors with dims.
         k_BGSD: (B, G, S, D) keys.
         v_BGSD: (B, G, S, D) values.
-        rank_q_BHTR: (B, H, T, R) queries of the ranks; the very tensor of the queries where exact scores rank.
-        rank_k_BGSR: (B, G, S, R) keys of the ranks; the very tensor of the keys where exact scores rank.
+        rank_q_BHTR: (B, H, T, R) queries of the ranks; the same memory as the queries where exact scores rank.
+        rank_k_BGSR: (B, G, S, R) keys of the ranks; the same memory as the keys where exact scores rank, whose
+            products then are not computed twice.
         threshold_BNT: (B, N, T) float32.
         shift_BHT: (B, H, T) float32, or None.
         first_B: (B,) int32, first row that is no padding.
@@ -196,6 +197,7 @@ def threshold_prefill(
     padded = power_of_2(heads // groups)
     tokens = max(1, plan.queries // padded)
     kept = _empty(q_BHTD, threshold_BNT, groups)
+    apart = int(not (_same(rank_k_BGSR, k_BGSD) and _same(rank_q_BHTR, q_BHTD)))
     attend_above_kernel[(triton.cdiv(new, tokens), batch * groups)](
         q_BHTD, k_BGSD, v_BGSD, rank_q_BHTR, rank_k_BGSR, threshold_BNT.float().contiguous(),
         threshold_BNT if shift_BHT is None else shift_BHT.float().contiguous(), first_B, *kept, scale, scale * LOG2_E,
@@ -203,7 +205,7 @@ def threshold_prefill(
         *rank_k_BGSR.stride()[:3], KV_HEADS=groups, GROUP=heads // groups, DIM=dim,
         BLOCK_DIM=max(16, power_of_2(dim)), RANK_DIM=rank_q_BHTR.shape[3],
         BLOCK_RANK=max(16, power_of_2(rank_q_BHTR.shape[3])), M=tokens, JP=padded, N=plan.keys,
-        SHARED=int(reduce == "max"), APART=int(rank_k_BGSR is not k_BGSD), SHIFTED=int(shift_BHT is not None),
+        SHARED=int(reduce == "max"), APART=apart, SHIFTED=int(shift_BHT is not None),
         UPCAST=upcasts(q_BHTD.dtype), num_warps=plan.num_warps, num_stages=plan.num_stages,
     )  # fmt: skip
     return kept._replace(out_BHTD=kept.out_BHTD.to(q_BHTD.dtype))
@@ -215,3 +217,7 @@ def _empty(q_BHTD: torch.Tensor, threshold_BNT: torch.Tensor, groups: int) -> Ke
     sums = (q_BHTD.new_empty(q_BHTD.shape[:3], dtype=torch.float32) for _ in range(3))
     counts = (q_BHTD.new_empty(batch, sets, new, dtype=torch.int32) for sets in (threshold_BNT.shape[1], groups))
     return Kept(out, *sums, *counts)
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...results import rules
 from ...results.fields import ByteCount, Keep, RowCount, Share
-from .. import attend
+from .. import attend, many
 from ..budget import Allowance, asks_for_gaps, share
 from ..evict import Evict, Stepwise, grouped
 from ..ledger import Ledger
@@ -63,6 +63,13 @@ class H2o(Stepwise):
     def mark(self, marks_BGS: Tensor, weights_BHTS: Tensor) -> Tensor:
         """Attention adds up."""
         return marks_BGS + grouped(weights_BHTS.sum(2, keepdim=True), marks_BGS.shape[1], "sum")[:, :, 0]
+
+    def mark_prompt(self, marks_BGS: Tensor, q_BHTD: Tensor, memory: Memory, call: Call) -> None:
+        """Sums of columns, through a kernel where there is one."""
+        if many.fits(q_BHTD, memory, call):
+            marks_BGS.add_(many.attention_received(q_BHTD, memory, call))
+        else:
+            super().mark_prompt(marks_BGS, q_BHTD, memory, call)
 
     def protected(self, rows_B: Tensor) -> Tensor:
         """The recent rows."""

@@ -105,7 +105,7 @@ class LokiTheta(Method):
 
     def _rows(self, q_BHTD: Tensor, memory: Memory, call: Call, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Output [B, H, t, D], share of weight that lacks [B, H, t], rows kept [B, N, t, S], of some query rows."""
-        seen = attend.visible_BTS(memory, call)[:, None, rows]
+        seen = attend.visible_BTS(memory, call, rows)[:, None]
         q, lead = q_BHTD[:, :, rows], memory.aux["lead"].view
         low = attend.group_scores(q[..., : lead.shape[-1]], lead, "none") * call.scale
         low = low.masked_fill(~seen, -torch.inf)

@@ -145,7 +145,7 @@ class Quest(Method):
 
     def _by_row(self, bounds_BNTP: Tensor, memory: Memory, call: Call, rows: slice) -> Tensor:
         """The bound of each row's page; its own page comes first, what is not visible never; [B, N, T, S]."""
-        visible, own = attend.visible_BNTS(memory, call)[:, :, rows], self._own(call)[:, None, rows, None]
+        visible, own = attend.visible_BNTS(memory, call, rows), self._own(call)[:, None, rows, None]
         page_BS = (memory.numbers_BS(call.first.shape[0]) - call.first[:, None]).clamp(min=0) // self.page
         page = page_BS[:, None, None].expand(*bounds_BNTP.shape[:3], -1)
         return bounds_BNTP.float().gather(3, page).masked_fill(page >= own, torch.inf).masked_fill(~visible, -torch.inf)

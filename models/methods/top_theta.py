@@ -12,7 +12,7 @@ from torch import Tensor
 from ...kernels.theta_decode import OP as THETA_DECODE
 from ...results import rules
 from ...results.fields import ByteCount, Keep, Needs, RowCount, Within
-from .. import attend, running, threshold
+from .. import attend, many, running, threshold
 from ..budget import Allowance, asks_for_gaps, in_rows
 from ..ledger import Ledger
 from ..memory import Call, Memory, Site
@@ -98,6 +98,8 @@ class TopTheta(Method):
         """Score all rows, compare, attend what is left: one row through the op, many through masks."""
         if call.new == 1 and self.cap == "none" and ledger.watch is None:
             return self._one(q_BHTD, memory, call, ledger)
+        if self.cap == "none" and ledger.watch is None and many.fits(q_BHTD, memory, call):
+            return self._many(q_BHTD, memory, call, ledger)
         parts = [self._rows(q_BHTD, memory, call, rows) for rows in attend.pieces(call)]
         out, lack, keep = (torch.cat(part, 2) for part in zip(*parts, strict=True))
         ledger.chosen(memory, call, q_BHTD, keep)
@@ -126,9 +128,32 @@ class TopTheta(Method):
         out = out[:, :, None].float() if self.vmc == "mean" else out[:, :, None]
         return self._compensated(out, lack[..., None], memory, call).to(q_BHTD.dtype)
 
+    def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        heads, groups = q_BHTD.shape[1], memory.keys.view.shape[1]
+        how, sets = ("none", heads) if self.heads == "query" else ("max", groups)
+        theta = threshold.look_up(memory.constants["theta"], call, sets)
+        short = (call.context_BT <= self._aim(memory, call))[:, None]
+        shift = many.weight_sums(q_BHTD, memory, call) if self.placement == "post" else None
+        limit = theta if shift is None else theta.clamp(min=0).log()
+        limit = limit.masked_fill(short, -torch.inf)
+        kept = many.above(q_BHTD, memory, call, limit, how, shift)
+        empty = (kept.count_BNT == 0) & (call.context_BT > 0)[:, None]
+        if bool(empty.any()):  # those rows keep their largest score
+            rank = kept.top_BHT if shift is None else kept.top_BHT - shift
+            top = threshold.over_group(rank[..., None], groups, self.heads)[..., 0]
+            limit = torch.where(empty, top - top.abs() * 2**-20, limit)
+            kept = many.above(q_BHTD, memory, call, limit, how, shift)
+        count = threshold.per_head(kept.count_BNT, heads)
+        bound = (threshold.per_head(theta, heads) - kept.top_BHT).clamp(max=0).exp()
+        dropped = (kept.total_BHT - kept.kept_BHT).clamp(min=0)[..., None]
+        missing = self._missing(dropped, call.context_BT[:, None] - count, bound, memory, call, attend.ALL_ROWS)
+        out, lack = many.exceeding(kept, missing)
+        self._count(memory, call, ledger, kept.read_BGT)
+        return self._compensated(out, lack, memory, call).to(q_BHTD.dtype)
+
     def _rows(self, q_BHTD: Tensor, memory: Memory, call: Call, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Output [B, H, t, D], share of weight that lacks [B, H, t], rows kept [B, N, t, S], of some query rows."""
-        seen = attend.visible_BTS(memory, call)[:, None, rows]
+        seen = attend.visible_BTS(memory, call, rows)[:, None]
         scores = attend.group_scores(q_BHTD[:, :, rows], memory.keys.view, "none") * call.scale
         scores = scores.masked_fill(~seen, -torch.inf)
         top = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ...results import rules
 from ...results.fields import ByteCount, Keep, RowCount
+from .. import attend
 from ..budget import share
-from ..evict import Stepwise, grouped
+from ..evict import Stepwise, grouped, weights
 from ..memory import Call, Memory, Site
 
 
@@ -51,6 +52,12 @@ class Tova(Stepwise):
         if self.heads == "layer":
             return last.mean(1).expand_as(marks_BGS)
         return grouped(last, marks_BGS.shape[1], "mean")[:, :, 0]
+
+    def mark_prompt(self, marks_BGS: Tensor, q_BHTD: Tensor, memory: Memory, call: Call) -> None:
+        """Only the last row's weights stay."""
+        last = slice(call.new - 1, call.new)
+        seen = attend.visible_BNTS(memory, call, last)
+        marks_BGS.copy_(self.mark(marks_BGS, weights(q_BHTD[:, :, last], memory, call, seen)))
 
     def worth(self, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
         """The marks: at the end of a prompt there is no new row to protect."""

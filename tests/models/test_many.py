@@ -1,0 +1,54 @@
+"""Rows through the kernels for many of them, as on a GPU, against rows through masks: here with the eager twins."""
+
+import pytest
+import torch
+from conftest_models import gap_cases, make_method, make_model, run_rows, tokens
+from safetensors.torch import load_file, save_file
+
+from lacuna.models import many
+from lacuna.models.ledger import summary
+
+WIRED = ("topk", "loki", "top_theta", "snapkv", "pyramidkv", "h2o", "tova")
+CASES = [case for case in gap_cases() if case.values[0] in WIRED]
+
+
+@pytest.fixture
+def through_kernels(monkeypatch):
+    """How often the kernels took a call; they take whatever is plain, on any device."""
+    taken = []
+
+    def fits(q_BHTD, memory, call):
+        taken.append(call.new > 1 and many.plain(memory, call))
+        return taken[-1]
+
+    return lambda: (monkeypatch.setattr(many, "fits", fits), taken)[1]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("name", "args"), CASES)
+def test_kernels_and_masks_agree(name, args, padded, basis, through_kernels):
+    """Broken: text scored on a GPU is scored by another rule than on a CPU, or the ledger counts other rows."""
+    model, ids = make_model(), tokens(2, 40)
+    mask = (torch.arange(40) >= torch.tensor([0, 6])[:, None]).long() if padded else None
+    method = make_method(name, args)
+    want, counted = run_rows(model, method, ids, basis(), 25, True, mask=mask)
+    taken = through_kernels()
+    got, ledger = run_rows(model, method, ids, basis(), 25, True, mask=mask)
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
+    for phase in ("prefill", "decode"):
+        ours, theirs = (summary([book.sums()])[phase] for book in (ledger, counted))
+        assert ours == pytest.approx(theirs)
+    assert any(taken) != (name == "tova" or args.get("cap", "none") != "none")
+
+
+def test_rows_without_a_key_above_the_threshold_keep_the_best(basis, through_kernels):
+    """Broken: a row that no score exceeds attends nothing on a GPU, and its largest score on a CPU."""
+    model, ids, files = make_model(), tokens(1, 40), basis()
+    method = make_method("top_theta", {"rows": 2, "placement": "post", "heads": "query"})
+    raised = torch.full((4, 3), 0.97)
+    tensors = load_file(files["thresholds"])
+    save_file(tensors | {name: raised.clone() for name in tensors if name.endswith("post")}, files["thresholds"])
+    want, _ = run_rows(model, method, ids, files, 25, True)
+    through_kernels()
+    got, _ = run_rows(model, method, ids, files, 25, True)
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
