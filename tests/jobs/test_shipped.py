@@ -8,11 +8,18 @@ from lacuna.results.plugins import ROOT
 SWEEPS = sorted(ROOT.glob("jobs/sweeps/*.yaml"))
 
 
+def faults(path, store):
+    """What the file is told, line by line."""
+    try:
+        return [] if read(path, store).cells else ["no cells"]
+    except SweepError as error:
+        return str(error).splitlines()
+
+
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_each_sweep_that_ships_is_read(path, tmp_path):
-    """A sweep that the documents name would be refused, because an argument has another name by now."""
-    try:
-        assert read(path, tmp_path / "store").cells
-    except SweepError as error:
-        assert [line for line in str(error).splitlines() if ": no data " not in line] == []
-        pytest.skip("all it lacks is data that does not ship")
+    """A sweep that the documents name would be refused, because an argument has another name by now.
+
+    Data that does not ship may be missing here.
+    """
+    assert [fault for fault in faults(path, tmp_path / "store") if ": no data " not in fault] == []
