@@ -264,12 +264,10 @@ class Call:
         visible: [B, T, seen] which tokens a causal model with this padding may see; None: plainly causal.
         first: [B] number of the first token that is no padding.
         phase: prefill (the prompt, at once) or decode (rows that the method acts on, T at once or one by one).
-        scale: factor of q.k before the softmax.
-        seen: tokens so far, these T included.
+        scale: factor of q.k before the softmax; seen: tokens so far, these T included.
         query: [B, H, T, D], for methods that evict by it.
-        clock: the memory's, if pinned.
-        group: query heads of a key/value head.
-        causal: `visible`, if it is there, says no more than that rows see all before them but padding at the left.
+        clock: the memory's, if pinned; group: query heads of a key/value head.
+        causal: `visible` says no more than that rows see what is before them, but for padding at the left.
     """
 
     visible: Tensor | None
