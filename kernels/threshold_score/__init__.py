@@ -87,7 +87,7 @@ def compare(
         The largest distance from the threshold of a row on which the two differ, or what is wrong with the form.
     """
     rows = inputs["k_BGSR"].shape[2]
-    chosen = [_chosen(*side, rows) for side in (output, reference)]
+    chosen = [chosen_rows(*side, rows) for side in (output, reference)]
     if chosen[0] is None or chosen[1] is None:
         return Comparison(math.inf, 0.0, "rows outside their segment, or not unique and ascending")
     names = ("q_BHR", "k_BGSR", "lo_B", "hi_B", "reduce")
@@ -97,7 +97,17 @@ def compare(
     return Comparison(float(error), float(s_BGS.nan_to_num(0.0, 0.0, 0.0).abs().max()))
 
 
-def _chosen(index_BGK: torch.Tensor, count_BGX: torch.Tensor, rows: int) -> torch.Tensor | None:
+def chosen_rows(index_BGK: torch.Tensor, count_BGX: torch.Tensor, rows: int) -> torch.Tensor | None:
+    """Mark the rows that a segmented index names.
+
+    Args:
+        index_BGK: (B, G, X * W) int32.
+        count_BGX: (B, G, X) int32.
+        rows: S.
+
+    Returns:
+        (B, G, S) bool; nothing if rows lie outside their segment, or are not unique and ascending.
+    """
     batch, sets, segments = count_BGX.shape
     index_BGXW = index_BGK.view(batch, sets, segments, -1).long()
     width = index_BGXW.shape[-1]

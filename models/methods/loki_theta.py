@@ -9,10 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ...kernels.theta_rows import OP as THETA_ROWS
+from ...kernels.tiling import gather_plan, multiprocessors
 from ...results import rules
 from ...results.fields import ByteCount, Keep, Needs, RowCount, Share, Within
 from .. import attend, running, threshold
-from ..budget import Allowance, asks_for_gaps, in_rows
+from ..budget import Allowance, Cost, asks_for_gaps, in_rows, widest
 from ..ledger import Ledger
 from ..memory import Call, Memory, Site
 from ..method import Method
@@ -66,6 +68,10 @@ class LokiTheta(Method):
         idle = self.sdc == "none" and (self.vmc == "mean" or self.sdc_scale != 1)
         rules.refuse(self, when=idle, why="sdc: none lacks no weight: set vmc: none and leave sdc_scale at 1")
 
+    def room(self, memory: Memory, steps: int) -> int:
+        """A row a step; where each query head chooses, it goes through masks."""
+        return steps if self.heads == "kv" else super().room(memory, steps)
+
     def expects_gaps(self) -> bool:
         """A share of 1 in every layer asks for everything."""
         return asks_for_gaps(self)
@@ -93,15 +99,45 @@ class LokiTheta(Method):
         return super().attend_dense(self._loki.project(q_BHTD, memory), memory, call, ledger)
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
-        """Compare low-rank scores, attend what is left; the same for one row and for many."""
+        """Compare low-rank scores, attend what is left: one row through ops, many through masks."""
         q = self._loki.project(q_BHTD, memory)
+        if call.new == 1 and self.heads == "kv" and ledger.watch is None:
+            return self._one(q, memory, call, ledger)
         parts = [self._rows(q, memory, call, rows) for rows in attend.pieces(call)]
         out, lack, keep = (torch.cat(part, 2) for part in zip(*parts, strict=True))
         ledger.chosen(memory, call, q, keep)
         self._count(memory, call, ledger, attend.union_BGT(keep, memory.keys.view.shape[1]))
+        return self._compensated(out, lack, memory, call).to(q_BHTD.dtype)
+
+    def _compensated(self, out_BHTD: Tensor, lack_BHT: Tensor, memory: Memory, call: Call) -> Tensor:
         if self.vmc == "mean":
-            out = out + lack[..., None] * threshold.per_head(running.mean_BGTD(memory, call), out.shape[1])
-        return out.masked_fill(call.context_BT[:, None, :, None] == 0, 0).to(q_BHTD.dtype)
+            mean = threshold.per_head(running.mean_BGTD(memory, call), out_BHTD.shape[1])
+            out_BHTD = out_BHTD + lack_BHT[..., None] * mean
+        return out_BHTD.masked_fill(call.context_BT[:, None, :, None] == 0, 0)
+
+    def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        lead, (lo, hi) = memory.aux["lead"].view, attend.span(memory, call)
+        dense, least, most = self._bounds(memory, call)
+        theta = threshold.look_up(memory.constants["theta"], call, lead.shape[1])
+        theta = theta.masked_fill(dense[:, None], -torch.inf)[..., 0]
+        index, count, share = THETA_ROWS(
+            q_BHTD[:, :, 0, : lead.shape[-1]], lead, lo, hi, call.scale, theta, least[:, 0].int(), most[:, 0].int(),
+            self._segments(memory, call),
+        )  # fmt: skip
+        self._count(memory, call, ledger, count.sum(-1, keepdim=True))
+        out = attend.gathered(q_BHTD, memory, index, count, call)
+        if self.sdc == "none":
+            return self._compensated(out, share[..., None] * 0, memory, call).to(q_BHTD.dtype)
+        dropped = (1 - share).clamp(min=0) * self.sdc_scale
+        lack = (dropped / (share + dropped).clamp(min=torch.finfo(share.dtype).tiny))[..., None]
+        return self._compensated(out.float() * (1 - lack)[..., None], lack, memory, call).to(q_BHTD.dtype)
+
+    def _segments(self, memory: Memory, call: Call) -> int:
+        """As many as the attention over the rows that are aimed at has blocks for each set."""
+        values = memory.values.view
+        rows = widest(self, memory.site, values.shape[2], self._cost(memory, call))
+        pairs = values.shape[0] * values.shape[1]
+        return gather_plan(pairs, rows, values.shape[3], values.element_size(), multiprocessors(values.device)).splits
 
     def _rows(self, q_BHTD: Tensor, memory: Memory, call: Call, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Output [B, H, t, D], share of weight that lacks [B, H, t], rows kept [B, N, t, S], of some query rows."""
@@ -127,18 +163,24 @@ class LokiTheta(Method):
         """The rows to attend, [B, N, t, S]."""
         rank = threshold.over_group(low_BHTS, memory.keys.view.shape[1], self.heads)
         theta = threshold.look_up(memory.constants["theta"], call, rank.shape[1])[..., rows]
-        context = call.context_BT[:, rows]
-        k = self._aim(memory, call)[:, rows]
-        dense = context <= k
+        dense, least, most = (part[:, rows] for part in self._bounds(memory, call))
         above = seen_B1TS & ((rank > theta[..., None]) | dense[:, None, :, None])
+        return threshold.choose(rank, above, least, most)
+
+    def _bounds(self, memory: Memory, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+        """Which query rows stay dense, and the fewest and most rows that each may choose; all [B, T]."""
+        context, k = call.context_BT, self._aim(memory, call)
+        dense = context <= k
         least = torch.where(dense, context, (k * self.least).floor().long().clamp(min=1))
-        most = (k * self.most).ceil().long()
-        return threshold.choose(rank, above, least, most.minimum(context))
+        return dense, least, (k * self.most).ceil().long().minimum(context)
 
     def _aim(self, memory: Memory, call: Call) -> Tensor:
         """What the thresholds aim at, [B, T]."""
+        return in_rows(self, memory.site, call.context_BT, self._cost(memory, call))
+
+    def _cost(self, memory: Memory, call: Call) -> Cost:
         row = (memory.keys.row_bytes + memory.values.row_bytes) * (call.group if self.heads == "query" else 1)
-        return in_rows(self, memory.site, call.context_BT, threshold.cost(memory, memory.aux["lead"].row_bytes, row))
+        return threshold.cost(memory, memory.aux["lead"].row_bytes, row)
 
     def allowance(self, memory: Memory, call: Call) -> Allowance:
         """A row's own count may stray from the aim up to `most` of it."""

@@ -24,6 +24,8 @@ CASES = [
     ("topk", {"rows": 5, "heads": "query"}),
     ("topk", {"keep": 0.25, "rule": "call"}),
     ("loki", {"keep": 0.25, "d": 0.5}),
+    ("loki_theta", {"keep": 0.25, "d": 0.5}),
+    ("loki_theta", {"keep": 0.25, "d": 0.5, "sdc": "none", "vmc": "none"}),
     ("streaming_llm", {"sinks": 2, "rows": 16}),
     ("streaming_llm", {"sinks": 2, "rows": 16, "positions": "text"}),
     ("top_theta", {"rows": 4, "sdc": "exact", "vmc": "mean"}),
