@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,24 +21,16 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import sdpa_mask
 
 from .attend import first_token
+from .inserted import Feed
 from .ledger import Ledger
 from .memory import Call, Memory, Phase, Site
 from .method import Method
+from .observer import Observer
 from .rotation import Rotation
 from .rows import Clock
 from .shard import Shard
 
 NAME = "lacuna"
-
-
-class Observer(Protocol):
-    """An analysis beside a method: it sees what the method is given and what it makes of it."""
-
-    def arrived(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
-        """See new keys and values as the model gives them, before the method writes them its own way."""
-
-    def attended(self, memory: Memory, call: Call, q_BHTD: Tensor, out_BHTD: Tensor) -> Tensor:
-        """See a call's query and output, before anything is evicted; returns what the model goes on with."""
 
 
 @dataclass
@@ -53,6 +45,7 @@ class Binding:
         observer: an analysis that sees every call of attention; default none.
         room: rows that the next caches reserve at once.
         clock: of the steps under way, where the cache is pinned.
+        feed: the call under way, where the method inserts tokens.
     """
 
     model: PreTrainedModel
@@ -67,6 +60,7 @@ class Binding:
     observer: Observer | None = None
     room: int = 0
     clock: Clock | None = None
+    feed: Feed = field(default_factory=Feed)
 
     def pin(self, cache: Cache, steps: int) -> Clock:
         """Fix a cache's places for so many decode steps of one token, so that a captured step can be replayed.
@@ -116,6 +110,7 @@ class Binding:
                 raise ValueError("the cache holds tokens that were not written under this method; start without one")
             given["past_key_values"] = self.cache()
         self._note_padding(given)
+        self.feed = Feed.into(self.method.inserts(self.model.config), given, self.first)
         extra = given.pop("kwargs", {})
         return (), {**given, **extra}
 
@@ -159,6 +154,7 @@ class _Layer(CacheLayerMixin):
             head_dim=key_states.shape[3],
             rotate=Rotation(binding.model),
             artifacts=binding.artifacts,
+            config=binding.model.config,
         )
         constants = {n: c.to(key_states) for n, c in binding.method.constants(site).items()}
         tables = {n: t.to(key_states.device) for n, t in binding.method.tables(site).items()}
@@ -172,9 +168,12 @@ class _Layer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.memory is not None
         self.memory.first = self.binding.first
+        feed, every = self.binding.feed, key_states
+        key_states, value_states = feed.of_text(key_states), feed.of_text(value_states)
         if self.binding.observer is not None:
             self.binding.observer.arrived(self.memory, key_states, value_states)
         self.binding.method.write(self.memory, key_states, value_states)
+        feed.write(self.memory, every)
         return self, self
 
     def get_seq_length(self) -> int:
@@ -226,13 +225,16 @@ def attention(
     assert isinstance(key, _Layer)
     memory, binding = key.memory, key.binding
     assert memory is not None
-    call = _call(binding, memory, query, attention_mask, scaling)
+    feed, every = binding.feed, query
+    query = feed.of_text(query)
+    call = _call(binding, memory, query, feed.mask(attention_mask), scaling)
     arrived = None if memory.clock else memory.text_rows_BN(call.first)
     act = call.phase == "decode" or binding.prefill == "sparse"
     attend = binding.method.attend if act else binding.method.attend_dense
     out = attend(query, memory, call, binding.ledger)
     if binding.observer is not None:
         out = binding.observer.attended(memory, call, query, out)
+    out = feed.attend(out, every, memory, call)
     memory.end_prompt(call)
     binding.method.settle(memory, call)
     binding.ledger.settle(memory, call, arrived)
@@ -286,7 +288,8 @@ def bind(
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     binding = Binding(model, method, shard or Shard.whole(), artifacts or {}, prefill)
-    handle = model.base_model.register_forward_pre_hook(binding.hook, with_kwargs=True)
+    before_it = model.base_model.register_forward_pre_hook(binding.hook, with_kwargs=True)
+    after_it = model.base_model.register_forward_hook(lambda _module, _args, output: binding.feed.strip(output))
     try:
         model.set_attn_implementation(NAME)
         if model.config._attn_implementation != NAME:  # noqa: SLF001
@@ -296,5 +299,6 @@ def bind(
         with torch.no_grad():
             yield binding
     finally:
-        handle.remove()
+        before_it.remove()
+        after_it.remove()
         model.set_attn_implementation(before)

@@ -62,7 +62,7 @@ def grouped_attention(
         regular = regular & (torch.arange(held, device=score.device) > 0)
     here = (causal & own & regular[:, None])[:, None]
     past = (causal & ~own)[:, None]
-    local_BHTN = _logsumexp_by_block(score, past & regular[:, None, None], block_BS)
+    local_BHTN = logsumexp_by_block(score, past & regular[:, None, None], block_BS)
     gate_BHTS = score
     if marks.controlled is not None:
         gated = past & marks.controlled[:, None, None]
@@ -82,7 +82,7 @@ def grouped_attention(
     return weight.to(v.dtype) @ v
 
 
-def _logsumexp_by_block(score_BHTS: Tensor, among: Tensor, block_BS: Tensor) -> Tensor:
+def logsumexp_by_block(score_BHTS: Tensor, among: Tensor, block_BS: Tensor) -> Tensor:
     """Log of the sum of exp over the rows `among` of each block; 0 for a block that has none, so that all is finite."""
     blocks = block_BS.shape[1]
     index = block_BS[:, None, None].expand_as(score_BHTS)

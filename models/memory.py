@@ -1,7 +1,7 @@
 """What a layer remembers: preallocated rows of keys, values and whatever else a method keeps.
 
-Shapes: B batch, H query heads, G key/value heads of this rank, N sets of rows (1: the same for every head; or
-G), T new rows, S rows held, D head dimension.
+Shapes: B batch, H query heads, G key/value heads of this rank, N sets of rows (1: every head's; or G), T new rows, S
+rows held, D head dimension.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class Site:
         layers: number of layers of the model.
         kv_heads: global numbers of this rank's key/value heads; those >= `kv_heads_real` are zero heads that only pad.
         rotate: (x [B, n, T, D], by [B, T] positions) -> x turned by the model's own rotary embedding.
-        artifacts: argument of the method -> file of the calibration that it needs.
+        artifacts: argument of the method -> file of the calibration that it needs; `config`: the model's.
     """
 
     layer: int
@@ -40,6 +40,7 @@ class Site:
     head_dim: int
     rotate: Callable[[Tensor, Tensor], Tensor]
     artifacts: Mapping[str, Path] = field(default_factory=dict)
+    config: Any = None
 
     @property
     def live(self) -> int:
@@ -95,9 +96,8 @@ class Memory:
     @property
     def seen(self) -> int | Tensor:
         """Tokens so far; on the device once pinned."""
-        if self.clock is None:
-            return self._tokens
-        return self.clock.seen if self._written == self.clock.ticks else self.clock.row[0]
+        clock = self.clock
+        return self._tokens if clock is None else clock.seen if self._written == clock.ticks else clock.row[0]
 
     @seen.setter
     def seen(self, tokens: int) -> None:

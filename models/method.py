@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..kernels.lowrank_score import OP as LOWRANK_SCORE
 from ..kernels.select_topk import OP as SELECT_TOPK
 from . import attend, many
 from .budget import Allowance, Amount, Cost, amount_of, asks_for_gaps, in_rows, widest, word_of
+from .inserted import Inserted
 from .ledger import Ledger
 from .memory import Call, Memory, Site
 
@@ -53,6 +54,15 @@ class Method(ABC):
         """Tensors of a layer that keep their own precision and of which a step reads entries; default none."""
         del site
         return {}
+
+    def inserts(self, config: Any) -> Inserted | None:
+        """Tokens of its own that the method feeds beside the text, of a model with this configuration; default none.
+
+        Raises:
+            ValueError: the model does not know such tokens.
+        """
+        del config
+        return None
 
     def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Put new rows into the memory; default as they are."""

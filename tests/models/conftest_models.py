@@ -19,7 +19,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from lacuna.harness.training.kinds import WithLandmarks
+from lacuna.harness.training.landmarks import Batch, Landmarks
 from lacuna.models.bind import bind
+from lacuna.models.load import attending
 from lacuna.results import plugins
 
 LAYERS, HEADS, DIM, VOCAB = 2, 4, 16, 97
@@ -30,6 +33,8 @@ COMMON = {
     "num_hidden_layers": LAYERS,
     "num_attention_heads": HEADS,
     "max_position_embeddings": 512,
+    # token 0 is in no text of the tests: a method that feeds landmarks finds one, the others do not look
+    "lacuna_landmark": {"token": 0, "control": 0, "block": 4, "length": 64, "gated": False},
 }
 FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM, {"num_key_value_heads": 2}),
@@ -119,6 +124,22 @@ def thresholds(folder, groups, layers, heads, lengths=(8, 20, 41)):
             tensors[f"layer.{layer}.{signal}"] = rising + shift + (0.3 if signal in ("pre", "mass") else 0)
     save_file(tensors, path)
     return path
+
+
+def whole_logits(name, model, ids):
+    """Logits when nothing is left out: those of the model, or of the attention that the example says it is trained with."""
+    if EXAMPLES[name].get("trained_with") != "landmarks":
+        return model(ids).logits
+    block = model.config.lacuna_landmark["block"]
+    kind = Landmarks(model.config.lacuna_landmark["token"], 0, block)
+    end = ids.shape[1] // block * block
+    rows = Batch(ids[:, :end].numpy(), ids[:, :end].numpy(), ids[:, :end].numpy())
+    made = kind.insert(rows, None)
+    whole = torch.cat([torch.from_numpy(made.ids), ids[:, end:]], 1)
+    marks = torch.cat([torch.from_numpy(made.landmarks), torch.zeros_like(ids[:, end:], dtype=torch.bool)], 1)
+    with torch.no_grad(), attending(model, WithLandmarks().attend):
+        logits = model(whole, use_cache=False, landmarks=marks).logits
+    return logits[~marks].view(*ids.shape, -1)
 
 
 def make_method(name, args):

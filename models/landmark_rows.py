@@ -1,0 +1,246 @@
+"""Query rows of landmark attention at inference: which blocks they choose, and one softmax over what they read.
+
+Shapes: B batch, H query heads, G key/value heads, T query rows, S rows held, W of them around these, N blocks, K chosen
+ones, C tokens of a block, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import attend
+from .landmark import logsumexp_by_block
+from .memory import Call, Memory
+
+NO_BOUND = 2**31
+GATHERED = 2**24  # elements of keys gathered at once
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arguments of method `landmark`, and the model's block.
+
+    Attributes:
+        most: blocks before a chunk that can be chosen at all.
+    """
+
+    k: int
+    chunk: int
+    most: int
+    choose: str
+    block: int
+
+
+def pieces(q_BHTD: Tensor, plan: Plan) -> Iterator[slice]:
+    """Query rows, so many at once that what is gathered for them stays small."""
+    batch, heads, new, dim = q_BHTD.shape
+    each = max(1, min(attend.ROWS_AT_ONCE, GATHERED // (batch * heads * dim * max(1, plan.k * plan.block))))
+    return (slice(start, min(start + each, new)) for start in range(0, new, each))
+
+
+class Found(NamedTuple):
+    """Output [B, H, T, D], and rows of the text that were read for it, [B, G, T]."""
+
+    out: Tensor
+    read_BGT: Tensor
+
+
+@dataclass
+class Rows:
+    """Some query rows over a memory.
+
+    Shapes: N blocks, K chosen ones, C tokens of a block, W rows of the text from the first chunk on.
+
+    Attributes:
+        at: [B, T] the last token of its text that a row sees; -1 for padding.
+        later: [B, T] positions that the row stands behind that token: 1 for a landmark.
+    """
+
+    plan: Plan
+    memory: Memory
+    call: Call
+    at: Tensor
+    later: Tensor
+    start: Tensor = field(init=False)
+    cached: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start = self.at.clamp(min=0) // self.plan.chunk * self.plan.chunk
+        self.cached = self.start // self.plan.block  # blocks before the chunk
+
+    def attend(self, q_BHTD: Tensor) -> Found:
+        """One softmax over the rows of the chunk and of the chosen blocks."""
+        chosen, slot = self._choose(q_BHTD)
+        near, near_v = self._near(q_BHTD)
+        logits, values = self._far(q_BHTD, chosen, slot)
+        weight = torch.cat([near, logits.flatten(3)], 3)
+        nothing = (self.at < 0)[:, None, :, None]
+        weight = weight.masked_fill(nothing, 0.0).softmax(-1).masked_fill(nothing, 0.0)
+        width, groups = near.shape[3], near_v.shape[1]
+        here = weight[..., :width].to(near_v.dtype)
+        shape = here.shape
+        out = (here.reshape(shape[0], groups, -1, width) @ near_v).view(*shape[:3], -1)
+        there = weight[..., width:].to(values.dtype)
+        out = out + (there[..., None, :] @ values)[..., 0, :]
+        return Found(out.to(q_BHTD.dtype), self._read(chosen, groups))
+
+    def _place(self) -> Tensor:
+        """Position of each row within its chunk, landmarks counted, [B, T]."""
+        inside = self.at.clamp(min=0) - self.start
+        return inside + inside // self.plan.block + self.later
+
+    def _turned(self, x_BHTD: Tensor, by_BT: Tensor) -> Tensor:
+        return self.memory.site.rotate(x_BHTD.float(), by_BT)
+
+    def _choose(self, q_BHTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Blocks [B, H, T, K], oldest first, -1 for none; and the slots that they are put into."""
+        marks = self.memory.extra["landmarks"]
+        many, k = marks.shape[2], self.plan.k
+        keep = min(k, many)
+        if not keep:
+            nothing = self.at[:, None, :, None].expand(-1, q_BHTD.shape[1], -1, 0)
+            return nothing, nothing
+        number = torch.arange(many, device=self.at.device)
+        age = self.cached[..., None] - 1 - number  # 0: the newest
+        is_there = (age >= 0) & (age < self.plan.most)
+        score = self._landmark_scores(q_BHTD, marks.float(), age)
+        score = self._together(score.masked_fill(~is_there[:, None], -torch.inf))
+        score = score.half()  # landmarks are all alike in the first layer: rounding must not choose between equals
+        best = score.sort(dim=-1, descending=True, stable=True).indices[..., :keep]
+        best = best.masked_fill(score.gather(-1, best) == -torch.inf, many).sort(-1).values
+        best = best.expand(-1, q_BHTD.shape[1], -1, -1)
+        held = is_there.sum(-1)[:, None, :, None]
+        recent = (self.cached[:, None, :, None] - best) <= k
+        slot = torch.arange(keep, device=best.device) + (recent & (held > k)).long()
+        return torch.where(best == many, -1, best), slot
+
+    def _landmark_scores(self, q_BHTD: Tensor, marks_BGND: Tensor, age_BTN: Tensor) -> Tensor:
+        """Scores [B, H, T, N] of the landmarks at the slots that their blocks' ages give them."""
+        k, length = self.plan.k, self.plan.block + 1
+        held = age_BTN.ge(0).sum(-1, keepdim=True).clamp(max=self.plan.most)
+        slot_BTN = torch.where(held > k, (k - age_BTN).clamp(min=0), held - 1 - age_BTN)
+        before = self._before()
+        score = q_BHTD.new_zeros(*q_BHTD.shape[:3], age_BTN.shape[-1], dtype=torch.float32)
+        for slot in range(min(k, marks_BGND.shape[2]) + 1):  # turning the query back turns all keys of a slot forward
+            query = self._turned(q_BHTD, before + self._place() - slot * length - self.plan.block)
+            found = attend.group_scores(query, marks_BGND, "none") * self.call.scale
+            score = torch.where((slot_BTN == slot)[:, None], found, score)
+        return score
+
+    def _before(self) -> Tensor:
+        """Positions that stand before the chunk: all blocks while they are few, then k + 1 slots; [B, T]."""
+        held = self.cached.clamp(max=self.plan.most)
+        return held.clamp(max=self.plan.k + 1) * (self.plan.block + 1)
+
+    def _together(self, score_BHTN: Tensor) -> Tensor:
+        """Scores by which heads or rows choose alike; a landmark's row chooses for itself."""
+        if self.plan.choose == "row_and_head":
+            return score_BHTN
+        share = score_BHTN.log_softmax(-1).masked_fill(score_BHTN == -torch.inf, -torch.inf)
+        if self.plan.choose == "row":
+            self.memory.site.need_every_head("landmark with choose: row takes the highest score")
+            return share.amax(1, keepdim=True)
+        return share if bool(self.later.any()) else self._so_far(share)
+
+    def _so_far(self, share_BHTN: Tensor) -> Tensor:
+        """The highest of each row and those before it in its chunk, calls before this one among them."""
+        chunk, kept = self.start // self.plan.chunk, self.memory.extra
+        before, of_chunk = kept.get("best"), kept.get("best_chunk")
+        out = share_BHTN.clone()
+        for number in range(int(chunk.max()) + 1 if chunk.numel() else 0):
+            mine = (chunk == number)[:, None, :, None] & (self.at >= 0)[:, None, :, None]
+            seen = share_BHTN.masked_fill(~mine, -torch.inf).cummax(2).values
+            out = torch.where(mine, seen, out)
+        if before is not None and of_chunk is not None:
+            wide = torch.full_like(out[:, :, :1], -torch.inf)
+            wide[..., : before.shape[-1]] = before
+            same = (chunk == of_chunk)[:, None, :, None]
+            out = torch.where(same, out.maximum(wide), out)
+        kept["best"], kept["best_chunk"] = out[:, :, -1:], chunk[:, -1:]
+        return out
+
+    def _near(self, q_BHTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, H, T, W] of the chunk's rows, a closed block's lifted by its landmark, and values [B, G, W, D]."""
+        memory, call = self.memory, self.call
+        number_BS = memory.numbers_BS(self.at.shape[0])
+        seen = self._span(number_BS)
+        number_BW = number_BS[:, seen] - call.first[:, None]  # of each row within its text
+        inside = number_BW % self.plan.chunk
+        keys = self._turned(memory.keys.view[:, :, seen], inside + inside // self.plan.block)
+        query = self._turned(q_BHTD, self._place())
+        score = attend.group_scores(query, keys, "none") * call.scale
+        chunk = (number_BW[:, None] >= self.start[..., None]) & (number_BW[:, None] <= self.at[..., None])
+        own = number_BW[:, None] // self.plan.block == self.at.clamp(min=0)[..., None] // self.plan.block
+        past = (chunk & ~own)[:, None]
+        of_block = number_BW.clamp(min=0) // self.plan.block
+        first = of_block[:, :1]
+        local = logsumexp_by_block(score, past, of_block - first)
+        marks = memory.extra["landmarks"]
+        gate = self._gates(query, marks, inside, of_block)
+        index = (of_block - first)[:, None, None].expand_as(score)
+        lifted = score + gate - local.gather(3, index)
+        logit = torch.where((chunk & own)[:, None], score, torch.where(past, lifted, -torch.inf))
+        return logit, memory.values.view[:, :, seen]
+
+    def _span(self, number_BS: Tensor) -> slice:
+        """The rows held among which those of these query rows' chunks are."""
+        real = self.at >= 0
+        if not bool(real.any()):
+            return slice(0, 1)
+        number = number_BS[0]
+        low = (self.start + self.call.first[:, None])[real].min() - number[0]
+        high = (self.at + self.call.first[:, None])[real].max() - number[0]
+        return slice(max(0, int(low)), int(high) + 1)
+
+    def _gates(self, query: Tensor, marks: Tensor, inside_BW: Tensor, of_block_BW: Tensor) -> Tensor:
+        """Scores of the landmarks of the rows' blocks, [B, H, T, W]; anything where there is none."""
+        if not marks.shape[2]:
+            return torch.zeros((), device=query.device)
+        index = of_block_BW.clamp(max=marks.shape[2] - 1)
+        place = inside_BW // self.plan.block * (self.plan.block + 1) + self.plan.block
+        keys = marks.gather(2, index[:, None, :, None].expand(-1, marks.shape[1], -1, marks.shape[3]))
+        return attend.group_scores(query, self._turned(keys, place), "none") * self.call.scale
+
+    def _far(self, q_BHTD: Tensor, chosen: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, H, T, K, C] of the chosen blocks' rows, and their values [B, H, T, K * C, D]."""
+        batch, heads, rows, _ = q_BHTD.shape
+        memory, block = self.memory, self.plan.block
+        inner = torch.arange(block, device=chosen.device)
+        number = chosen[..., None] * block + inner + self.call.first[:, None, None, None, None]
+        index = (number - memory.numbers_BS(batch)[:, 0, None, None, None, None]).clamp(min=0).flatten(3)
+        keys, values = (_gathered(part, index, heads) for part in (memory.keys.view, memory.values.view))
+        marks = _gathered(memory.extra["landmarks"], chosen.clamp(min=0), heads) if chosen.shape[-1] else keys
+        place = slot[..., None] * (block + 1) + inner
+        query = self._turned(q_BHTD, self._before() + self._place())[..., None]
+        score = (self._each(keys, place.flatten(3)) @ query)[..., 0].view(batch, heads, rows, chosen.shape[3], block)
+        gate = (self._each(marks, slot * (block + 1) + block) @ query)[..., 0]
+        scale = self.call.scale
+        logit = score * scale + (gate * scale - (score * scale).logsumexp(-1))[..., None]
+        return logit.masked_fill((chosen < 0)[..., None], -torch.inf), values
+
+    def _each(self, keys_BHTKD: Tensor, by_BHTK: Tensor) -> Tensor:
+        """Keys turned by positions of their own."""
+        flat = keys_BHTKD.flatten(1, 3)[:, None]
+        return self._turned(flat, by_BHTK.flatten(1)).view(keys_BHTKD.shape)
+
+    def _read(self, chosen: Tensor, groups: int) -> Tensor:
+        """Rows read per key/value head: the chunk so far, and the blocks that any head of the group chose."""
+        batch, heads, rows, _ = chosen.shape
+        many = self.memory.extra["landmarks"].shape[2]
+        hit = torch.zeros(batch, heads, rows, many + 1, dtype=torch.bool, device=chosen.device)
+        hit = hit.scatter(3, torch.where(chosen < 0, many, chosen), value=True)[..., :many]
+        blocks = attend.union_BGT(hit, groups) * self.plan.block
+        return torch.where(self.at[:, None] < 0, 0, blocks + (self.at - self.start + 1)[:, None])
+
+
+def _gathered(rows_BGSD: Tensor, index_BHTK: Tensor, heads: int) -> Tensor:
+    """Rows of each query head's key/value head, [B, H, T, K, D]."""
+    batch, groups = rows_BGSD.shape[:2]
+    at_batch = torch.arange(batch, device=rows_BGSD.device)[:, None, None, None]
+    at_head = torch.arange(heads, device=rows_BGSD.device)[None, :, None, None] // (heads // groups)
+    return rows_BGSD[at_batch, at_head, index_BHTK]

@@ -1,0 +1,159 @@
+"""Landmark attention at inference against the paper's rules, row by row and key by key."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest_models import make_method, make_model, run_rows, tokens
+
+from lacuna.models.ledger import Ledger, summary
+from lacuna.models.memory import Call, Memory, Site
+
+BLOCK, DIM, HEADS, GROUPS = 3, 4, 4, 2
+CONFIG = SimpleNamespace(lacuna_landmark={"token": 0, "control": 0, "block": BLOCK, "length": 64, "gated": False})
+
+
+def turn(x, by):
+    """A rotary embedding of two frequencies."""
+    angle = by[:, None, :, None] * torch.tensor([1.0, 0.3])
+    a, b = x[..., :2], x[..., 2:]
+    return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
+
+
+def one(x, by):
+    return turn(x.view(1, 1, 1, -1), torch.tensor([[by]])).flatten()
+
+
+def by_the_paper(q, k, v, marks, args, number, head, so_far):
+    """Section 3.3 for one row of one head: slots, scores, top-k and groups in plain numbers."""
+    size, chunk, top = BLOCK + 1, args["chunk"], args["k"]
+    group = head * GROUPS // HEADS
+    start = number // chunk * chunk
+    blocks = list(range(start // BLOCK))[-args.get("blocks", 10**6) :]
+    many = len(blocks)
+    base = min(many, top + 1) * size
+    place = base + number - start + (number - start) // BLOCK
+    query, scale = one(q[0, head, number], place), 0.5
+
+    def slot(i, n):  # the i-th of the cached blocks
+        return i if n <= top else max(0, i - (n - top) + 1)
+
+    score = {
+        b: float(query @ one(marks[0, group, b], slot(i, many) * size + BLOCK)) * scale for i, b in enumerate(blocks)
+    }
+    chosen = sorted(sorted(score, key=lambda b: (-so_far(score, b), b))[:top])
+    groups = []  # (weight's logit of the block, its rows' logits, values)
+    for i, b in enumerate(chosen):
+        at = (i + (many > top and b in blocks[-top:])) * size
+        rows = [float(query @ one(k[0, group, b * BLOCK + c], at + c)) * scale for c in range(BLOCK)]
+        groups.append(
+            (float(query @ one(marks[0, group, b], at + BLOCK)) * scale, rows, v[0, group, b * BLOCK : (b + 1) * BLOCK])
+        )
+    logits, values = [], []
+    for n in range(start, number + 1):
+        at = base + n - start + (n - start) // BLOCK
+        b = n // BLOCK
+        if b == number // BLOCK:
+            logits.append(float(query @ one(k[0, group, n], at)) * scale)
+            values.append(v[0, group, n])
+        elif n % BLOCK == 0:
+            rows = [float(query @ one(k[0, group, n + c], at + c)) * scale for c in range(BLOCK)]
+            groups.append(
+                (float(query @ one(marks[0, group, b], at + BLOCK)) * scale, rows, v[0, group, n : n + BLOCK])
+            )
+    for lead, rows, its in groups:
+        logits.append(lead)
+        values.append((torch.tensor(rows).softmax(0)[:, None] * its).sum(0))
+    return (torch.tensor(logits).softmax(0)[:, None] * torch.stack(values)).sum(0), chosen
+
+
+def own(score, block):
+    return score[block]
+
+
+@pytest.mark.parametrize("length", [7, 26])
+@pytest.mark.parametrize(
+    "args",
+    [{"k": 2, "chunk": 6}, {"k": 1, "chunk": 3, "blocks": 4}, {"k": 3, "chunk": 6, "blocks": 3}, {"k": 0, "chunk": 6}],
+)
+def test_rows_are_attended_by_the_papers_rules(args, length):
+    """A slot, a group or a tie that differs makes distances that training never saw."""
+    dice = torch.Generator().manual_seed(0)
+    q = torch.randn(1, HEADS, length, DIM, generator=dice) * 2
+    k, v = (torch.randn(1, GROUPS, length, DIM, generator=dice) for _ in range(2))
+    marks = torch.randn(1, GROUPS, length // BLOCK, DIM, generator=dice)
+    method = make_method("landmark", args)
+    memory = Memory(Site(0, 1, (0, 1), 2, DIM, turn, config=CONFIG), {})
+    method.write(memory, k, v)
+    method.inserts(CONFIG).write(memory, marks, torch.arange(length // BLOCK)[None])
+    call = Call(None, torch.zeros(1, dtype=torch.long), "decode", 0.5, length, length)
+    ledger = Ledger()
+    out = method.attend(q, memory, call, ledger)
+    read = 0
+    for number in range(length):
+        picked = {g: set() for g in range(GROUPS)}
+        for head in range(HEADS):
+            want, chosen = by_the_paper(q, k, v, marks, args, number, head, own)
+            torch.testing.assert_close(out[0, head, number], want, atol=1e-5, rtol=1e-4)
+            picked[head * GROUPS // HEADS] |= set(chosen)
+        read += sum(len(p) * BLOCK + number % args["chunk"] + 1 for p in picked.values())
+    assert float(ledger.sums()[0, 1, 2]) == read
+
+
+def test_heads_choose_alike_for_a_row():
+    """`choose: row` must give all heads of a row the same blocks, those with the largest share of any head."""
+    model, ids = make_model(), tokens(1, 40)
+    rows = {}
+    for choose in ("row_and_head", "row"):
+        _, ledger = run_rows(model, make_method("landmark", {"k": 1, "chunk": 4, "choose": choose}), ids, {}, 20, True)
+        rows[choose] = summary([ledger.sums()])["decode"]["rows_attended_mean"]
+    inside = sum(n % 4 + 1 for n in range(20, 40)) / 20
+    assert rows["row"] == pytest.approx(inside + 4)
+    assert rows["row_and_head"] > rows["row"]
+
+
+def test_equal_landmarks_choose_the_oldest():
+    """In the first layer all landmarks are alike: without a rule, rounding would choose."""
+    length = 24
+    q, k = torch.randn(1, HEADS, length, DIM), torch.randn(1, GROUPS, length, DIM)
+    memory = Memory(Site(0, 1, (0, 1), 2, DIM, turn, config=CONFIG), {})
+    method = make_method("landmark", {"k": 1, "chunk": 3})
+    method.write(memory, k, k)
+    method.inserts(CONFIG).write(memory, torch.zeros(1, GROUPS, 8, DIM), torch.arange(8)[None])
+    call = Call(None, torch.zeros(1, dtype=torch.long), "decode", 0.5, length, 1)
+    changed = k.clone()
+    changed[:, :, :3] += 1
+    first = method.attend(q[:, :, -1:], memory, call, Ledger())
+    memory.values.view[:] = changed
+    assert not torch.allclose(method.attend(q[:, :, -1:], memory, call, Ledger()), first)
+
+
+def test_old_blocks_are_dropped_first():
+    """A cache of `blocks` blocks that grows with the text is none; what it holds must not change what is computed."""
+    from lacuna.models.bind import bind
+
+    model, ids = make_model(), tokens(1, 60)
+    held = {}
+    for blocks in (3, 5):
+        method = make_method("landmark", {"k": 2, "chunk": 8, "blocks": blocks})
+        with bind(model, method) as binding:
+            cache = binding.cache()
+            for column in ids.split(1, 1):
+                model(column, past_key_values=cache, use_cache=True)
+                held.setdefault(blocks, []).append(cache.layers[0].memory.keys.view.shape[2])
+    assert max(held[3][-20:]) == 3 * 4 + 8 - 1
+    assert max(held[5][-20:]) == 5 * 4 + 8 - 1
+
+
+@pytest.mark.parametrize(
+    ("config", "args", "words"),
+    [
+        (SimpleNamespace(), {}, "was not trained with landmarks"),
+        (CONFIG, {"chunk": 250}, "chunk 250 is no multiple of the model's block 3: take 249"),
+        (SimpleNamespace(lacuna_landmark={**CONFIG.lacuna_landmark, "gated": True}), {"chunk": 6}, "for training only"),
+    ],
+)
+def test_other_models_are_refused(config, args, words):
+    """A model without landmarks would be given a token that it never saw, and its results taken for the method's."""
+    with pytest.raises(ValueError, match=words):
+        make_method("landmark", args).inserts(config)
