@@ -29,6 +29,7 @@ SETTING = ("dtype", "device", "ranks", "prefill", "query_aware", "seed")
 WIDE = 34  # letters of a narrow panel's title
 MOST_NUMBERS = 10  # rows or columns of a map that still leave room for numbers
 DARK = 0.6  # below this share of its scale viridis is too dark for black letters
+MOST_LINES = 16
 LINES = ("-", "--", ":", "-.")
 Row = Mapping[Any, Any]
 
@@ -110,10 +111,16 @@ def plain_ticks(axis: Axes, which: str) -> None:
     line.set_minor_locator(NullLocator())
 
 
-def stroked(rows: pd.DataFrame) -> Iterator[tuple[Row, dict[str, Any]]]:
-    """Each cell with how its line is drawn: colour and marker are its method's, its budgets differ in line and fill."""
+def stroked(axis: Axes, rows: pd.DataFrame) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """Each cell with how its line is drawn: colour and marker are its method's, its budgets differ in line and fill.
+
+    The first so many, and the panel says so: nobody tells fifty lines apart.
+    """
     places: dict[str, int] = {}
-    for row in rows.to_dict("records"):
+    if len(rows) > MOST_LINES:
+        said = f"{MOST_LINES} of {len(rows)} methods; --where chooses others"
+        axis.text(0.01, 0.99, said, transform=axis.transAxes, fontsize=6, color="#b3261e", va="top")
+    for row in rows.head(MOST_LINES).to_dict("records"):
         mine, place = look(row["method"]), places.get(row["method"], 0)
         places[row["method"]] = place + 1
         line = {"color": mine.colour, "marker": mine.marker, "linestyle": LINES[place % len(LINES)]}

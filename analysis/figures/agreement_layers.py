@@ -38,7 +38,7 @@ def draw(study: Study) -> Figure:
 
 
 def _panel(axis: Axes, rows: pd.DataFrame, name: str) -> None:
-    for row, stroke in stroked(rows):
+    for row, stroke in stroked(axis, rows):
         heads = _heads(row["samples"], name)
         means = {layer: float(np.mean(values)) for layer, values in heads.items()}
         ends = [[means[i] - min(values), max(values) - means[i]] for i, values in heads.items()]

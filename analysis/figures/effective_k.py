@@ -40,7 +40,7 @@ def draw(study: Study) -> Figure:
 
 def _panel(axis: Axes, group: pd.DataFrame) -> None:
     shortest, longest = np.inf, 0.0
-    for row, stroke in stroked(group):
+    for row, stroke in stroked(axis, group):
         parts = {name: np.array([s[name] for s in row["samples"]]) for name in ("length", "kept", "least", "most")}
         length = parts["length"].mean(0)
         shortest, longest = min(shortest, float(length.min())), max(longest, float(length.max()))

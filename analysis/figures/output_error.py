@@ -33,7 +33,7 @@ def draw(study: Study) -> Figure:
 
 
 def _panel(axis: Axes, group: pd.DataFrame) -> None:
-    for row, stroke in stroked(group):
+    for row, stroke in stroked(axis, group):
         layers, errors = by_layer(row, "error")
         _, windows = by_layer(row, "by_window")
         ends = [[e - min(w), max(w) - e] for e, w in zip(errors, windows, strict=True)]

@@ -34,7 +34,7 @@ def draw(study: Study) -> Figure:
 
 def _panel(axis: Axes, group: pd.DataFrame) -> None:
     axis.axhline(1, color="#888888", linewidth=0.8, linestyle="--", zorder=0)
-    for row, stroke in stroked(group):
+    for row, stroke in stroked(axis, group):
         layers, factors = by_layer(row, "factors")
         means = [float(np.mean(f)) for f in factors]
         ends = [[m - min(f), max(f) - m] for m, f in zip(means, factors, strict=True)]

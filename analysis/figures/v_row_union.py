@@ -37,7 +37,7 @@ def draw(study: Study) -> Figure:
 
 
 def _panel(axis: Axes, group: pd.DataFrame) -> None:
-    for row, stroke in stroked(group):
+    for row, stroke in stroked(axis, group):
         layers, unions = by_layer(row, "union")
         _, kept = by_layer(row, "kept_share")
         means = [float(np.mean(u)) for u in unions]

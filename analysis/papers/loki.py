@@ -10,9 +10,11 @@ V1 = "arXiv 2406.02542 version 1"
 FIGURES = (
     "rank90_layers",
     "rank_heads",
+    "rank_models",
     "eigen_spectra",
     "basis_similarity",
     "calibration_transfer",
+    "agreement_layers",
     "agreement_heads",
     "accuracy_density",
     "perplexity_budget",

@@ -75,6 +75,7 @@ class Ntk(Method):
         later = memory.numbers_BS(len(call.first)) >= (call.first + self.prefix)[:, None]
         keep = attend.visible_BTS(memory, call) & (later[:, None] | ~beyond[..., None])
         read = keep.sum(-1)[:, None].expand(-1, memory.keys.view.shape[1], -1)
+        ledger.chosen(memory, call, q_BHTD, keep[:, None])
         ledger.count(memory, call, read, beyond * self._read_bytes(memory, len(place_BT)))
         parts = [self._rows(q_BHTD[:, :, t], memory, call, keep[:, None, t], beyond[:, t]) for t in attend.pieces(call)]
         return torch.cat(parts, 2).masked_fill(place_BT[:, None, :, None] < 0, 0.0)

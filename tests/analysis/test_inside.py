@@ -36,6 +36,14 @@ def test_output_error_is_a_line_per_budget_over_layers(make):
     assert (low, high) == pytest.approx((0.135, 0.165))
 
 
+def test_lines_beyond_what_is_read_are_counted(make):
+    """Broken: fifty lines are drawn over each other, or the others vanish without a word."""
+    one = make.example("output_error").one
+    figure = make.draw("output_error", [one(make, "topk", {"k": k}, 0.5) for k in range(1, 21)])
+    assert len(figure.axes[0].containers) == 16
+    assert [t.get_text() for t in figure.axes[0].texts] == ["16 of 20 methods; --where chooses others"]
+
+
 def test_ranks_stand_at_their_layer_and_head(make):
     """Broken: layers and heads are swapped, or two panels have two scales."""
     figure = make.draw("rank_heads", make.example("spectra").records(make))

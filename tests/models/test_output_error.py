@@ -82,6 +82,17 @@ def test_inputs_of_the_method_make_deeper_layers_differ(corpus, model):  # noqa:
     assert own[1] != passed[1]
 
 
+def test_nobody_observes_afterwards(corpus, model):  # noqa: F811
+    """What a cell's analysis does would be done to the next cell too, and its memory never be given back."""
+    with session(model, None, make_method("topk", {"keep": 0.5})) as found:
+        for prompt in (PROMPT, WINDOW):
+            try:
+                OutputError(corpus=corpus, window=WINDOW, windows=1, prompt=prompt).run(found)
+            except ValueError:
+                assert prompt == WINDOW
+            assert found.binding.observer is None
+
+
 def test_a_prompt_as_long_as_the_window_is_refused(corpus, model):  # noqa: F811
     """A window without a row to act on would end in a division by zero."""
     with pytest.raises(ValueError, match="make it shorter"):
