@@ -39,7 +39,6 @@ class Wanted:
 
 def judge(model: Model, tasks: dict[str, Any], limit: int | None, chat: str) -> Mapping[str, Any]:
     """lm-eval's results; its progress bars, one for each task, would lie between our lines."""
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with contextlib.redirect_stderr(io.StringIO()):
         found = evaluate(
             model,
@@ -59,6 +58,7 @@ def build(wanted: Wanted) -> dict[str, Any]:
     Raises:
         ValueError: no such task, or its data cannot be had.
     """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every default that a task takes
     name = wanted.name
     manager = _manager(name)
     entries = _leaves(name, manager.task_index)

@@ -1,4 +1,4 @@
-"""The command line, as mpirun starts it."""
+"""One rank of a `lacuna` command."""
 
 import sys
 
