@@ -8,16 +8,21 @@ Shapes: B texts, V vocabulary, N steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..models.bind import attention
+from ..models.fuse import fused_layers
 from ..models.step_ledger import StepLedger
 from .lm import Session, State
 
 Pick = Callable[[Tensor], Tensor]
+Layers = Literal["own", "fused"]
 WARM_UP = 3  # steps before a capture: kernels are compiled, handles made and counts begun
 
 
@@ -64,6 +69,7 @@ class Engine:
         state: texts whose prompt was fed; its cache is the engine's from now on.
         steps: the most that will be made, warm-up included.
         pick: how a token is chosen from logits.
+        layers: "fused" for few launches between the matrix products (Llama-shaped models), "own" for the model's code.
 
     Attributes:
         logits: [B, V] of the last step, float32.
@@ -72,7 +78,8 @@ class Engine:
         captured: whether steps are replays.
     """
 
-    def __init__(self, session: Session, state: State, steps: int, pick: Pick = greedy) -> None:
+    def __init__(self, session: Session, state: State, steps: int, pick: Pick = greedy, layers: Layers = "own") -> None:
+        self._layers = partial(fused_layers, session.lm.model, attention) if layers == "fused" else nullcontext
         self.session, self.pick, self.steps = session, pick, steps
         self.cache, binding = state.cache, session.binding
         self.clock = binding.pin(self.cache, steps)
@@ -113,13 +120,14 @@ class Engine:
     def _once(self) -> None:
         self.clock.tick()
         self.session.binding.feeding = "decode"
-        out = self.session.lm.model(
-            input_ids=self.token[:, None],
-            position_ids=(self.clock.context_BT - 1).clamp(min=0),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        with self._layers():
+            out = self.session.lm.model(
+                input_ids=self.token[:, None],
+                position_ids=(self.clock.context_BT - 1).clamp(min=0),
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         self.ledger.close()
         self.logits.copy_(out.logits[:, -1])
         self.token.copy_(self.pick(self.logits))
@@ -169,13 +177,14 @@ class Engine:
 
 
 @contextmanager
-def engine(session: Session, state: State, steps: int, pick: Pick = greedy) -> Iterator[Engine]:
+def engine(session: Session, state: State, steps: int, pick: Pick = greedy, layers: Layers = "own") -> Iterator[Engine]:
     """An engine for a while.
 
     Raises:
-        ValueError: the method's steps change shapes, or the model has a sliding window.
+        ValueError: the method's steps change shapes, or the model has a sliding window; at the first step, layers
+            that are not Llama's are to be fused.
     """
-    made = Engine(session, state, steps, pick)
+    made = Engine(session, state, steps, pick, layers)
     try:
         yield made
     finally:

@@ -120,6 +120,21 @@ def compare_values(inputs: Inputs, output: torch.Tensor, reference: torch.Tensor
     return Comparison(float(difference.max()), float(scale.max()))
 
 
+def compare_all(inputs: Inputs, output: tuple[torch.Tensor, ...], reference: tuple[torch.Tensor, ...]) -> Comparison:
+    """Compare several tensors of numbers: the worst of them counts.
+
+    Args:
+        inputs: Not used.
+        output: The tensors.
+        reference: The same in float64.
+
+    Returns:
+        The comparison.
+    """
+    found = [compare_values(inputs, mine, theirs) for mine, theirs in zip(output, reference, strict=True)]
+    return max(found, key=lambda one: (bool(one.reason), one.error))
+
+
 @dataclass(frozen=True)
 class Op:
     """An operation with two twins of one signature. The folder's name is the registry.

@@ -37,7 +37,8 @@ class DecodeTime(Task):
 
     Arguments: `batch` texts at once; `prompt` tokens each; `steps` timed, after `warmup` that are not; `prefills`
     timed. `engine: dynamic` is the path that scores use; `static` has caches of fixed places; `graph` replays these
-    steps from one CUDA graph. `fill: copy` prefills one text and copies its cache, where a batch of long prompts would
+    steps from one CUDA graph. `layers: fused` makes one launch each of norm and residual, rotation, and gate
+    (Llama-shaped models, not `dynamic`). `fill: copy` prefills one text and copies its cache, where a batch of long prompts would
     take minutes: the time to first token is then that of one text. `temperature` 0 is greedy. `gpu` is a part of the
     name that the GPU must have.
     """
@@ -48,6 +49,7 @@ class DecodeTime(Task):
     warmup: Annotated[int, Within(0)] = 4
     prefills: Annotated[int, Within(1)] = 3
     engine: Literal["dynamic", "static", "graph"] = "dynamic"
+    layers: Literal["own", "fused"] = "own"
     fill: Literal["prefill", "copy"] = "prefill"
     temperature: Annotated[float, Within(0)] = 0.0
     gpu: str = ""
@@ -55,6 +57,10 @@ class DecodeTime(Task):
     version: ClassVar[int] = 2
     headline: ClassVar[str] = "decode_ms_median"
     better: ClassVar[Literal["lower", "higher"]] = "lower"
+
+    def __post_init__(self) -> None:
+        if self.engine == "dynamic" and self.layers == "fused":
+            raise ValueError("decode_time fuses layers of steps at fixed places: set engine: graph (or static)")
 
     def run(self, session: Session) -> Outcome:
         """Time prefills, then steps; one sample each."""
@@ -68,7 +74,7 @@ class DecodeTime(Task):
         session.binding.reset()
         if self.engine == "dynamic":
             return self._outcome(session, first, ceiling, memory, self._dynamic(session, state))
-        with engine(session, state, self._room, self._pick) as steps:
+        with engine(session, state, self._room, self._pick, self.layers) as steps:
             return self._outcome(session, first, ceiling, memory, self._fixed(session, steps))
 
     @property

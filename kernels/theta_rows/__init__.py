@@ -68,7 +68,7 @@ def compare(inputs: Inputs, output: tuple[torch.Tensor, ...], reference: tuple[t
         same, or what is wrong with the form.
     """
     rows = inputs["k_BGSR"].shape[2]
-    mine, theirs = (chosen_rows(*side[:2], rows) for side in (output, reference))
+    mine, theirs = (chosen_rows(side[0], side[1], rows) for side in (output, reference))
     if mine is None or theirs is None:
         return Comparison(math.inf, 0.0, "rows outside their segment, or not unique and ascending")
     rank_BGS = LOWRANK_SCORE.reference({name: inputs[name] for name in NAMES} | {"reduce": "max"}) * inputs["scale"]

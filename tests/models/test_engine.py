@@ -56,10 +56,10 @@ def ordinary(session, pick, steps=STEPS):
     return torch.stack(chosen, 1), state.logits, session.binding.ledger.sums()
 
 
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("groups", "layers"), [(1, "own"), (2, "fused")])
 @pytest.mark.parametrize("pick", [greedy, Sampled(1.3)], ids=["greedy", "sampled"])
 @pytest.mark.parametrize(("name", "args"), CASES)
-def test_steps_at_fixed_places_equal_the_ordinary_path(name, args, pick, groups, basis):
+def test_steps_at_fixed_places_equal_the_ordinary_path(name, args, pick, groups, layers, basis):
     """What is timed would be another method than what is scored, or its ledger would not be the run's."""
     model, method, files = make_model(num_key_value_heads=groups), make_method(name, args), basis(groups)
     with session_of(model, method, files) as session:
@@ -67,7 +67,7 @@ def test_steps_at_fixed_places_equal_the_ordinary_path(name, args, pick, groups,
         want, logits, counted = ordinary(session, pick)
     with session_of(model, method, files) as session:
         torch.manual_seed(5)
-        with engine(session, session.prefill(texts()), STEPS + 3, pick) as steps:
+        with engine(session, session.prefill(texts()), STEPS + 3, pick, layers) as steps:
             for _ in range(STEPS):
                 steps.step()
             assert torch.equal(steps.tokens_BN, want)
@@ -191,3 +191,24 @@ def test_steps_are_held_against_their_budget(basis, monkeypatch):
     monkeypatch.setattr(Select, "_budget_B", lambda self, call, memory: budget(self, call, memory) + 2)
     monkeypatch.setattr("lacuna.models.method.widest", lambda *_: 7)
     assert "by 2 rows attended" in told()
+
+
+def test_layers_of_another_shape_are_not_fused(basis):
+    """A norm of the queries, or another MLP, would silently be left out."""
+    with (
+        session_of(make_model("qwen3"), make_method("full", {}), basis()) as session,
+        engine(session, session.prefill(texts()), 4, layers="fused") as steps,
+        pytest.raises(ValueError, match="q_norm"),
+    ):
+        steps.step()
+
+
+def test_fused_layers_leave_the_model_as_it_was(basis):
+    """What is measured next would run through layers of which nobody said so."""
+    model = make_model()
+    with (
+        session_of(model, make_method("full", {}), basis()) as session,
+        engine(session, session.prefill(texts()), 4, layers="fused") as steps,
+    ):
+        steps.step()
+    assert not any("forward" in vars(layer) for layer in model.model.layers)
