@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..models.bind import attention
 from ..models.fuse import fused_layers
+from ..models.pin import pin
 from ..models.step_ledger import StepLedger
 from .lm import Session, State
 
@@ -82,7 +83,7 @@ class Engine:
         self._layers = partial(fused_layers, session.lm.model, attention) if layers == "fused" else nullcontext
         self.session, self.pick, self.steps = session, pick, steps
         self.cache, binding = state.cache, session.binding
-        self.clock = binding.pin(self.cache, steps)
+        self.clock = pin(binding, self.cache, steps)
         self.ledger = StepLedger(before=binding.ledger, clock=self.clock, method=session.method)
         binding.ledger = self.ledger
         self.logits = state.logits.clone()

@@ -62,24 +62,6 @@ class Binding:
     clock: Clock | None = None
     feed: Feed = field(default_factory=Feed)
 
-    def pin(self, cache: Cache, steps: int) -> Clock:
-        """Fix a cache's places for so many decode steps of one token, so that a captured step can be replayed.
-
-        The clock shows the last token seen: tick before each step. Padding is known from the prompt: the
-        steps get no attention mask.
-
-        Raises:
-            ValueError: the method, or the model (a sliding window), decides on the host.
-        """
-        if getattr(self.model.config.get_text_config(), "sliding_window", None):
-            raise ValueError("models with a sliding window are not captured: their mask is made on the host")
-        assert self.first is not None
-        memories = self.memories(cache)
-        self.clock = Clock(int(memories[0].seen), self.first)
-        for memory in memories:
-            memory.pin(self.method.room(memory, steps), self.clock)
-        return self.clock
-
     @staticmethod
     def memories(cache: Cache) -> list[Memory]:
         """What the layers of a cache remember."""

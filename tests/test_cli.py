@@ -16,12 +16,10 @@ from lacuna.results import plugins
 from lacuna.results.record import Record
 from lacuna.results.store import Store
 
-SWEEP = """
-name: tiny
+SWEEP = """name: tiny
 model: pocket
 method: [full, {loki: {keep: 0.25, basis: {tokens: 2048}}}]
-task: {perplexity: {window: 64, windows: 1}}
-"""
+task: {perplexity: {window: 64, windows: 1}}"""
 
 
 @pytest.fixture
