@@ -89,7 +89,9 @@ class State:
     def fork(self, rows: Tensor) -> State:
         """The same as a copy: the old state stays as it is."""
         cache = copy.copy(self.cache)
-        cache.layers = [layer.fork(rows) for layer in self.cache.layers]
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        for layer in cache.layers:
+            layer.memory = None if layer.memory is None else layer.memory.fork(rows)
         return self._picked(cache, rows)
 
     def _picked(self, cache: Any, rows: Tensor) -> State:

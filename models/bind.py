@@ -6,7 +6,6 @@ attention function instead of tensors, so that a method owns its own layout.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -177,12 +176,6 @@ class _Layer(CacheLayerMixin):
     def reset(self) -> None:
         """Forget everything."""
         self.memory, self.is_initialized = None, False
-
-    def fork(self, rows: Tensor) -> _Layer:
-        """A copy with these texts of the batch."""
-        twin = copy.copy(self)
-        twin.memory = None if self.memory is None else self.memory.fork(rows)
-        return twin
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """For beam search."""
