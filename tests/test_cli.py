@@ -165,7 +165,7 @@ def test_run_retries_what_is_asked(runner, capsys):
 
 def test_run_names_cells_for_other_ranks(runner, capsys):
     """A sweep for two ranks would run on one, or do nothing without a word."""
-    Path("tiny.yaml").write_text(SWEEP + "ranks: [1, 2]\n", encoding="utf-8")
+    Path("tiny.yaml").write_text(SWEEP + "\nranks: [1, 2]\n", encoding="utf-8")
     code, out, _ = outcome(capsys, "run", "tiny.yaml")
     assert code == 1
     assert "3 cells for 2 ranks, this run has 1: `mpirun -np 2 lacuna run tiny.yaml`, or --set ranks=1" in out
@@ -226,7 +226,7 @@ def test_status_and_why(here, capsys):
 
 def test_a_cell_is_named_by_what_is_not_the_default(here):
     """A line of `status` would be three lines of defaults, and two cells of one sweep could bear one name."""
-    Path("tiny.yaml").write_text(SWEEP + "seed: [0, 3]\n", encoding="utf-8")
+    Path("tiny.yaml").write_text(SWEEP + "\nseed: [0, 3]\n", encoding="utf-8")
     sweep = read(Path("tiny.yaml"), Store("store"))
     assert [named(c) for c in sweep.cells] == [
         f"pocket x {method} x perplexity window=64 windows=1{seed}"
