@@ -147,8 +147,11 @@ class Select(Method):
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Rank, choose, attend: by index for one row, by mask for many."""
-        q = self.project(q_BHTD, memory)
-        return self._one(q, memory, call, ledger) if call.new == 1 else self._many(q, memory, call, ledger)
+        return self.attend_projected(self.project(q_BHTD, memory), memory, call, ledger)
+
+    def attend_projected(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """The same, with a query in the coordinates of the memory's keys."""
+        return (self._one if call.new == 1 else self._many)(q_BHTD, memory, call, ledger)
 
     def cost(self, memory: Memory, call: Call) -> Cost:
         """Bytes that a query row reads."""

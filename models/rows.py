@@ -87,6 +87,13 @@ class Rows:
         self._buffer[:, :, : self._size][:, :, self._count :] = 0  # a product with a masked weight must not meet NaN
         self._clock, self._apart = clock, self._count - clock.begun  # evicted rows take no place
 
+    def apart(self) -> Rows:
+        """The rows of each head as a sequence of its own, [B G, 1, S, W]; a view, to be read only."""
+        found = Rows()
+        found._buffer = self.view.flatten(0, 1)[:, None]
+        found._count = found._buffer.shape[2]
+        return found
+
     @property
     def row_bytes(self) -> int:
         """Bytes of one row of one head."""

@@ -8,8 +8,9 @@ from conftest_models import DIM, make_method, make_model, run_rows, tokens
 from evict_reference import draw, feed, fresh, held
 
 from lacuna.models.bind import bind
-from lacuna.models.feature_map import load_map
+from lacuna.models.feature_map import generators, load_map
 from lacuna.models.methods.linear_residual import LinearResidual
+from lacuna.results.plugins import ROOT
 
 SINKS, ROWS = 2, 9
 WINDOWED = {"keep": None, "rows": ROWS, "sinks": SINKS, "recent": 1.0}
@@ -249,3 +250,22 @@ def test_a_model_that_forgets_by_itself_is_refused():
     model = make_model("mistral")
     with pytest.raises(ValueError, match="sliding window of its own"):
         run_rows(model, LinearResidual(keep=None, rows=8), tokens(1, 40), {}, 17, True)
+
+
+def test_each_map_is_described():
+    """A map that the page does not name is used by nobody, and its bytes are not told."""
+    page = (ROOT / "docs" / "linear.md").read_text(encoding="utf-8")
+    assert [p.stem for p in (ROOT / "models" / "feature_maps").glob("*.py") if f"`{p.stem}`" not in page] == []
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "models" / "feature_maps").glob("*.py")))
+def test_a_map_has_as_many_features_as_it_says(name):
+    """States would be laid out, charged and told in another size than they have."""
+    found = load_map(name, None, 0)
+    place = fresh(LinearResidual(rows=8)).site
+    weights = found.start(2, DIM, generators(0, place)) if found.trained else found.weights(place)
+    x = torch.randn(1, 2, 5, DIM)
+    for features in (found.keys(x, weights), found.queries(x, weights, None)):
+        assert features.value.shape == (1, 2, 5, found.features(DIM))
+        assert features.log.shape == (1, 2, 5)
+        assert features.value.dtype == torch.float32

@@ -37,6 +37,8 @@ CASES = [
     ("linear_residual", {"rows": 8, "features": "hedgehog", "width": 4, "trained": {}}),
     ("ratchetkv", {"rows": 41}),
     ("ntk", {"prefix": 12}),
+    ("evict_then_select", {"rows": 10, "evict_args": {"window": 3}}),
+    ("evict_then_select", {"rows": 10, "evict": "keydiff", "select": "loki", "select_args": {"d": 0.5}, "basis": {}}),
 ]
 
 
