@@ -262,7 +262,7 @@ def test_each_map_is_described():
 def test_a_map_has_as_many_features_as_it_says(name):
     """States would be laid out, charged and told in another size than they have."""
     found = load_map(name, None, 0)
-    place = fresh(LinearResidual(rows=8)).site
+    place = fresh(LinearResidual(keep=None, rows=8)).site
     weights = found.start(2, DIM, generators(0, place)) if found.trained else found.weights(place)
     x = torch.randn(1, 2, 5, DIM)
     for features in (found.keys(x, weights), found.queries(x, weights, None)):
