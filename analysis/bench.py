@@ -7,8 +7,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-TEXTS = ("op", "case", "twin", "baseline", "status", "reason", "device", "versions", "dtype", "against", "samples_ms")
-NUMBERS = ("median_ms", "bytes", "flops", "achieved_gb_s", "ceiling_gb_s", "percent_of_ceiling", "speed_up")
+TEXTS = (
+    "op",
+    "case",
+    "twin",
+    "baseline",
+    "status",
+    "reason",
+    "device",
+    "versions",
+    "dtype",
+    "plan",
+    "against",
+    "samples_ms",
+)
+NUMBERS = ("median_ms", "bytes", "flops", "achieved_gb_s", "ceiling_gb_s", "percent_of_ceiling", "speed_up", "peak_mib")
 NEEDED = ("op", "case", "baseline", "status", "median_ms", "bytes", "ceiling_gb_s")
 SHAPE = r"b(?P<batch>\d+)_h(?P<heads>\d+)_g(?P<groups>\d+)_s(?P<context>\d+)"
 DENSE = "dense_decode"
