@@ -79,7 +79,8 @@ def _drawings(study: Study, wanted: Sequence[str]) -> Iterator[tuple[Drawing, di
             yield Drawing(name, doc, b"", str(error)), {}
             continue
         with style():
-            figure.draw_without_rendering()
+            if engine := figure.get_layout_engine():
+                engine.execute(figure)
             figure.set_layout_engine("none")  # laid out once, not again for each format
             images = {f"figures/{name}.{kind}": _saved(figure, kind) for kind in FORMATS}
         yield Drawing(name, doc, images[f"figures/{name}.svg"], ""), images

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from .. import stats
 from ..study import Study
-from ..style import COLUMN, fewer, legend, look, panels, paper, whiskers
+from ..style import COLUMN, MOST_PANELS, fewer, legend, look, panels, paper, whiskers
 
 NAMES = ("model_label", "setting", "task", "method", "method_label")
 
@@ -29,11 +29,11 @@ def draw(study: Study) -> Figure:
     Raises:
         ValueError: no task has samples with a score at two lengths.
     """
-    found = _shares(study.cells)
-    if found.empty or len(found["length"].unique()) < 2:
+    cells, note = fewer(_planted(study.cells))
+    parts = [rows for _, rows in cells.groupby(["model_label", "setting", "task"], sort=True)]
+    groups = [_shares(rows) for rows in parts[:MOST_PANELS]] + parts[MOST_PANELS:]
+    if not any(len(rows["length"].unique()) > 1 for rows in groups[:MOST_PANELS]):
         raise ValueError("needs a cell of a task with planted facts (needle, passkey) that ended well, at two lengths")
-    found, note = fewer(found)
-    groups = [rows for _, rows in found.groupby(["model_label", "setting", "task"], sort=True)]
     with paper():
         figure, pairs = panels(groups, 2, COLUMN, 2.3, note=note)
         for axis, rows in pairs:
@@ -42,12 +42,16 @@ def draw(study: Study) -> Figure:
     return figure
 
 
+def _planted(cells: pd.DataFrame) -> pd.DataFrame:
+    planted = [bool(found) and {"length", "score"} <= found[0].keys() for found in cells["samples"]]
+    good = cells[(cells["status"] == "ok") & pd.Series(planted, index=cells.index, dtype=bool)]
+    good = good.assign(order=good["method"] != "full")
+    return good.sort_values(["order", "method", "density"], ascending=[True, True, False])
+
+
 def _shares(cells: pd.DataFrame) -> pd.DataFrame:
     scores, density = defaultdict[tuple[Any, ...], list[float]](list), defaultdict[Any, list[float]](list)
-    dense_first = cells[cells["status"] == "ok"].assign(order=lambda c: c["method"] != "full")
-    for cell in dense_first.sort_values(["order", "method", "density"], ascending=[True, True, False]).to_dict(
-        "records"
-    ):
+    for cell in cells.to_dict("records"):
         who, asked = tuple(cell[name] for name in NAMES), cell.get("task.length")
         density[who[-1]].append(cell["density"])
         for sample in cell["samples"]:
