@@ -19,6 +19,7 @@ from .pool import Pool, Rows, grouped
 HARD = ("model_label", "dtype", "device", "ranks", "task_label")  # a baseline agrees in these, always
 SOFT = ("prefill", "query_aware")  # and in these if there is one that does: they change nothing for a dense method
 ENERGY = "energy_j_per_token"
+USUAL, NAIVE = "lacuna", "eager"  # kernels of dense attention: the default, and matrix products with a softmax
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class Point:
     """A mark in a figure, a cell in a table.
 
     Attributes:
-        change: difference to dense on the same samples, or speed-up over dense (`is_time`); NaN without a baseline.
+        change: difference to dense on the same samples, or speed-up over the fastest dense of the same condition
+            (`is_time`); NaN without a baseline.
+        base: the label of that baseline; `naive` is the speed-up over the dense that multiplies matrices.
         p: of no change, by `test`: McNemar's exact one for pairs of right and wrong, else Student's t (on the logarithm
             of a speed-up) with the bootstrap's standard error; `p_holm` is corrected over all points.
         detectable: smallest true change (of a speed-up: factor) that so many samples would show in four runs of five.
@@ -55,6 +58,8 @@ class Point:
     change: float
     change_low: float
     change_high: float
+    base: str
+    naive: float
     p: float
     test: str
     detectable: float
@@ -84,9 +89,12 @@ def points(frame: pd.DataFrame) -> pd.DataFrame:
 def from_cells(cells: pd.DataFrame) -> pd.DataFrame:
     """`points`, of cells that `label_cells` has labelled already."""
     pools = [Pool(rows) for rows in grouped(cells)]
-    dense = _baselines(pool for pool in pools if pool.is_dense)
-    bases = [None if pool.is_dense else _baseline(pool, dense) for pool in pools]
+    fastest, naive = _baselines(filter(_is_usual, pools)), _baselines(filter(_is_naive, pools))
+    bases = [_base(pool, _baseline(pool, fastest)) for pool in pools]
     facts = [pool.facts | _energy(pool, base or pool) for pool, base in zip(pools, bases, strict=True)]
+    facts = [
+        one | _named(pool, base, _baseline(pool, naive)) for one, pool, base in zip(facts, pools, bases, strict=True)
+    ]
     for parts in (estimates(pools), changes(pools, bases)):
         facts = [one | part for one, part in zip(facts, parts, strict=True)]
     table = pd.DataFrame(facts, columns=_names())
@@ -154,12 +162,43 @@ def _names() -> list[str]:
     return list(Point.__dataclass_fields__)
 
 
+def _is_usual(pool: Pool) -> bool:
+    # other kernels of dense attention have the same score; in time the fastest of them is what counts
+    return pool.is_dense and (pool.head.is_time or _kernel(pool) == "")
+
+
+def _is_naive(pool: Pool) -> bool:
+    return pool.is_dense and pool.head.is_time and _kernel(pool) == NAIVE
+
+
+def _kernel(pool: Pool) -> str:
+    given = str(pool.facts["method_args"].get("kernel", ""))
+    return "" if given == USUAL else given
+
+
 def _baselines(pools: Iterable[Pool]) -> dict[tuple[Any, ...], Pool]:
     found: dict[tuple[Any, ...], Pool] = {}
-    for pool in pools:
-        found[pool.named((*HARD, *SOFT))] = pool
+    for pool in sorted(pools, key=_slowness):
+        found.setdefault(pool.named((*HARD, *SOFT)), pool)
+    for pool in list(found.values()):
         found.setdefault(pool.named(HARD), pool)
     return found
+
+
+def _slowness(pool: Pool) -> float:
+    """A time, so that the fastest comes first; what has none comes last."""
+    value = pool.head.statistic.value(np.concatenate(list(pool.arrays.values()))) if pool.arrays else math.nan
+    return math.inf if math.isnan(value) else value if pool.head.is_time else 0.0
+
+
+def _base(pool: Pool, base: Pool | None) -> Pool | None:
+    return None if pool is base or (pool.is_dense and not pool.head.is_time) else base
+
+
+def _named(pool: Pool, base: Pool | None, naive: Pool | None) -> dict[str, Any]:
+    both = naive is not None and pool.arrays and naive.arrays
+    ratio = _slowness(naive) / _slowness(pool) if naive and both else math.nan
+    return {"base": str(base.rows[0]["method_label"]) if base else "", "naive": ratio}
 
 
 def _baseline(pool: Pool, dense: Mapping[tuple[Any, ...], Pool]) -> Pool | None:

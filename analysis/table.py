@@ -29,13 +29,15 @@ class Head:
     better: str
     is_time: bool
     has_energy: bool
+    has_naive: bool
 
     @property
     def titles(self) -> list[str]:
         """The columns' headings, always pairs."""
         first = [f"{self.heading} {ARROWS[self.better]}", "speed-up" if self.is_time else "Δ"]
         bound = ["bound", "of bound"] if self.is_time else []
-        return [*first, *bound, *(["J/token", "J of full"] if self.has_energy else [])]
+        naive = ["over naive", "fastest dense"] if self.has_naive else []
+        return [*first, *bound, *naive, *(["J/token", "J of full"] if self.has_energy else [])]
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def about(found: pd.DataFrame) -> str:
     sizes = [f"{h} {a if a == b else f'{a} to {b}'}" for h, a, b in counts.itertuples()]
     return (
         "In brackets: 95% bootstrap intervals (Wilson's of shares of right and wrong). Δ: difference to full on the "
-        "samples that both have. Speed-up: time of full over time of the method; below 1 is slower. *: the interval of "
+        "samples that both have. Speed-up: time of full (of its fastest kernel here) over time of the method; below 1 is slower. *: the interval of "
         "Δ excludes 0, of a speed-up 1, one comparison at a time; **: p < 0.05 after Holm's correction over all "
         f"{plural(int(found['p'].notna().sum()), 'comparison')} here (McNemar's exact test for right and wrong, else "
         "Student's t). Bound: full's bytes read over the method's, the speed-up if a step were nothing but reading "
@@ -118,7 +120,7 @@ def long_cells(point: Point) -> tuple[str, str]:
     """Estimate and change, each with its interval."""
     write = times if point["is_time"] else signed
     value = number(point["value"]) + _band(point["low"], point["high"], number)
-    if point["is_dense"] or math.isnan(point["change"]):
+    if math.isnan(point["change"]):
         return value, "dense" if point["is_dense"] else "no pairs"
     return value, write(point["change"]) + _star(point) + _band(point["change_low"], point["change_high"], write)
 
@@ -142,8 +144,9 @@ def _star(point: Point) -> str:
 def _heads(found: pd.DataFrame) -> list[Head]:
     # scores first, then times: the order in which the table is read
     names = ["is_time", "heading", "better"]
-    energy = found.assign(energy=found["energy"].notna()).groupby(names, sort=True)["energy"].any().reset_index()
-    return [Head(str(h), str(b), bool(t), bool(e)) for t, h, b, e in energy.itertuples(index=False)]
+    there = found.assign(energy=found["energy"].notna(), naive=found["naive"].notna())
+    groups = there.groupby(names, sort=True)[["energy", "naive"]].any().reset_index()
+    return [Head(str(h), str(b), bool(t), bool(e), bool(n)) for t, h, b, e, n in groups.itertuples(index=False)]
 
 
 def _measures(group: Sequence[Point], heads: Sequence[Head], cells: Cells, notes: dict[str, str]) -> list[str]:
@@ -157,6 +160,8 @@ def _pairs(point: Point | None, head: Head, cells: Cells, notes: dict[str, str])
     pairs = [_pair(point, cells, notes)]
     if head.is_time:
         pairs.append(_bound(point))
+    if head.has_naive:
+        pairs.append(_naive(point))
     if head.has_energy:
         pairs.append(_energy(point))
     return pairs
@@ -167,6 +172,10 @@ def _bound(point: Point | None) -> tuple[str, str]:
         return "–", "–"
     bound = 1 / point["bytes_ratio"]
     return times(bound), "–" if math.isnan(point["change"]) else f"{point['change'] / bound:.0%}"
+
+
+def _naive(point: Point | None) -> tuple[str, str]:
+    return ("–", "–") if point is None else (times(point["naive"]), point["base"] or "itself")
 
 
 def _energy(point: Point | None) -> tuple[str, str]:

@@ -33,7 +33,7 @@ def sentences(lean: pd.DataFrame, found: pd.DataFrame) -> list[str]:
 
 
 def _about(group: pd.DataFrame) -> Iterator[str]:
-    dense = group[group["is_dense"].astype(bool) & group["value"].notna()]
+    dense = group[group["is_dense"].astype(bool) & group["value"].notna() & group["change"].isna()]
     rivals = group[~group["is_dense"].astype(bool) & group["change"].notna()]
     head = group["heading"].iloc[0]
     if dense.empty:

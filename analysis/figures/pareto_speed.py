@@ -49,12 +49,16 @@ def _joined(found: pd.DataFrame) -> pd.DataFrame:
     times = found[found["is_time"].astype(bool) & found["value"].notna()]
     prompts = pd.Series([args.get("prompt", 0) for args in times["task_args"]], index=times.index, dtype=float)
     longest = times.assign(prompt=prompts).sort_values("prompt", kind="stable").drop_duplicates(BY, keep="last")
-    longest = longest.assign(speed=longest["change"].where(~longest["is_dense"].astype(bool), 1.0))
+    longest = longest.assign(speed=longest["change"].where(~_is_base(longest), 1.0))
     longest = longest.rename(columns={"change_low": "speed_low", "change_high": "speed_high"})
     scores = found[~found["is_time"].astype(bool) & np.isfinite(found["value"])]
     both = scores.merge(longest[[*BY, "speed", "speed_low", "speed_high", "prompt"]], on=BY)
     known: pd.DataFrame = both[both["speed"].notna()]
     return known
+
+
+def _is_base(found: pd.DataFrame) -> pd.Series[bool]:
+    return found["is_dense"].astype(bool) & found["change"].isna()
 
 
 def _panel(axis: Axes, group: pd.DataFrame) -> None:

@@ -140,3 +140,27 @@ def test_a_thousand_groups_take_a_second_or_two(make):
     start = time.process_time()
     assert len(points(frame)) == 33 * 30
     assert time.process_time() - start < 5
+
+
+def test_the_fastest_dense_is_the_baseline_and_the_naive_is_named(make):
+    """Broken: a speed-up is over a dense kernel that is easy to beat, or nobody knows over which."""
+
+    def slow(record, factor):
+        return Record(**{**vars(record), "samples": [{**s, "ms": s["ms"] * factor} for s in record.samples]})
+
+    cells = [make.decode_time("full", {"kernel": "lacuna"}, 1.0), make.decode_time("topk", {"k": 0.5}, 0.5)]
+    cells += [slow(make.decode_time("full", {"kernel": name}, 1.0), f) for name, f in (("sdpa", 0.5), ("eager", 3.0))]
+    found = points(to_frame(cells)).set_index("method_label")
+    times = found["value"]
+    assert found.loc["topk k=0.5", "change"] == pytest.approx(times["full kernel=sdpa"] / times["topk k=0.5"])
+    assert found.loc["topk k=0.5", "base"] == "full kernel=sdpa"
+    assert found.loc["topk k=0.5", "naive"] == pytest.approx(times["full kernel=eager"] / times["topk k=0.5"])
+    assert found.loc["full kernel=eager", "change"] < 0.3
+    assert math.isnan(found.loc["full kernel=sdpa", "change"])
+
+
+def test_kernels_of_dense_attention_share_a_score(make):
+    """Broken: a method's loss is held against another kernel of dense attention on each run."""
+    cells = [make.perplexity("full", {"kernel": name}, 1.0) for name in ("eager", "lacuna")]
+    found = points(to_frame([*cells, make.perplexity("topk", {"k": 0.5}, 0.5)])).set_index("method_label")
+    assert found.loc["topk k=0.5", "base"] in ("full", "full kernel=lacuna")
