@@ -47,7 +47,7 @@ def runner(here, monkeypatch):
 
     stand_in(monkeypatch, "harness.run", run_cells=run_cells)
     stand_in(monkeypatch, "results.frame", to_frame=list)
-    stand_in(monkeypatch, "analysis.render", terminal_table=lambda rows: f"TABLE of {len(rows)}")
+    stand_in(monkeypatch, "analysis.render", terminal_table=lambda rows: f"TABLE of {len(rows)}", terminal_tables=None)
     monkeypatch.delitem(sys.modules, "lacuna.jobs.here", raising=False)
     yield types.SimpleNamespace(calls=calls, fate=fate)
     sys.modules.pop("lacuna.jobs.here", None)
@@ -268,7 +268,6 @@ def test_a_condition_that_nothing_meets_is_one_sentence(runner, monkeypatch, cap
     sources = types.SimpleNamespace(where=lambda conditions: where(None, conditions))
     stand_in(monkeypatch, "analysis.sources", of_frame=None, read=lambda path: path, together=lambda several: sources)
     stand_in(monkeypatch, "analysis.doubts", doubtful=None)
-    stand_in(monkeypatch, "analysis.render", terminal_tables=None)
     code, out, err = outcome(capsys, "table", "a.csv", "--where", "task=lost")
     assert (code, out, err) == (2, "", "['task=lost']: no record has that\n")
 
@@ -276,7 +275,6 @@ def test_a_condition_that_nothing_meets_is_one_sentence(runner, monkeypatch, cap
 def test_report_of_nothing(runner, monkeypatch, capsys):
     """An empty report would look like a result."""
     stand_in(monkeypatch, "analysis.report", write_sources=None)
-    stand_in(monkeypatch, "analysis.render", terminal_tables=None)
     stand_in(monkeypatch, "analysis.sources", of_frame=list, read=None, together=None)
     stand_in(monkeypatch, "results.frame", to_frame=list, read=None)
     code, _, err = outcome(capsys, "report", "tiny.yaml")
