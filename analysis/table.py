@@ -99,13 +99,14 @@ def about(found: pd.DataFrame) -> str:
     sizes = [f"{h} {a if a == b else f'{a} to {b}'}" for h, a, b in counts.itertuples()]
     return (
         "In brackets: 95% bootstrap intervals (Wilson's of shares of right and wrong). Δ: difference to full on the "
-        "samples that both have. Speed-up: time of full (of its fastest kernel here) over time of the method; below 1 is "
-        "slower. *: the interval of Δ excludes 0, of a speed-up 1, one comparison at a time; **: p < 0.05 after Holm's "
-        f"correction over all {plural(int(found['p'].notna().sum()), 'comparison')} here (McNemar's exact test for right "
-        "and wrong, else Student's t). Bound: full's bytes read over the method's, the speed-up if a step were nothing "
-        "but reading the cache. Density: share of the visible rows attended at decode; bytes: bytes read per token over "
-        "those of full; held: bytes of the cache at the end over those of full; all three from the ledger. Peak: of the "
-        f"device's allocator, where it was measured. Samples: {', '.join(sizes) or 'none'}. {_detectable(found)}"
+        "samples that both have. Speed-up: time of full (of its fastest kernel here) over time of the method; below 1 "
+        "is slower. *: the interval of Δ excludes 0, of a speed-up 1, one comparison at a time; **: p < 0.05 after "
+        f"Holm's correction over all {plural(int(found['p'].notna().sum()), 'comparison')} here (McNemar's exact test "
+        "for right and wrong, else Student's t). Bound: full's bytes read over the method's, the speed-up if a step "
+        "were nothing but reading the cache. Density: share of the visible rows attended at decode; bytes: bytes read "
+        "per token over those of full; held: bytes of the cache at the end over those of full; all three from the "
+        "ledger. Peak: of the device's allocator, where it was measured. "
+        f"Samples: {', '.join(sizes) or 'none'}. {_detectable(found)}"
     )
 
 
