@@ -49,7 +49,7 @@ class Attended:
     def __init__(self, ledger: Ledger, tell: Callable[[Memory, Call, Tensor], None]) -> None:
         self._ledger, self._tell = ledger, tell
         self._chosen: Tensor | None = None
-        self._counted: dict[int, float] = {}
+        self._counted = {layer: float(t.attended) for (layer, phase), t in ledger.tallies.items() if phase == "decode"}
 
     def chosen(self, memory: Memory, call: Call, q_BHTD: Tensor, keep_BNTS: Tensor) -> None:
         """What the ledger calls; rows are told apart by their tokens, before the method moves them."""

@@ -50,17 +50,22 @@ class KeptRows(Task):
         tallies = [tally.over_ranks(session) for _, tally in sorted(watch.tallies.items())]
         samples = [{"layer": layer, **self._sample(tally)} for layer, tally in enumerate(tallies)]
         kept, union = (sum(s[name] for s in samples) / len(samples) for name in ("kept_mean", "union_share"))
-        share = sum(s["kept_share"] for s in samples) / len(samples)
-        factors = {"size_factor": _factor(tallies)} if "asked" in samples[0] else {}
-        return Outcome({"effective_k": kept, "kept_share": share, "union_share": union, **factors}, samples)
+        part = sum(s["kept_share"] for s in samples) / len(samples)
+        return Outcome({"effective_k": kept, "kept_share": part, "union_share": union, **_factor(tallies)}, samples)
 
     def _sample(self, tally: Tally) -> dict[str, Any]:
-        rows = tally.rows.clamp(min=1)
-        kept = tally.kept / rows
+        some = tally.rows > 0  # a range may have no length of its own
+        rows = tally.rows[some]
+        kept = tally.kept[:, some] / rows
         visible = float(tally.context.sum())
         seen = tally.visible.unflatten(0, (self.places, -1)).sum(1).clamp(min=1)
         popular = tally.popular.mean(0).unflatten(0, (self.places, -1)).sum(1) / seen
-        lists = {"length": tally.context / rows, "kept": kept.mean(0), "least": kept.amin(0), "most": kept.amax(0)}
+        lists = {
+            "length": tally.context[some] / rows,
+            "kept": kept.mean(0),
+            "least": kept.amin(0),
+            "most": kept.amax(0),
+        }
         found = {
             **{name: _rounded(values) for name, values in lists.items()},
             "sets": _rounded(tally.kept.sum(1) / rows.sum()),
@@ -71,14 +76,16 @@ class KeptRows(Task):
             "union_share": float(tally.union.mean()) / visible,
         }
         if tally.asked is not None:
-            found["asked"] = _rounded(tally.asked / rows)
+            found["asked"] = _rounded(tally.asked[some] / rows)
+        if tally.asked_longer > 0:
             found["factors"] = _rounded(tally.longer / tally.asked_longer)
         return found
 
 
-def _factor(tallies: Sequence[Tally]) -> float:
-    """Rows attended over rows asked for, of all layers and sets."""
-    return float(sum(t.longer.mean() for t in tallies) / sum(t.asked_longer for t in tallies))
+def _factor(tallies: Sequence[Tally]) -> dict[str, float]:
+    """Rows attended over rows asked for, of all layers and sets; none where no row is longer than what was asked."""
+    wanted = sum(float(t.asked_longer) for t in tallies)
+    return {"size_factor": sum(float(t.longer.mean()) for t in tallies) / wanted} if wanted else {}
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -93,8 +93,8 @@ def test_rows_held_are_told_by_their_tokens():
     memory = memory_of(2, 3, torch.tensor([[[0, 4, 5], [-1, 3, 5]]]))
     memory.seen = 6
     ledger = Ledger()
-    ledger.count(memory, call_of(6, 1), torch.tensor([[[3], [2]]]), 0.0)
     watch = Attended(ledger, lambda _m, _c, keep: told.append(keep))
+    ledger.count(memory, call_of(6, 1), torch.tensor([[[3], [2]]]), 0.0)
     watch.attended(memory, call_of(6, 1), torch.empty(0), torch.empty(0))
     assert told[0].tolist() == [[[[True, False, False, False, True, True]], [[False, False, False, True, False, True]]]]
 
@@ -161,6 +161,28 @@ def test_rows_at_once_are_those_one_by_one(name, args, corpus, basis, model):  #
         assert torch.equal(keep.expand_as(kept[1][layer]), kept[1][layer])
 
 
+@pytest.mark.parametrize(("name", "args"), [("full", {}), ("snapkv", {"rows": 6, "window": 2}), ("topk", {"rows": 3})])
+def test_batches_add_up(name, args, corpus, model, monkeypatch):  # noqa: F811
+    """A second batch would be counted from the first one's rows on, or refused."""
+    at_once = measured(model, corpus, name, args)
+    monkeypatch.setattr("lacuna.harness.observe.TOKENS_AT_ONCE", WINDOW)
+    assert measured(model, corpus, name, args) == at_once
+
+
+def test_ranges_without_a_length_are_left_out(corpus, model):  # noqa: F811
+    """A row of length 0 would stand at the beginning of a figure."""
+    (sample, _) = measured(model, corpus, "topk", {"rows": 3}, prompt=WINDOW - 3, lengths=12).samples
+    assert sample["length"] == [WINDOW - 2, WINDOW - 1, WINDOW]
+    assert all(len(sample[name]) == 3 for name in ("kept", "least", "most", "asked"))
+
+
+def test_no_row_beyond_the_budget_has_no_factor(corpus, model):  # noqa: F811
+    """A share of nothing would be no number, and the record invalid."""
+    outcome = measured(model, corpus, "topk", {"rows": 400})
+    assert "size_factor" not in outcome.metrics
+    assert all("factors" not in sample for sample in outcome.samples)
+
+
 def test_sinks_are_popular(corpus, model):  # noqa: F811
     """Popularity would stand at another token than the one that was kept."""
     outcome = measured(model, corpus, "streaming_llm", {"sinks": 2, "rows": 7}, places=12)
@@ -172,7 +194,7 @@ def test_sinks_are_popular(corpus, model):  # noqa: F811
 def test_a_method_that_does_not_tell_is_refused():
     """All rows held would be counted as attended by a selection that says nothing."""
     ledger, memory = Ledger(), memory_of(1, 4)
-    ledger.count(memory, call_of(4, 2), torch.tensor([[[2, 2]]]), 0.0)
     watch = Attended(ledger, lambda *_: None)
+    ledger.count(memory, call_of(4, 2), torch.tensor([[[2, 2]]]), 0.0)
     with pytest.raises(ValueError, match="does not tell which rows"):
         watch.attended(memory, call_of(4, 2), torch.empty(0), torch.empty(0))
