@@ -271,20 +271,24 @@ class Walk:
         scores = attend.group_scores(q_BHTD[:, :, piece], self.memory.keys.view, "none") * self.call.scale
         keep = []
         for place, row in enumerate(piece.tolist()):
-            self._make_room(row)
-            seen = self.held & self.visible[:, :, row]
+            seen = self.step(row)
             each = seen.repeat_interleave(scores.shape[1] // seen.shape[1], 1)
             share_ = scores[:, :, place].masked_fill(~each, -torch.inf).softmax(-1).masked_fill(~each, 0.0)
-            real = self.call.context_BT[:, row, None, None] > 0
-            self.marks.copy_(torch.where(real, self.method.mark(self.marks, share_[:, :, None]), self.marks))
+            self.note(row, share_[:, :, None])
             keep.append(seen)
         return torch.stack(keep, 2)
 
-    def _make_room(self, row: int) -> None:
-        """Let the row in; where that is one too many, drop the lowest mark that is not recent."""
+    def note(self, row: int, weights_BH1S: Tensor) -> None:
+        """Mark what a row attended; padding rows attend nothing."""
+        real = self.call.context_BT[:, row, None, None] > 0
+        self.marks.copy_(torch.where(real, self.method.mark(self.marks, weights_BH1S), self.marks))
+
+    def step(self, row: int) -> Tensor:
+        """Let the row in; where that is one too many, drop the lowest mark that is not recent. What it sees, [B, G, S]."""
         number, budget = self.call.numbers_T[row], self.budget[:, row]
         self.held = self.held | (self.text & (self.numbers == number))
         full = self.held.sum(-1, keepdim=True) > budget[:, None, None]
         old = self.held & (self.numbers <= number - self.method.protected(budget)[:, None, None])
         lowest = self.marks.masked_fill(~old, torch.inf).argmin(-1, keepdim=True)
         self.held = self.held.scatter(2, lowest, self.held.gather(2, lowest) & ~full)
+        return self.held & self.visible[:, :, row]

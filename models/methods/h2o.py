@@ -12,6 +12,7 @@ from ...results.fields import ByteCount, Keep, RowCount, Share
 from .. import attend, many
 from ..budget import Allowance, asks_for_gaps, share
 from ..evict import Evict, Stepwise, grouped
+from ..in_cache import attend_in_cache
 from ..ledger import Ledger
 from ..memory import Call, Memory
 from ..method import count_dense
@@ -25,13 +26,15 @@ class H2o(Stepwise):
     to the mark of each row held, in the prompt and in decode; once the budget is full, a new one drops the row with the
     smallest mark that is not among the `recent` last. A row attends so many rows, itself included, and reads their
     marks (4 bytes each, held too). The query heads of a key/value head hold the same rows and add up their attention;
-    with one query head each this is the paper's rule. Positions stay those of the text. The marks of a dense prompt
+    with one query head each this is the paper's rule. The marks of a dense prompt
     cost its attention matrix once more.
 
     Arguments: `keep` a share of the prompt (of the row's own causal length where nothing was prefilled), `rows` of each
     head, or `bytes` that a layer holds, marks included; `recent` of the rows, a share or a count. The paper: 20%, half
     of it recent. `evict: step` is the paper; `evict: once` cuts only at the end of the prompt and lets the cache grow
-    from there, as KVCache-Factory does under this name (there with a count of 8 or 32 recent rows).
+    from there, as KVCache-Factory does under this name (there with a count of 8 or 32 recent rows). `positions: text`
+    leaves the rows held where they stood; `positions: cache` counts them inside the cache, as the authors' code with a
+    cache that really drops rows does: the keys are turned anew for each row.
     """
 
     keep: Keep = 0.2
@@ -39,6 +42,7 @@ class H2o(Stepwise):
     bytes: ByteCount = None
     recent: Annotated[int | float, Share("the budget")] = 0.5
     evict: Literal["step", "once"] = "step"
+    positions: Literal["text", "cache"] = "text"
     version: ClassVar[int] = 2
     shape: ClassVar[Literal["direct", "select", "evict"]] = "evict"
 
@@ -46,9 +50,13 @@ class H2o(Stepwise):
         rules.one_budget(self)
         if isinstance(self.recent, int):
             rules.rows_above(self, self.recent, f"leaves no heavy ones beside {self.recent} recent")
+        grows_in_cache = self.evict == "once" and self.positions == "cache"
+        rules.refuse(self, when=grows_in_cache, why="evict: once keeps the text's positions: set positions: text")
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Drop, attend, mark; with `evict: once` attend what the prompt left, and all that came since."""
+        if self.positions == "cache":
+            return attend_in_cache(self, q_BHTD, memory, call, ledger)
         if self.evict == "step":
             return super().attend(q_BHTD, memory, call, ledger)
         if call.phase == "prefill":

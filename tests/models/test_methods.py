@@ -141,6 +141,22 @@ def test_streaming_positions_inside_the_cache():
         torch.testing.assert_close(got[:, row - 11], model(kept).logits[:, -1], atol=2e-5, rtol=1e-4)
 
 
+def test_h2o_positions_inside_the_cache():
+    """What is kept must look to a model of one layer and one head like a text of its own, from position 0 on."""
+    model = make_model(num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, hidden_size=DIM)
+    ids, method, kept = tokens(1, 40), make_method("h2o", {"rows": 7, "recent": 3, "positions": "cache"}), []
+    with bind(model, method) as binding:
+        cache = binding.cache()
+        model(ids[:, :12], past_key_values=cache, use_cache=True)
+        for i in range(12, 40):
+            got = model(ids[:, i : i + 1], past_key_values=cache, use_cache=True).logits[:, -1]
+            kept.append((cache.layers[0].memory.columns[0, 0], got))
+    for rows, got in kept:
+        assert len(rows) == 7
+        torch.testing.assert_close(got, model(ids[:, rows]).logits[:, -1], atol=2e-5, rtol=1e-4)
+    assert any(rows.tolist() != list(range(rows[-1] - 6, rows[-1] + 1)) for rows, _ in kept)
+
+
 @pytest.mark.parametrize("args", [{"positions": "cache"}, {"positions": "text"}])
 def test_streaming_holds_its_budget(args, model):
     """A cache that grows beyond its budget is no compression."""
