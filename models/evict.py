@@ -284,7 +284,7 @@ class Walk:
         self.marks.copy_(torch.where(real, self.method.mark(self.marks, weights_BH1S), self.marks))
 
     def step(self, row: int) -> Tensor:
-        """Let the row in; where that is one too many, drop the lowest mark that is not recent. What it sees, [B, G, S]."""
+        """Let the row in; of one too many the lowest mark that is not recent is dropped. What it sees, [B, G, S]."""
         number, budget = self.call.numbers_T[row], self.budget[:, row]
         self.held = self.held | (self.text & (self.numbers == number))
         full = self.held.sum(-1, keepdim=True) > budget[:, None, None]

@@ -66,8 +66,11 @@ class StreamingLlm(Method):
         if self.decode == "grow" and memory.prompt is None:
             return Allowance()
         rows = self._rows_BT(memory, call)
-        since = 0 if memory.prompt is None or not more else (call.context_BT - memory.prompt[:, None]).clamp(min=0)
-        return Allowance(attended_BT=rows + since, held_B=rows[:, -1] + more)
+        if self.decode == "slide":
+            return Allowance(attended_BT=rows, held_B=rows[:, -1])
+        assert memory.prompt is not None
+        since = call.context_BT - memory.prompt[:, None]
+        return Allowance(rows + since if call.phase == "decode" else None, rows[:, -1] + more)
 
     def expects_gaps(self) -> bool:
         """A window that slides leaves gaps in the end; a prompt kept whole does not."""

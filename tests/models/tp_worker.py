@@ -15,6 +15,9 @@ from lacuna.models.ledger import summary
 
 CASES = [
     ("full", {}),
+    ("topk", {"bytes": 6000}),
+    ("h2o", {"rows": [9, 6], "positions": "cache"}),
+    ("snapkv", {"bytes": 3000, "window": 3}),
     ("topk", {"keep": 0.25}),
     ("topk", {"keep": 0.25, "heads": "query"}),
     ("loki", {"keep": 0.25, "d": 0.5}),
