@@ -84,7 +84,8 @@ def _carried(cells: pd.DataFrame) -> dict[str, set[str]]:
     for task, samples in zip(cells["task"], cells["samples"], strict=True):
         if samples and not _is_time(task):
             names[task].update(samples[0])
-    return names
+    # a sample's `window` is its number, an argument's is a length: perplexities of two lengths are two questions
+    return {task: known - {"window"} for task, known in names.items()}
 
 
 def _completed(labels: Iterable[str], methods: list[dict[str, Any]]) -> list[str]:

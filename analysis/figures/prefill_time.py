@@ -33,7 +33,7 @@ def prompts(bench: pd.DataFrame, value: str) -> pd.DataFrame:
     found = bench[bench["op"].isin(known) & bench["status"].eq("ok") & bench[value].notna() & bench["context"].notna()]
     found = found[found["plan"].eq("") & found["twin"].ne("verify")]
     if found.empty or found["op"].str.startswith("attention").all():
-        raise ValueError("needs times of kernels for many query rows: tests/gpu/prefill.sh FOLDER")
+        raise ValueError("needs a cell of the kernels for many query rows: tests/gpu/prefill.sh FOLDER times them")
     return found.assign(who=found["baseline"].where(found["baseline"].ne(""), found["op"]))
 
 

@@ -68,7 +68,7 @@ TABLES = {
             ("Mistral-7B", ("58.30", "58.26", "57.60", "56.04", "52.63", "47.96", "30.12")),
             ("Mixtral-8x7B", ("65.81", "65.26", "65.10", "63.89", "57.17", "54.49", "31.77")),
         ),
-        f"{V1}; 13B under full is printed as 52.11 and as 52.78 there",
+        f"{V1}, in per cent (ours: as the task gives them); 13B under full is printed as 52.11 and as 52.78",
         average=True,
     ),
     "loki_table4": Grid(
@@ -85,7 +85,7 @@ TABLES = {
             ("Mistral-7B", ("56.31", "46.22", "34.66", "34.26")),
             ("Mixtral-8x7B", ("64.51", "59.69", "47.37", "50.76")),
         ),
-        f"{V1}; several rows are equal in its tables 3 and 4",
+        f"{V1}, in per cent (ours: as the task gives them); several rows are equal in its tables 3 and 4",
         average=True,
     ),
     "loki_table6": Grid(

@@ -164,3 +164,12 @@ def test_kernels_of_dense_attention_share_a_score(make):
     cells = [make.perplexity("full", {"kernel": name}, 1.0) for name in ("eager", "lacuna")]
     found = points(to_frame([*cells, make.perplexity("topk", {"k": 0.5}, 0.5)])).set_index("method_label")
     assert found.loc["topk k=0.5", "base"] in ("full", "full kernel=lacuna")
+
+
+def test_perplexities_of_two_window_lengths_are_two_points(make):
+    """Broken: windows of 512 and of 4096 tokens are thrown together in one perplexity, since samples number windows."""
+    base, cells = make.perplexity("full", {}, 1.0), []
+    for window in (512, 4096):
+        asked = make.cell("full", {}, "perplexity", {"window": window})
+        cells.append(Record(**{**vars(base), "cell": asked}))
+    assert points(to_frame(cells))["n"].tolist() == [24, 24]
