@@ -109,7 +109,7 @@ class _Run:
             if stuck:  # no record: it runs once what it needs is mended
                 self.tell(f"{cell.key} {cell.method} x {cell.task} waits for {stuck[0]}, which is {statuses[stuck[0]]}")
                 continue
-            lm = _guarded(functools.partial(_load, cell, self.world)) if lm is None else lm
+            lm = _guarded(functools.partial(_load, cell, self.world, self.store)) if lm is None else lm
             start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
             attempt = lm if isinstance(lm, Try) else self._try(cell, lm)  # a model that cannot be loaded fails them all
             record, agreed = self._join(cell, attempt)
@@ -179,8 +179,10 @@ def _guarded(work: Callable[[], Any]) -> Any:
         return _failed("error", error)
 
 
-def _load(cell: Cell, world: World) -> LM:
-    model, tokenizer = load_model(cell.model, cell.dtype, cell.device)
+def _load(cell: Cell, world: World, store: Store) -> LM:
+    trained = dict(cell.needs).get("model")
+    spec = cell.model if trained is None else replace(cell.model, source=str(store.get_artifact(trained)))
+    model, tokenizer = load_model(spec, cell.dtype, cell.device)
     ranks = world.ranks
     held = Shard.whole() if _shared(cell) == "data" else shard.split(model, ranks.rank, ranks.size)
     return LM(model, tokenizer, held, world)

@@ -24,6 +24,7 @@ from .block import PARTS, Block, Zip, check_zips
 from .document import Faults, Node, SweepError, is_plain, parse, shown
 from .exclude import Rule, RuleReader
 from .inputs import Inputs
+from .trained import Recipes
 
 __all__ = ["Sweep", "SweepError", "read"]
 
@@ -87,6 +88,7 @@ class _Reader:
     def __init__(self, faults: Faults, inputs: Inputs, overrides: Mapping[str, Node]) -> None:
         self.faults, self.inputs, self.overrides = faults, inputs, overrides
         self.arguments = Arguments(inputs, faults)
+        self.recipes = Recipes(self.arguments, faults, SETTINGS)
         self.needed: dict[str, Cell] = {}
         self.checked: dict[int, Spec] = {}
 
@@ -167,6 +169,8 @@ class _Reader:
 
     def _model(self, node: Node) -> Spec | None:
         try:
+            if isinstance(node.value, dict) and "trained" in node.value:
+                return self.recipes.read(node, self._model)
             if isinstance(node.value, dict):
                 return self.inputs.model(node.plain)
             if isinstance(node.value, str):
@@ -230,14 +234,24 @@ class _Reader:
                 if needed and spec.args[one.name] is not None:
                     args = {**spec.args[one.name], **{name: spec.args[name] for name in needed.same}}
                     needs.append((one.name, self._source(cell, needed.task, args, block, told or spec).key))
+        recipe = self.recipes.known.get(cell.model.digest)
+        if recipe is not None:
+            training = self._complete(recipe.cell(cell, self._full()), block, told or cell.model)
+            if training.key not in self.needed:
+                self._check("tasks", training.task, block, told or cell.model)
+            made = self.needed.setdefault(training.key, training).key
+            cell, needs = replace(cell, model=replace(cell.model, digest=made)), [*needs, ("model", made)]
         return replace(cell, needs=tuple(needs)) if needs else cell
 
-    def _source(self, cell: Cell, task: str, args: Mapping[str, Any], block: Block, told: Spec) -> Cell:
+    def _full(self) -> Spec:
         full = self.arguments.choice("method", Node("full", 1))
         if full is None:
             self.faults.stop()
         assert full is not None
-        method = full.spec((), self.inputs)
+        return full.spec((), self.inputs)
+
+    def _source(self, cell: Cell, task: str, args: Mapping[str, Any], block: Block, told: Spec) -> Cell:
+        method = self._full()
         spec = pinned(plugins.describe("tasks", task), args, self.inputs)
         other = self._complete(replace(cell, method=method, task=spec, query_aware=False), block, told)
         if other.key not in self.needed:

@@ -24,8 +24,9 @@ def export(artifact: Path, folder: Path) -> None:
 
 def text(card: Mapping[str, Any]) -> str:
     """The model card: what it was made of, how, and what came out."""
-    args = card["task"]["args"]
-    corpus = ", ".join(str(name).rsplit("/", 1)[-1] for name in args["corpus"])
+    args = {name: _own_name(value) for name, value in card["task"]["args"].items()}
+    corpus, shape = ", ".join(args["corpus"]), card["model"].removeprefix("new-")
+    begun = f"{{new: {shape}}}" if shape != card["model"] else f"{{path: {shape}}}  # digest {card['model_digest']}"
     lines = [
         "---",
         "library_name: transformers",
@@ -50,7 +51,7 @@ def text(card: Mapping[str, Any]) -> str:
         "To make it again, `lacuna run` this sweep:",
         "",
         "```yaml",
-        f"model: {{new: {card['model'].removeprefix('new-')}}}",
+        f"model: {begun}",
         "method: full",
         f"dtype: {card['dtype']}",
         f"seed: {card['seed']}",
@@ -60,3 +61,10 @@ def text(card: Mapping[str, Any]) -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _own_name(value: Any) -> Any:
+    """A file's name without the folders that only one machine has."""
+    if isinstance(value, list):
+        return [_own_name(one) for one in value]
+    return value.rsplit("/", 1)[-1] if isinstance(value, str) else value

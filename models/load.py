@@ -187,6 +187,7 @@ def write_folder(path: Path, folder: Path) -> None:
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: take another folder, nothing is overwritten")
+    logging.disable_progress_bar()
     model, tokenizer = read_artifact(path)
     with safe_open(path, "pt") as file:
         kept = file.get_tensor(next(iter(file.keys()))).dtype

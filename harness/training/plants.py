@@ -4,11 +4,13 @@
 |---|---|---|
 | facts | a fact of five digits for every 512 tokens, two at least; each is asked for | the digits after the question |
 | variables | a number and a chain of variables that take it; all are asked for | the variables' names |
-| words | twenty invented words, some very frequent; the three most frequent are asked for | these three |
+| words | invented words, few of them frequent; the three most frequent are asked for | these three |
 | keys | eight facts; two, or one for every 1024 tokens, are asked for at the end | the digits after the questions |
 | copies | a stretch of the row's own text comes back | the stretch, but its first tokens |
 
-Numbers and names at their first mention cannot be predicted: they weigh nothing. All else in a row weighs 1.
+Numbers and names at their first mention cannot be predicted: they weigh nothing. All else in a row weighs 1. Facts are
+worded as in task `needle`, variables and words as in RULER's vt and fwe (task `ruler`): what is measured is what was
+taught, in other text and with other numbers.
 Shapes: R rows, K inserts of a row, N segments of an insert, L tokens of a row.
 """
 
@@ -31,7 +33,7 @@ CITIES = (  # noqa: SIM905 - a list of fifty lines says no more
     "Quito Havana Boston Chicago Denver Dallas Sydney Perth Geneva Milan Venice Naples Turin Seville Porto Bergen "
     "Krakow Riga Tallinn Minsk Kiev Sofia Tunis Lagos Nairobi Accra Dakar Mumbai Lahore Kabul Tehran Baghdad Damascus"
 ).split()
-DIGITS, NAMES, WORDS, HOPS, ASKED = 5, 400, 300, 3, 3
+DIGITS, NAMES, WORDS, HOPS, ASKED = 5, 400, 400, 4, 3
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Dice = np.random.Generator
 Line = tuple[list[Ints], list[float]]  # pieces of an insert, and what they weigh
@@ -111,33 +113,28 @@ class Plants:
         return self.start[pieces], self.length[pieces], weight
 
     def _variables(self, hay_RL: Ints, dice: Dice) -> Inserts:
-        rows, width = len(hay_RL), 2 * HOPS + DIGITS + 3
+        rows = len(hay_RL)
         names = dice.random((rows, NAMES)).argsort(1)[:, : HOPS + 1]
         digits = self.pieces["digits"][dice.integers(10, size=(rows, DIGITS))]
-        piece = {name: self.pieces[name] for name in ("var", "name", "is_var", "list", "line", "equals", "stop")}
+        name = self.pieces["name"][names].T[:, :, None]
 
-        def fixed(name: str) -> Ints:
-            return np.broadcast_to(piece[name], (rows, 1))
+        def fixed(what: str) -> Ints:
+            return np.broadcast_to(self.pieces[what], (rows, 1))
 
-        def name(hop: int) -> Ints:
-            return piece["name"][names[:, hop, None]]
-
-        lines: list[Line] = [
-            ([fixed("var"), name(0), fixed("equals"), digits, fixed("stop")], [1, 0, 1, *[0] * DIGITS, 1])
-        ]
+        lines: list[Line] = [([fixed("var"), name[0], fixed("equals"), digits, fixed("end")], [1, 0, 1, *[0] * 5, 1])]
         lines += [
-            ([fixed("var"), name(hop), fixed("is_var"), name(hop - 1), fixed("stop")], [1, 0, 1, 1, 1])
+            ([fixed("var"), name[hop], fixed("is_var"), name[hop - 1], fixed("end")], [1, 0, 1, 1, 1])
             for hop in range(1, HOPS + 1)
         ]
-        answer = [part for hop in range(HOPS + 1) for part in (fixed("line"), name(hop))]
-        question = [fixed("list"), digits, *answer, fixed("stop")]
-        lines.append((question, [1.0, *[1.0] * DIGITS, *[1.0, self.answer] * (HOPS + 1), 1.0]))
-        at = np.sort(dice.random((rows, HOPS + 2)), 1)
-        return self._stacked(lines, max(width, 2 * (HOPS + 1) + DIGITS + 2), at)
+        question = [fixed("list"), digits, fixed("chain"), digits, fixed("they"), *name, fixed("end")]
+        numbers: list[float] = [1, *[1] * DIGITS]
+        lines.append((question, [*numbers, *numbers, 1, *[self.answer] * (HOPS + 1), 1]))
+        return self._stacked(lines, np.sort(dice.random((rows, HOPS + 2)), 1))
 
-    def _stacked(self, lines: list[Line], width: int, at: NDArray[np.float64]) -> Inserts:
+    def _stacked(self, lines: list[Line], at: NDArray[np.float64]) -> Inserts:
         """Inserts of different numbers of segments, filled up with empty ones."""
         rows, parts = len(at), []
+        width = max(len(weights) for _, weights in lines)
         for pieces, weights in lines:
             joined = np.concatenate(pieces, 1)
             more = width - joined.shape[1]
@@ -146,23 +143,20 @@ class Plants:
         return _inserts([np.stack(part, 1) for part in zip(*parts, strict=True)], at)
 
     def _words(self, hay_RL: Ints, dice: Dice) -> Inserts:
-        """Words fill half of the row; the n-th of twenty comes with a share that falls as 1 / n squared."""
+        """Words fill half of the row; that of rank n comes with a share of 1 / n squared; rank 1 is dots, not asked."""
         rows, count = len(hay_RL), 20
-        chosen = dice.random((rows, WORDS)).argsort(1)[:, :count]
+        chosen = self.pieces["word"][dice.random((rows, WORDS)).argsort(1)[:, :count]]
+        chosen[:, 0] = self.pieces["dots"]
         shares = 1 / np.arange(1, count + 1) ** 2
         longest = int(self.length[self.pieces["word"]].max())
         many = max(2 * count, hay_RL.shape[1] // (2 * longest))
         draws = dice.choice(count, size=(rows, many), p=shares / shares.sum())
-        often = (draws[:, :, None] == np.arange(count)).sum(1)
-        best = (-often).argsort(1, kind="stable")[:, :ASKED]
-        words = self.pieces["word"]
-        answers = words[np.take_along_axis(chosen, best, 1)]
-        asked = np.broadcast_to(self.pieces["frequent"], (rows, 1))
-        stop = np.broadcast_to(self.pieces["stop"], (rows, 1))
-        start = np.broadcast_to(self.pieces["begin"], (rows, 1))
-        pieces = np.concatenate([start, words[np.take_along_axis(chosen, draws, 1)], asked, answers, stop], 1)
-        weights = [1.0, *[0.0] * many, 1.0, *[self.answer] * ASKED, 1.0]
-        parts = self._segments(pieces, weights)
+        often = (draws[:, :, None] == np.arange(1, count)).sum(1)
+        best = 1 + (-often).argsort(1, kind="stable")[:, :ASKED]
+        answers = np.take_along_axis(chosen, best, 1)
+        start, asked, end = (np.broadcast_to(self.pieces[name], (rows, 1)) for name in ("begin", "frequent", "end"))
+        pieces = np.concatenate([start, np.take_along_axis(chosen, draws, 1), asked, answers, end], 1)
+        parts = self._segments(pieces, [1.0, *[0.0] * many, 1.0, *[self.answer] * ASKED, 1.0])
         return _inserts([part[:, None] for part in parts], dice.random((rows, 1)))
 
     def _copies(self, hay_RL: Ints, dice: Dice) -> Inserts:
@@ -186,22 +180,40 @@ def _inserts(parts: list[Any], at: NDArray[np.float64]) -> Inserts:
 def _texts(dice: Dice) -> dict[str, list[str]]:
     """Everything that is ever planted, by what it is for."""
     pairs = [(thing, city) for thing in THINGS for city in CITIES]
-    names = [" " + "".join(dice.choice(list(LETTERS), 4)) for _ in range(NAMES)]
-    syllables: Any = ["ba", "ko", "ri", "mu", "te", "la", "so", "ni", "du", "ve", "za", "po"]
-    words = sorted({" " + "".join(dice.choice(syllables, 3)) for _ in range(4 * WORDS)})[:WORDS]
+    names = sorted({" " + "".join(dice.choice(list(LETTERS), 5)) for _ in range(2 * NAMES)})[:NAMES]
+    words = sorted({" " + "".join(dice.choice(list(LETTERS.lower()), 6)) for _ in range(2 * WORDS)})[:WORDS]
     return {
         "told": [f" The {thing} of {city} is " for thing, city in pairs],
         "asked": [f"\n\nWhat is the {thing} of {city}? The {thing} of {city} is " for thing, city in pairs],
         "digits": list("0123456789"),
         "stop": ["."],
         "nothing": [""],
-        "var": [" VAR"],
+        "end": ["\n"],
+        "var": ["\nVAR"],
         "name": names,
         "equals": [" = "],
         "is_var": [" = VAR"],
-        "line": [" VAR"],
-        "list": ["\n\nFind all variables that are assigned the value "],
+        "list": ["\n\nQuestion: Find all variables that are assigned the value "],
+        "chain": [
+            (
+                " in the text above. Answer: According to the chain(s) of variable assignment in the text above, "
+                f"{HOPS + 1} variables are assigned the value "
+            )
+        ],
+        "they": [", they are:"],
         "word": words,
-        "begin": ["\n\nRead these words:"],
-        "frequent": ["\n\nThe three most frequent words are:"],
+        "dots": [" ..."],
+        "begin": [
+            (
+                "\n\nRead the following coded text and track the frequency of each coded word. Find the three most "
+                "frequently appeared coded words."
+            )
+        ],
+        "frequent": [
+            (
+                "\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the three most "
+                "frequently appeared words in the above coded text? Answer: According to the coded text above, the "
+                "three most frequently appeared words are:"
+            )
+        ],
     }

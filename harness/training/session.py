@@ -125,9 +125,10 @@ class Training:
 
     def _kind(self) -> Kind:
         task = self.task
+        uneven = task.places == "random" or task.control or task.group_dropout
         kinds: dict[str, Kind] = {
             "standard": Standard(),
-            "landmark": WithLandmarks(task.group_dropout),
+            "landmark": WithLandmarks(task.group_dropout, None if uneven else task.block),
             "recurrent": Recurrent(task.window),
         }
         return kinds[task.attention]
@@ -151,8 +152,16 @@ class Training:
         dtype = getattr(torch, self.cell.dtype)
         weights = {name: whole(p).detach().to(dtype) for name, p in loop.model.named_parameters()}
         cell = self.cell.to_json()
-        about = {"task": cell["task"], "model": cell["model"]["name"], "seed": self.cell.seed, "key": self.cell.key}
-        card = {**about, "ranks": self.cell.ranks, "dtype": self.cell.dtype, "metrics": metrics, "curve": loop.curve}
+        model = cell["model"]
+        about = {"task": cell["task"], "model": model["name"], "model_digest": model["digest"], "seed": self.cell.seed}
+        card = {
+            **about,
+            "key": self.cell.key,
+            "ranks": self.cell.ranks,
+            "dtype": self.cell.dtype,
+            "metrics": metrics,
+            "curve": loop.curve,
+        }
         config = loop.model.config
         config.max_position_embeddings = max(config.max_position_embeddings, *self.task.lengths)
         return artifact(loop.model, weights, self.tokenizer.to_str(), card)

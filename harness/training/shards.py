@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from ...results.store import write_atomically
 
 SHARD_TOKENS = 16_000_000
+CHARACTERS_AT_ONCE = 16_000_000
 INDEX, TOKENIZER = "index.json", "tokenizer.json"
 Tokens = NDArray[np.unsignedinteger[Any]]
 
@@ -30,7 +31,7 @@ def write_shards(
 ) -> None:
     """Encode documents into shards; shards that a run before this one finished are kept, not made again.
 
-    At no time more than one shard and one document are in memory. The index is written last: a folder without it is
+    At no time more than one shard and some documents are in memory. The index is written last: a folder without it is
     unfinished. What is written depends only on the texts, the tokenizer, `shard_tokens` and `end`, the token after each
     document (in a vocabulary of our own END is token 0).
 
@@ -70,13 +71,24 @@ def _finished(folder: Path) -> list[dict[str, Any]]:
 
 def _encoded(texts: Iterable[str], tokenizer: Tokenizer, end: int, done: Sequence[dict[str, Any]]) -> Iterator[Any]:
     """Each document's tokens; those of finished shards are only counted off, not encoded."""
-    skip = sum(shard["documents"] for shard in done)
-    lengths = iter([n for shard in done for n in shard["lengths"]])
-    for number, text in enumerate(texts):
-        if number < skip:
-            yield _Skipped(next(lengths))
-        else:
-            yield np.array([*tokenizer.encode(text, add_special_tokens=False).ids, end], np.uint32)
+    lengths = [n for shard in done for n in shard["lengths"]]
+    left = iter(texts)
+    yield from (_Skipped(length) for length, _ in zip(lengths, left, strict=False))
+    for some in _together(left):
+        for encoding in tokenizer.encode_batch(some, add_special_tokens=False):  # on as many threads as there are cores
+            yield np.array([*encoding.ids, end], np.uint32)
+
+
+def _together(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Documents that are encoded side by side."""
+    some: list[str] = []
+    for text in texts:
+        some.append(text)
+        if sum(map(len, some)) > CHARACTERS_AT_ONCE:
+            yield some
+            some = []
+    if some:
+        yield some
 
 
 @dataclass(frozen=True)

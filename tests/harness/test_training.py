@@ -1,5 +1,6 @@
 """Training: that it learns, that it can be killed and shared out, and that what it yields is an ordinary checkpoint."""
 
+import json
 import signal
 import sys
 import time
@@ -7,18 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from mpirun import mpirun  # noqa: E402
-from training_cells import assert_close, losses, start, train, weights, write_sweep  # noqa: E402
+from training_cells import ARGS, assert_close, losses, start, train, weights, write_sweep  # noqa: E402
 
 from lacuna.harness.training.optimiser import Muon  # noqa: E402
 from lacuna.harness.training.state import State  # noqa: E402
 from lacuna.jobs.sweep import SweepError, read  # noqa: E402
+from lacuna.models.card import export  # noqa: E402
 from lacuna.models.load import load_model, read_card, write_folder  # noqa: E402
 from lacuna.results.cell import Spec  # noqa: E402
+from lacuna.results.plugins import ROOT  # noqa: E402
 from lacuna.results.store import Store  # noqa: E402
 
 OVERFIT = {"tokens": 120 * 512, "lengths": [32], "shares": [1.0], "planted": [0.0], "part_tokens": 512, "decay": 0.2}
@@ -64,7 +68,7 @@ def test_is_a_checkpoint_of_transformers(trained, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     record, store, _ = trained
-    write_folder(store.artifact(record.key), tmp_path / "out")
+    export(store.artifact(record.key), tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     ids = tokenizer("The quick brown fox", return_tensors="pt")["input_ids"]
@@ -72,6 +76,10 @@ def test_is_a_checkpoint_of_transformers(trained, tmp_path):
     assert same("The quick brown fox")["input_ids"] == ids[0].tolist()
     assert torch.equal(ours(ids).logits, model(ids).logits)
     assert model.config.tie_word_embeddings
+    said = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"cell `{record.key}`" in said
+    again = yaml.safe_load(said.split("```yaml")[1].split("```")[0])
+    assert again["task"]["train"] == record.cell.to_json()["task"]["args"]
     assert max(p.stat().st_size for p in (tmp_path / "out").iterdir()) < 16 * 2**20
     with pytest.raises(ValueError, match="not empty"):
         write_folder(store.artifact(record.key), tmp_path / "out")
@@ -204,6 +212,17 @@ def test_wrong_shapes_are_told_before_anything_runs(tmp_path, model, words):
         ({"attention": "landmark", "block": 7}, "every 7 tokens does not divide a length of 32: take 35"),
         ({"jump": 3}, "are of `attention: landmark`"),
         ({"weights": "sharded"}, "Muon needs whole matrices"),
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_runs(tmp_path, changes, words):
+    """A sweep would wait in a queue to fail."""
+    with pytest.raises(SweepError, match=words):
+        read(write_sweep(tmp_path, **changes), Store(tmp_path / "s"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
         ({"weights": "sharded", "optimiser": "adamw"}, "needs several ranks"),
         ({"mix": [0.5, 0.5]}, "expected the shares of facts, variables"),
         ({"planted": [1.0, 1.0]}, "use longer rows, or another `mix`"),
@@ -216,6 +235,37 @@ def test_wrong_arguments_are_refused_in_a_sentence(tmp_path, changes, words):
     assert record.status == "error"
     assert words in record.reason
     assert not store.artifact(record.key).exists()
+
+
+def test_a_sweep_measures_what_it_trains(tmp_path):
+    """A trained model would have to be carried by hand from one sweep to the next."""
+    from lacuna.harness.ranks import Ranks
+    from lacuna.harness.run import run_cells
+    from lacuna.jobs.plan import plan
+
+    write_sweep(tmp_path)
+    made = {"model": {"new": "small300.json"}, "train": {**ARGS, "attention": "landmark", "block": 8}, "seed": 1}
+    sweep = {"model": {"trained": made}, "method": {"landmark": {"k": 1, "chunk": 16}},
+             "task": [{"perplexity": {"window": 64, "windows": 1}}, {"passkey": {"length": 400, "samples": 1}}]}  # fmt: skip
+    (tmp_path / "both.yaml").write_text(json.dumps(sweep), encoding="utf-8")
+    store = Store(tmp_path / "s")
+    found = read(tmp_path / "both.yaml", store)
+    (training,) = found.needed
+    assert training.seed == 1
+    assert all(dict(cell.needs) == {"model": training.key} for cell in found.cells)
+    waves = plan(found, store).waves
+    run_cells([c for wave in waves for group in wave for c in group.cells], store, Ranks(), lambda _: None)
+    assert [(r.status, r.reason) for r in store.records()] == [("ok", "")] * 3
+
+
+def test_shipped_sweeps_are_read(tmp_path):
+    """A sweep that is ready for hours of a cluster would fail on its first line there."""
+    for name in ("train_books_00.tar.xz", "train_books_01.tar.xz"):
+        (tmp_path / name).write_bytes(b"")
+    for name in ("val", "pg19_train", "pg19_validation"):
+        (tmp_path / f"{name}.jsonl.gz").write_bytes((ROOT / "harness" / "data" / "prose.jsonl.gz").read_bytes())
+    for name in ("train-pocket", "train-pocket-landmark", "landmark", "landmark-paper"):
+        assert read(ROOT / "jobs" / "sweeps" / f"{name}.yaml", Store(tmp_path / "s"), data=tmp_path).cells
 
 
 def test_a_second_cell_of_the_group_begins_anew(tmp_path):

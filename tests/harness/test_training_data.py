@@ -61,10 +61,11 @@ def test_shards_hold_the_documents(tokenizer, shards):
         assert shards.take(start, end - start).tolist() == [*ids, 0]
 
 
-def test_cut_off_preparation_goes_on(tokenizer, tmp_path):
+def test_cut_off_preparation_goes_on(tokenizer, tmp_path, monkeypatch):
     """Hours of preparation would begin anew, or end otherwise than in one go."""
     write_shards(TEXTS, tokenizer, tmp_path / "once", shard_tokens=20000)
     folder = tmp_path / "twice"
+    monkeypatch.setattr("lacuna.harness.training.shards.CHARACTERS_AT_ONCE", 1)  # each text by itself
 
     def dying():
         for number, text in enumerate(TEXTS):
@@ -145,7 +146,7 @@ def test_short_documents_are_filled_up_without_weight(tokenizer, tmp_path):
 def test_plants_can_be_answered(shards, kind):
     """What is asked for must stand in the row before the question, or the model learns to guess."""
     mix = tuple(float(kind == k) for k in KINDS)
-    made = Batches(shards, 1, Plants.of(shards.tokenizer, mix, 4.0)).make(part(8, 700))
+    made = Batches(shards, 1, Plants.of(shards.tokenizer, mix, 4.0)).make(part(8, 900))
     for ids, targets, weights in zip(made.ids, made.targets, made.weights, strict=True):
         asked = weights == 4
         assert asked.sum() >= 3
@@ -161,11 +162,11 @@ def test_plants_can_be_answered(shards, kind):
 
 def test_frequent_words_are_the_most_frequent(shards):
     """A wrong answer in a third of the rows would be learned as such."""
-    made = Batches(shards, 2, Plants.of(shards.tokenizer, (0, 0, 1, 0, 0), 4.0)).make(part(6, 700))
+    made = Batches(shards, 2, Plants.of(shards.tokenizer, (0, 0, 1, 0, 0), 4.0)).make(part(6, 900))
     for ids, targets, weights in zip(made.ids, made.targets, made.weights, strict=True):
         text = shards.tokenizer.decode(ids.tolist())
-        listed = text.split("Read these words:")[1].split("\n\nThe three most frequent")[0].split()
-        counts = sorted({w: listed.count(w) for w in listed}.values(), reverse=True)[:3]
+        listed = text.split("coded words.")[1].split("\nQuestion")[0].split()
+        counts = sorted({w: listed.count(w) for w in listed if w != "..."}.values(), reverse=True)[:3]
         answers = shards.tokenizer.decode(targets[weights == 4].tolist()).split()
         assert [listed.count(w) for w in answers] == counts
 
