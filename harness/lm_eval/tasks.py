@@ -29,12 +29,13 @@ FEWSHOT_SEED = 1234  # lm-eval's own default
 
 @dataclass(frozen=True)
 class Wanted:
-    """A task by name or path, the files in place of the Hub's data, and how many examples."""
+    """A task by name or path, the files in place of the Hub's data, how many examples, and how many documents."""
 
     name: str
     data: str | None
     shots_data: str | None
     shots: int | None
+    limit: int | None
 
 
 def judge(model: Model, tasks: dict[str, Any], limit: int | None, chat: str) -> Mapping[str, Any]:
@@ -58,6 +59,7 @@ def build(wanted: Wanted) -> dict[str, Any]:
     Raises:
         ValueError: no such task, or its data cannot be had.
     """
+    datasets.disable_progress_bars()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every default that a task takes
     name = wanted.name
     manager = _manager(name)
@@ -98,13 +100,14 @@ def _local(wanted: Wanted, leaf: str, path: Path) -> ConfigurableTask:
     """A task of lm-eval on a file."""
     config = {**load_yaml(path, resolve_func=True)}  # theirs is remembered
     tests = "test_split" if config.get("test_split") else "validation_split"
-    here = _rows(leaf, wanted.data, config)
+    # examples from the same file may come from anywhere in it; else what will not be asked need not be prepared
+    here = _rows(leaf, wanted.data, config, None if wanted.shots_data == wanted.data else wanted.limit)
     splits = {"here": here}
     config |= {"training_split": None, "validation_split": None, "test_split": None, "fewshot_split": None}
     config |= {tests: "here", "dataset_path": None, "dataset_kwargs": None}
     if wanted.shots_data is not None:  # from the same file, lm-eval leaves a document's own example out
         config["fewshot_split"] = "here" if wanted.shots_data == wanted.data else "shots"
-        splits["shots"] = _rows(leaf, wanted.shots_data, config)
+        splits["shots"] = _rows(leaf, wanted.shots_data, config, None)
     elif wanted.shots or (wanted.shots is None and config.get("num_fewshot")):
         raise ValueError(f"{leaf} has few-shot examples: give shots_data, a file to take them from, or shots: 0")
     for key in ("tag", "group"):
@@ -113,10 +116,10 @@ def _local(wanted: Wanted, leaf: str, path: Path) -> ConfigurableTask:
     return ConfigurableTask(config=config)
 
 
-def _rows(leaf: str, name: str | None, config: Mapping[str, Any]) -> datasets.Dataset:
+def _rows(leaf: str, name: str | None, config: Mapping[str, Any], limit: int | None) -> datasets.Dataset:
     assert name is not None
     rows = in_hub_columns(leaf, name, read_rows(name), str(config.get("dataset_name") or ""))
-    return datasets.Dataset.from_list([dict(row) for row in rows])
+    return datasets.Dataset.from_list([dict(row) for row in rows[:limit]])
 
 
 def _set_shots(wanted: Wanted, leaf: str, made: Any) -> None:

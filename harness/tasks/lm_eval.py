@@ -51,7 +51,7 @@ class LmEval(Task):
     def run(self, session: Session) -> Outcome:
         """Let lm-eval build requests and judge answers; samples hold each document's score."""
         model = Model(session, self.length or session.context_length)
-        tasks = build(Wanted(self.file or self.task, self.data, self.shots_data, self.shots))
+        tasks = build(Wanted(self.file or self.task, self.data, self.shots_data, self.shots, self.limit))
         return self._outcome(judge(model, tasks, self.limit, self.chat), model)
 
     def _outcome(self, found: Mapping[str, Any], model: Model) -> Outcome:

@@ -73,12 +73,16 @@ class Perplexity(Task):
     def _windows(self, session: Session) -> list[Window]:
         first = self._bos(session)
         room = self.window - len(first) * (self.bos == "window")
-        streams = self._streams(session, first if self.bos == "stream" else [])
-        parts = [cut(s, room, self.prompt - self.window + room, self.stride, self.rest) for s in streams]
-        deep = max(map(len, parts), default=0)
-        turns = [p[i] for i in range(deep) for p in parts if i < len(p)]
+        parts: list[list[Window]] = []
+        longest = 0
+        for stream in self._streams(session, first if self.bos == "stream" else []):
+            longest = max(longest, len(stream))
+            found = cut(stream, room, self.prompt - self.window + room, self.stride, self.rest)
+            parts += [found] if found else []
+            if len(parts) == self.windows:  # documents take turns: no further one would be read from
+                break
+        turns = [p[i] for i in range(max(map(len, parts), default=0)) for p in parts if i < len(p)]
         if not turns:
-            longest = max(map(len, streams), default=0)
             raise ValueError(
                 f"no document of {self.corpus!r} has {room} tokens (the longest has {longest}): "
                 "use a smaller window, rest: keep, or join: stream"
@@ -95,12 +99,10 @@ class Perplexity(Task):
             )
         return [] if self.bos == "none" else [int(token)]
 
-    def _streams(self, session: Session, first: list[int]) -> list[list[int]]:
+    def _streams(self, session: Session, first: list[int]) -> Iterator[list[int]]:
         texts = [d.text for d in read_corpus(self.corpus, self.field)]
-        if self.join == "stream":
-            texts = ["\n\n".join(texts)]
-        enough = None if self.windows is None or self.join == "stream" else self.windows
-        return [[*first, *session.encode(t)] for t in texts[:enough]]
+        for text in ["\n\n".join(texts)] if self.join == "stream" else texts:
+            yield [*first, *session.encode(text)]
 
 
 def _batches(windows: Sequence[Window]) -> Iterator[list[Window]]:

@@ -12,7 +12,7 @@ def theirs(lm, task, length):
     own = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=2, max_length=length, device="cpu")
     found = evaluate(
         own,
-        build(Wanted(task.file or task.task, task.data, task.shots_data, task.shots)),
+        build(Wanted(task.file or task.task, task.data, task.shots_data, task.shots, task.limit)),
         limit=task.limit,
         bootstrap_iters=0,
     )

@@ -1,10 +1,12 @@
 """The named protocols of perplexity, each against its definition written down once more."""
 
+import json
 import math
 
 import pytest
 import torch
 
+from lacuna.harness.tasks.perplexity import Perplexity
 from lacuna.harness.windows import cut
 from lacuna.jobs.sweep import SweepError
 
@@ -34,11 +36,14 @@ def measured(sweep, run, corpus, **args):
     return record
 
 
+def stream_texts(corpus):
+    """The documents."""
+    return [json.loads(line)["body"] for line in corpus.read_text().splitlines()]
+
+
 def stream(lm, corpus):
     """All documents with an empty line between."""
-    import json
-
-    return lm.encode("\n\n".join(json.loads(line)["body"] for line in corpus.read_text().splitlines()))
+    return lm.encode("\n\n".join(stream_texts(corpus)))
 
 
 def test_loki_s_windows(lm, sweep, run, corpus):
@@ -75,20 +80,29 @@ def test_only_the_tail_is_scored_after_a_prompt(lm, sweep, run, corpus):
     assert [s["prompt_tokens"] for s in record.samples] == [12]
 
 
-def test_a_window_that_begins_with_bos(lm, sweep, run, corpus, monkeypatch):
-    """A first token without the mark that the model was trained to begin with is scored too badly."""
-    token = lm.tokenizer.bos_token_id or 0
-    ids = stream(lm, corpus)
-    if lm.tokenizer.bos_token_id is None:
-        from lacuna.results.plugins import ROOT
+def test_documents_that_are_too_short_are_passed_over(lm, sweep, run, corpus):
+    """A corpus of short documents would look empty because its first one is short."""
+    second = lm.encode(stream_texts(corpus)[1])
+    room = len(lm.encode(stream_texts(corpus)[0])) + 1
+    assert len(second) >= room
+    record = measured(sweep, run, corpus, window=room, windows=1)
+    assert record.metrics["nll_nats_per_token"] == pytest.approx(sum(losses(lm, second[:room])) / (room - 1), rel=1e-5)
 
-        text = f"method: full\ntask: {{perplexity: {{corpus: {corpus}, field: body, window: 8, bos: window}}}}\n"
-        (record,) = run(sweep(text, "b"))[0].values()
-        assert "no beginning-of-sequence token" in record.reason, ROOT
-        return
-    record = measured(sweep, run, corpus, window=9, windows=2, join="stream", bos="window")
+
+def test_a_window_that_begins_with_bos(lm, under, corpus):
+    """A first token without the mark that the model was trained to begin with is scored too badly."""
+    ids, token = stream(lm, corpus), 7
+    task = Perplexity(str(corpus), "body", window=9, windows=2, join="stream", bos="window")
+    before, lm.tokenizer.bos_token = lm.tokenizer.bos_token, lm.tokenizer.convert_ids_to_tokens(token)
+    try:
+        with under() as session:
+            outcome = task.run(session)
+    finally:
+        lm.tokenizer.bos_token = before
     want = losses(lm, [token, *ids[:8]]) + losses(lm, [token, *ids[8:16]])
-    assert record.metrics["nll_nats_per_token"] == pytest.approx(sum(want) / 16, rel=1e-5)
+    assert outcome.metrics["nll_nats_per_token"] == pytest.approx(sum(want) / 16, rel=1e-5)
+    with under() as session, pytest.raises(ValueError, match="no beginning-of-sequence token"):
+        task.run(session)
 
 
 @pytest.mark.parametrize(
