@@ -233,15 +233,14 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     from .jobs.show import say_row
-    from .kernels.bench import rows, write_csv
+    from .kernels.bench import rows
+    from .kernels.grid import decode_ops, grid_cases, write_csv
 
-    timed = [
-        say_row(row)
-        for row in rows(args.op or [*plugins.names("ops"), "loki_pipeline", "loki_theta_pipeline"], _device(args))
-    ]
-    if args.output:
-        write_csv(timed, args.output)
-    return int(any(row["status"] != "ok" and not row.get("baseline") for row in timed))  # baselines may be missing here
+    cases = grid_cases(args.batch, args.rows, args.part, args.heads) if args.rows else ()
+    ops = plugins.names("ops") if not cases else decode_ops(plugins.names("ops"))
+    timed = map(say_row, rows(args.op or [*ops, "loki_pipeline", "loki_theta_pipeline"], _device(args), cases))
+    told = write_csv(timed, args.output) if args.output else list(timed)
+    return int(any(row["status"] != "ok" and not row.get("baseline") for row in told))  # baselines may be missing here
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -145,7 +145,13 @@ def _add_weights_commands(commands: Commands) -> None:
 def _add_kernel_commands(commands: Commands) -> None:
     verify = _command(commands, "verify", "hold kernels against their eager twins")
     bench = _command(commands, "bench", "verify, then time kernels")
-    bench.add_argument("-o", dest="output", type=Path, metavar="CSV", help="write the rows there too")
+    bench.add_argument("-o", dest="output", type=Path, metavar="CSV", help="write each row there as it is measured")
+    bench.add_argument("--rows", type=int, nargs="+", metavar="S", help="time caches of so many rows instead")
+    bench.add_argument("--batch", type=int, nargs="+", default=[16], metavar="B", help="with --rows: sequences")
+    bench.add_argument(
+        "--part", type=int, nargs="+", default=[4], metavar="P", help="with --rows: 1/P of rows and dims"
+    )
+    bench.add_argument("--heads", default="32x8", metavar="HxG", help="with --rows: query x key/value heads")
     for parser in (verify, bench):
         parser.add_argument("op", nargs="*", metavar="OP", help="some of `lacuna list ops` (default: all)")
         parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")

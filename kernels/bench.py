@@ -4,10 +4,9 @@ On a GPU every call is captured into a CUDA graph and timed with events, with a 
 raw samples and the copy bandwidth that was measured first.
 """
 
-import csv
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from .baselines import Baseline, dense_baselines, versions
 from .clock import captured, copy_gb_s, percentiles, sample_ms
 from .op import Case, Inputs, Op, load_op
 from .pipeline import STAGES, make_pipeline, pipeline_bytes, pipeline_flops
+from .row import Row
 from .tiling import Plan
 from .verify import judge, with_plan
 
@@ -24,63 +24,6 @@ REPEATS = 100
 BASELINE_ERROR = 0.05
 # Against float64 the eager twin errs by the rounding of its output and of a float32 sum.
 EAGER_ERROR = 4.0
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of results; times are empty if the verification failed or the call raised.
-
-    Attributes:
-        op: Name of the operation or pipeline.
-        case: Name of the case.
-        twin: "fused" or "eager"; empty for a baseline.
-        baseline: Name of the baseline; empty for a twin.
-        status: "ok" or "failed".
-        reason: Why it failed.
-        device: Type and name of the device.
-        versions: Of the libraries.
-        dtype: Of the cache.
-        plan: How the work was cut, if not as the fused twin does by itself.
-        launch: "cuda graph" or "direct".
-        error: Largest error against float64.
-        eager_error: The same of the eager twin.
-        median_ms: Of the samples.
-        p10_ms: Of the samples.
-        p90_ms: Of the samples.
-        samples_ms: All of them, in order.
-        bytes: Fewest bytes that must move.
-        flops: Floating-point operations.
-        achieved_gb_s: Bytes over the median.
-        ceiling_gb_s: Copy bandwidth of the device, measured first.
-        percent_of_ceiling: Of the two.
-        against: What a pipeline is compared with: the fastest dense kernel of the same case.
-        speed_up: Time of that over the median.
-    """
-
-    op: str
-    case: str
-    twin: str = ""
-    baseline: str = ""
-    status: str = "ok"
-    reason: str = ""
-    device: str = ""
-    versions: str = ""
-    dtype: str = ""
-    plan: str = ""
-    launch: str = ""
-    error: float | None = None
-    eager_error: float | None = None
-    median_ms: float | None = None
-    p10_ms: float | None = None
-    p90_ms: float | None = None
-    samples_ms: tuple[float, ...] = ()
-    bytes: int = 0
-    flops: int = 0
-    achieved_gb_s: float | None = None
-    ceiling_gb_s: float | None = None
-    percent_of_ceiling: float | None = None
-    against: str = ""
-    speed_up: float | None = None
 
 
 def bench(
@@ -245,51 +188,62 @@ def _check_cuda(device: torch.device) -> None:
         raise ValueError(f"expected a CUDA device to time a pipeline on, got {device}")
 
 
-def rows(op_names: Iterable[str], device: torch.device) -> Iterator[dict[str, Any]]:
+def rows(op_names: Iterable[str], device: torch.device, cases: Sequence[Case] = ()) -> Iterator[dict[str, Any]]:
     """Bench operations on all their cases: those for timing on a GPU, those for tests on a CPU.
 
     Args:
         op_names: Names of operations, and of the pipelines "loki_pipeline" and "loki_theta_pipeline".
         device: Where.
+        cases: What to time instead of the operations' own cases.
 
     Yields:
         `Row`s as dictionaries, as they are measured.
 
     Raises:
-        ValueError: If a name is unknown, or the pipeline is asked for on a CPU.
+        ValueError: If a name is unknown, the pipeline is asked for on a CPU, or cases are given for an operation that
+            is none of decoding.
     """
     names = list(op_names)
     ops = {name: load_op(name) for name in names if name not in STAGES}
+    other = [name for name, op in ops.items() if cases and type(op.cases[0]) is not Case]
+    if other:
+        raise ValueError(f"expected operations of decoding for these shapes, got {', '.join(other)}")
     if set(STAGES) & set(names):
         _check_cuda(device)
     ceiling_gb_s = copy_gb_s(device)
     purpose = "time" if device.type == "cuda" else "test"
     for name, op in ops.items():
         if (name, device.type) != ("dense_decode", "cuda"):
-            yield from (bench(op, case, device, "", ceiling_gb_s) for case in op.cases if case.purpose == purpose)
+            for case in cases or (case for case in op.cases if case.purpose == purpose):
+                yield from _fitting(name, case, device, partial(_alone, bench, op, case, device, "", ceiling_gb_s))
     if device.type == "cuda" and ({"dense_decode"} | set(STAGES)) & set(names):
-        yield from _dense_and_pipeline(names, device, ceiling_gb_s)
+        for case in cases or (case for case in load_op("dense_decode").cases if case.purpose == "time"):
+            yield from _dense_and_pipeline(names, case, device, ceiling_gb_s)
 
 
-def _dense_and_pipeline(names: list[str], device: torch.device, ceiling_gb_s: float) -> Iterator[dict[str, Any]]:
+def _dense_and_pipeline(
+    names: list[str], case: Case, device: torch.device, ceiling_gb_s: float
+) -> Iterator[dict[str, Any]]:
     op = load_op("dense_decode")
-    for case in (case for case in op.cases if case.purpose == "time"):
-        dense = [bench(op, case, device, "", ceiling_gb_s), *bench_baselines(case, device, ceiling_gb_s)]
-        yield from dense
-        for name in (name for name in STAGES if name in names):
-            yield bench_pipeline(case, device, ceiling_gb_s, dense, name)
+    dense = _fitting(op.name, case, device, partial(_alone, bench, op, case, device, "", ceiling_gb_s))
+    dense += _fitting(op.name, case, device, partial(bench_baselines, case, device, ceiling_gb_s))
+    yield from dense
+    for name in (name for name in STAGES if name in names):
+        work = partial(_alone, bench_pipeline, case, device, ceiling_gb_s, dense, name)
+        yield from _fitting(name, case, device, work)
 
 
-def write_csv(lines: Iterable[dict[str, Any]], path: Path) -> None:
-    """Write rows to a file, each as soon as it is measured.
+def _alone(work: Callable[..., dict[str, Any]], *arguments: Any) -> list[dict[str, Any]]:
+    return [work(*arguments)]
 
-    Args:
-        lines: What `rows` yields.
-        path: Of the file.
-    """
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(Row.__dataclass_fields__))
-        writer.writeheader()
-        for line in lines:
-            writer.writerow(line | {"samples_ms": " ".join(f"{ms:.6f}" for ms in line["samples_ms"])})
-            file.flush()
+
+def _fitting(
+    name: str, case: Case, device: torch.device, work: Callable[[], Iterable[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """What was measured; a case that does not fit is a row too, and says how many bytes were asked for."""
+    try:
+        return list(work())
+    except torch.OutOfMemoryError as error:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return [asdict(replace(_blank(name, case, device, 0.0), status="oom", reason=str(error).splitlines()[0]))]

@@ -3,6 +3,7 @@
 # Each part ends within nine minutes and leaves its log, and CSVs of what it measured, in FOLDER:
 #   verify   the twins of every op of decoding against float64; the engine's graph against the ordinary path
 #   ops      every op and pipeline at the shapes of docs/kernels.md, with baselines and the copy bandwidth
+#   grid     dense, Loki and Loki-Theta from 1k to 1M rows, batch 1 to 256: where they pay
 #   8b       a decode step as one CUDA graph, shape of Llama 3 8B, batch 16, 4k to 32k tokens
 #   tp       the same at the shape of Llama 2 13B on 1, 2 and 4 GPUs, as many as there are
 # Without PART all of them. TINY=1 does the same on a CPU, in Triton's interpreter and on a model of 0.2M parameters: what
@@ -33,16 +34,18 @@ sweep() { # NAME LIMIT RANKS: run, and keep the records as CSV even of a run tha
   step "$name-$ranks" "$limit" mpirun --allow-run-as-root -np "$ranks" python3 -m lacuna run "$file" --set ranks="$ranks" --store "$out/store"
   python3 -m lacuna collect "$file" --set ranks="$ranks" --store "$out/store" -o "$out/$name-$ranks.csv" > /dev/null || failed=1
 }
-for part in "${@:-verify ops 8b tp}"; do for one in $part; do
+for part in "${@:-verify ops 8b tp grid}"; do for one in $part; do
   case $one in
     verify) step tests 500 python3 -m pytest "${tests[@]}" -q -x -p no:cacheprovider
             step verify 200 python3 -m lacuna verify "${ops[@]}" ;;
     ops) if [ -n "${TINY:-}" ]; then step ops 120 python3 -m lacuna bench "${ops[@]}" --device cpu -o "$out/ops.csv"
          else step ops 500 python3 -m lacuna bench "${ops[@]}" loki_pipeline loki_theta_pipeline -o "$out/ops.csv"; fi ;;
+    grid) if [ -n "${TINY:-}" ]; then step grid 60 python3 -m lacuna bench gate --rows 64 128 --batch 1 2 --device cpu -o "$out/grid.csv"
+          else step grid 530 python3 -m lacuna bench loki_pipeline loki_theta_pipeline --rows 1024 8192 65536 262144 1048576 --batch 1 16 64 256 -o "$out/grid.csv"; fi ;;
     8b) sweep decode_h200 530 1 ;;
     tp) gpus=$(nvidia-smi -L 2> /dev/null | grep -c ^GPU); [ -n "${TINY:-}" ] && gpus=2
         for ranks in 1 2 4; do [ "$ranks" -le "$gpus" ] && sweep decode_tp_h200 170 "$ranks"; done ;;
-    *) echo "no part $one: verify, ops, 8b or tp"; exit 2 ;;
+    *) echo "no part $one: verify, ops, 8b, tp or grid"; exit 2 ;;
   esac
 done; done
 exit $failed

@@ -14,7 +14,7 @@ from lacuna.results.plugins import ROOT
 def test_every_part_of_the_script_runs(tmp_path):
     """Minutes of a borrowed GPU would be spent on a misspelt option, or on records that are kept nowhere."""
     done = subprocess.run(
-        ["bash", "tests/gpu/decode.sh", tmp_path, "ops", "8b", "tp"],
+        ["bash", "tests/gpu/decode.sh", tmp_path, "ops", "8b", "tp", "grid"],
         cwd=ROOT, env={**os.environ, "TINY": "1"}, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]

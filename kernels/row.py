@@ -1,0 +1,60 @@
+"""One line of what the bench measures."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of results; times are empty if the verification failed or the call raised.
+
+    Attributes:
+        op: Name of the operation or pipeline.
+        case: Name of the case.
+        twin: "fused" or "eager"; empty for a baseline.
+        baseline: Name of the baseline; empty for a twin.
+        status: "ok", "failed" or "oom".
+        reason: Why it failed.
+        device: Type and name of the device.
+        versions: Of the libraries.
+        dtype: Of the cache.
+        plan: How the work was cut, if not as the fused twin does by itself.
+        launch: "cuda graph" or "direct".
+        error: Largest error against float64.
+        eager_error: The same of the eager twin.
+        median_ms: Of the samples.
+        p10_ms: Of the samples.
+        p90_ms: Of the samples.
+        samples_ms: All of them, in order.
+        bytes: Fewest bytes that must move.
+        flops: Floating-point operations.
+        achieved_gb_s: Bytes over the median.
+        ceiling_gb_s: Copy bandwidth of the device, measured first.
+        percent_of_ceiling: Of the two.
+        against: What a pipeline is compared with: the fastest dense kernel of the same case.
+        speed_up: Time of that over the median.
+    """
+
+    op: str
+    case: str
+    twin: str = ""
+    baseline: str = ""
+    status: str = "ok"
+    reason: str = ""
+    device: str = ""
+    versions: str = ""
+    dtype: str = ""
+    plan: str = ""
+    launch: str = ""
+    error: float | None = None
+    eager_error: float | None = None
+    median_ms: float | None = None
+    p10_ms: float | None = None
+    p90_ms: float | None = None
+    samples_ms: tuple[float, ...] = ()
+    bytes: int = 0
+    flops: int = 0
+    achieved_gb_s: float | None = None
+    ceiling_gb_s: float | None = None
+    percent_of_ceiling: float | None = None
+    against: str = ""
+    speed_up: float | None = None
