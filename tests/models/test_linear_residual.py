@@ -9,6 +9,7 @@ from evict_reference import draw, feed, fresh, held
 
 from lacuna.models.bind import bind
 from lacuna.models.feature_map import generators, load_map
+from lacuna.models.ledger import summary
 from lacuna.models.methods.linear_residual import LinearResidual
 from lacuna.results.plugins import ROOT
 
@@ -226,6 +227,21 @@ def test_a_state_has_one_size_and_is_charged():
     row = 2 * DIM * 4 + 4
     assert float(memory.held_bytes) == before == 4 * (2 * 2 * numbers + 2 * DIM * 4) + 2 * 2 * 8 * row
     assert float(ledger.sums()[0, 1, 4]) == 4 * (2 * 2 * numbers + 2 * DIM * 4) + 2 * 2 * (8 + 1) * row
+
+
+@pytest.mark.parametrize("args", [{}, {"centre": "mean"}, {"features": "favor", "width": 8}])
+def test_a_budget_in_bytes_counts_state_marks_and_weights(args, model):
+    """A state on top of what was allowed would be compared with methods that have none as if it were free."""
+    size, row = load_map(args.get("features", "taylor"), args.get("width"), 0).features(DIM), 2 * DIM * 4 + 4
+    weights = DIM * 8 if "features" in args else 0  # a projection on all dimensions is none
+    centre = 2 * DIM + 1 if "centre" in args else 0
+    amount = 2 * (4 * (size * (DIM + 1) + 1 + centre + weights) + 10 * row) + row
+    method = LinearResidual(keep=None, bytes=amount, **args)
+    _, ledger = run_rows(model, method, tokens(1, 40), {}, 17, False)
+    told = summary([ledger.sums()])
+    assert set(told["over_budget"].values()) == {0.0}
+    assert told["decode"]["rows_attended_mean"] == 10 + 1  # and the row that moves into the state
+    assert told["bytes_held"] == 2 * (amount - row)
 
 
 @pytest.mark.parametrize(
