@@ -163,7 +163,7 @@ class State:
         found = self.phi.queries(flat, self.weights, self._centre(dropped, share))
         total, log = self._sum(found, dropped, share)
         norm = total[..., -1]
-        safe = norm > 0  # a Taylor map that is not centred may be negative: then the exact rows stand alone
+        safe = norm > 0  # the diagonal Taylor map may be negative: then the exact rows stand alone
         out = total[..., :-1] / torch.where(safe, norm, 1.0)[..., None]
         log = torch.where(safe, norm.clamp(min=torch.finfo(norm.dtype).tiny).log() + log + found.log, -torch.inf)
         return Share(out.view(batch, -1, rows, size), log.view(batch, -1, rows))
