@@ -1,0 +1,123 @@
+"""Attention to the blocks that landmarks retrieved, chosen by token and head, by head, or by token.
+
+Shape legend: B batch, H query heads, G KV heads, T query rows, N closed blocks, C rows of a block, K blocks retrieved,
+D head dim, X = H or 1, Y = T or 1.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ..many_rows import RowsCase
+from ..op import Case, Comparison, Inputs, Op, compare_values
+from ..visible import draw
+from .eager import landmark_retrieve
+
+By = Literal["token_and_head", "head", "token"]
+Merged = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class RetrieveCase(RowsCase):
+    """A case whose `rows` are those of all closed blocks and whose `kept` is K.
+
+    Attributes:
+        by: For what blocks are chosen apart.
+    """
+
+    by: By = "token_and_head"
+
+
+TESTED = (
+    RetrieveCase("token_and_head", 2, 4, 2, 60, head_dim=64, queries=5, block=10, kept=3, dtype="float32"),
+    RetrieveCase("head", 1, 3, 1, 153, head_dim=96, queries=70, block=51, kept=2, by="head", dtype="float16"),
+    RetrieveCase("token", 2, 8, 2, 64, head_dim=64, queries=9, block=16, kept=4, by="token", dtype="bfloat16"),
+)
+TIMED = tuple(
+    RetrieveCase(f"b1_h32_g8_s32768_k{kept}_{by}", 1, 32, 8, 32768, queries=256, block=64, kept=kept, by=by,
+                 visible="full", purpose="time")
+    for kept in (4,) for by in ("token_and_head", "head", "token")
+)  # fmt: skip
+COMPILED = (
+    RetrieveCase("one", 1, 8, 2, 256, queries=8, block=64, kept=2, purpose="compile"),
+    RetrieveCase("head", 1, 2, 2, 256, queries=64, block=32, kept=2, by="head", dtype="float32", purpose="compile"),
+)
+
+
+def make(case: Case, device: torch.device, seed: int) -> Inputs:
+    """Draw queries, blocks, and different blocks for each set; in ragged cases some slots hold none.
+
+    Args:
+        case: A `RetrieveCase`.
+        device: Where the tensors live.
+        seed: Of the draw.
+
+    Returns:
+        The arguments of `landmark_retrieve`.
+    """
+    assert isinstance(case, RetrieveCase)
+    count = case.rows // case.block
+    blocks = (case.batch, case.kv_heads, count, case.block, case.head_dim)
+    heads, rows = (1 if case.by == "token" else case.q_heads), (1 if case.by == "head" else case.new)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    order = torch.rand((case.batch, heads, rows, count), generator=generator, device=device)
+    index = order.topk(min(case.kept, count), -1).indices.sort(-1).values.int()
+    if case.visible == "ragged":
+        index[:, :, ::3, 0] = -1
+        index[:, 0, 0] = -1
+    return {
+        "q_BHTKD": draw((case.batch, case.q_heads, case.new, index.shape[3], case.head_dim), case, device, seed + 1),
+        "k_BGNCD": draw(blocks, case, device, seed + 2),
+        "v_BGNCD": draw(blocks, case, device, seed + 3),
+        "index_BXYK": index,
+        "scale": case.head_dim**-0.5,
+    }
+
+
+def compare_merged(inputs: Inputs, output: Merged, reference: Merged) -> Comparison:
+    """Compare outputs and logs of sums.
+
+    Args:
+        inputs: Not used by the values.
+        output: Of a twin.
+        reference: Of the eager twin, float64.
+
+    Returns:
+        The worse of the two comparisons.
+    """
+    both = (compare_values(inputs, found, wanted) for found, wanted in zip(output, reference, strict=True))
+    return max(both, key=lambda one: (bool(one.reason), one.error))
+
+
+def moved_bytes(case: Case) -> int:
+    """Count the fewest bytes: queries of all slots read, blocks once for each set that chooses, the output written.
+
+    Args:
+        case: A `RetrieveCase`; blocks that several sets choose may be read from a cache.
+
+    Returns:
+        Bytes.
+    """
+    assert isinstance(case, RetrieveCase)
+    sets = {"token_and_head": case.q_heads * case.new, "head": case.q_heads, "token": case.kv_heads * case.new}[case.by]
+    queries = case.q_heads * case.new * (case.kept + 1) * case.head_dim
+    blocks = 2 * sets * case.kept * case.block * case.head_dim
+    return case.batch * ((queries + blocks) * case.item_bytes + 4 * case.q_heads * case.new)
+
+
+def flops(case: Case) -> int:
+    """Count the operations of the two products.
+
+    Args:
+        case: A `RetrieveCase`.
+
+    Returns:
+        Floating-point operations.
+    """
+    assert isinstance(case, RetrieveCase)
+    return 4 * case.batch * case.q_heads * case.new * case.kept * case.block * case.head_dim
+
+
+OP = Op("landmark_retrieve", "1", __name__, landmark_retrieve, make, moved_bytes, flops, TESTED + TIMED + COMPILED,
+        compare_merged)  # fmt: skip

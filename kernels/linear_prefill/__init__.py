@@ -1,0 +1,102 @@
+"""Causal linear attention over features of any map, by chunks, with the state after the last row.
+
+Shape legend: B batch, H query heads, G KV heads, T rows, F features, D head dim.
+"""
+
+import math
+
+import torch
+
+from ..many_rows import RowsCase
+from ..op import Case, Comparison, Inputs, Op
+from ..visible import draw
+from .eager import CHUNK, Linear, linear_prefill
+
+TESTED = (
+    RowsCase("mha_64", 2, 2, 2, 77, head_dim=64, low_dims=64, dtype="float32"),
+    RowsCase("taylor_16", 1, 3, 1, 130, head_dim=96, low_dims=273, dtype="float16"),
+    RowsCase("gqa4", 2, 4, 1, 45, head_dim=128, low_dims=40, dtype="bfloat16"),
+)
+TIMED = tuple(
+    RowsCase(f"b1_h32_g8_s{rows}_f{features}", 1, 32, 8, rows, low_dims=features, visible="full", purpose="time")
+    for rows in (8192, 32768) for features in (128, 273)
+)  # fmt: skip
+COMPILED = (
+    RowsCase("gqa4", 1, 8, 2, 256, low_dims=128, purpose="compile"),
+    RowsCase("mha", 1, 2, 2, 256, head_dim=96, low_dims=273, dtype="float32", purpose="compile"),
+)
+
+
+def make(case: Case, device: torch.device, seed: int) -> Inputs:
+    """Draw positive features, as maps of weights have them, values, and a state of earlier rows.
+
+    Args:
+        case: A `RowsCase`; `low_dims` is F.
+        device: Where the tensors live.
+        seed: Of the draw.
+
+    Returns:
+        The arguments of `linear_prefill`.
+    """
+    heads, keys = (case.batch, case.q_heads, case.rows), (case.batch, case.kv_heads, case.rows)
+    state = (case.batch, case.kv_heads, case.low_dims, case.head_dim)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    return {
+        "q_BHTF": draw((*heads, case.low_dims), case, device, seed + 1).abs(),
+        "k_BGTF": draw((*keys, case.low_dims), case, device, seed + 2).abs(),
+        "v_BGTD": draw((*keys, case.head_dim), case, device, seed + 3),
+        "state_BGFD": torch.randn(state, generator=generator, device=device),
+        "norm_BGF": torch.rand(state[:3], generator=generator, device=device),
+    }
+
+
+def compare_linear(inputs: Inputs, output: Linear, reference: Linear) -> Comparison:  # noqa: ARG001
+    """Compare all four parts by the norm of each head's difference over that of its reference.
+
+    Args:
+        inputs: Not used.
+        output: Of a twin.
+        reference: Of the eager twin, float64.
+
+    Returns:
+        The comparison; its error is that of the worst head.
+    """
+    worst = 0.0
+    for name, found, wanted in zip(Linear._fields, output, reference, strict=True):
+        if found.shape != wanted.shape or bool(found.isnan().any()):
+            return Comparison(math.inf, 0.0, f"{name}: another shape, or NaN")
+        apart = (found.double() - wanted).flatten(2).norm(dim=-1) / wanted.flatten(2).norm(dim=-1)
+        worst = max(worst, float(apart.max()))
+    return Comparison(worst, 1.0)
+
+
+def moved_bytes(case: Case) -> int:
+    """Count the fewest bytes: features and values read, float32 sums written; states of chunks are not counted.
+
+    Args:
+        case: A `RowsCase`.
+
+    Returns:
+        Bytes.
+    """
+    queries = case.q_heads * case.rows * (case.low_dims * case.item_bytes + 4 * case.head_dim + 4)
+    keys = case.kv_heads * case.rows * (case.low_dims + case.head_dim) * case.item_bytes
+    return case.batch * (queries + keys + 8 * case.kv_heads * case.low_dims * (case.head_dim + 1))
+
+
+def flops(case: Case) -> int:
+    """Count the operations: states of chunks, and for each query the state and half of its chunk.
+
+    Args:
+        case: A `RowsCase`.
+
+    Returns:
+        Floating-point operations.
+    """
+    states = 2 * case.kv_heads * case.rows * case.low_dims * case.head_dim
+    each = 2 * case.low_dims * case.head_dim + CHUNK * (case.low_dims + case.head_dim)
+    return case.batch * (states + case.q_heads * case.rows * each)
+
+
+OP = Op("linear_prefill", "1", __name__, linear_prefill, make, moved_bytes, flops, TESTED + TIMED + COMPILED,
+        compare_linear)  # fmt: skip
