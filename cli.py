@@ -197,10 +197,14 @@ def _report(args: argparse.Namespace) -> int:
 
 def _table(args: argparse.Namespace) -> int:
     from .analysis.doubts import doubtful
-    from .analysis.render import terminal_tables
+    from .analysis.kernel_table import lay_out
+    from .analysis.render import aligned, terminal_tables
 
     found, _ = _sources(args)
-    print(terminal_tables(found.study.points, args.by))
+    if len(found.archive.lean) or not len(found.bench):
+        print(terminal_tables(found.study.points, args.by))
+    if len(found.bench):
+        print(aligned(lay_out(found.bench)))
     print("\n".join(doubtful(found.archive)))
     return 0
 

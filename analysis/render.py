@@ -91,7 +91,7 @@ def _folds(table: TextTable) -> Iterator[list[int]]:
     widths, names = _widths(table), list(range(table.names))
     chosen = list(names)
     for first in range(table.names, len(widths), 2):
-        pair = [first, first + 1]
+        pair = [place for place in (first, first + 1) if place < len(widths)]
         if len(chosen) > len(names) and sum(widths[i] + 2 for i in chosen + pair) - 2 > WIDTH:
             yield chosen
             chosen = list(names)

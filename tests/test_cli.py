@@ -47,7 +47,8 @@ def runner(here, monkeypatch):
 
     stand_in(monkeypatch, "harness.run", run_cells=run_cells)
     stand_in(monkeypatch, "results.frame", to_frame=list)
-    stand_in(monkeypatch, "analysis.render", terminal_table=lambda rows: f"TABLE of {len(rows)}", terminal_tables=None)
+    shown = {"terminal_table": lambda rows: f"TABLE of {len(rows)}", "terminal_tables": None, "aligned": None}
+    stand_in(monkeypatch, "analysis.render", **shown)
     monkeypatch.delitem(sys.modules, "lacuna.jobs.here", raising=False)
     yield types.SimpleNamespace(calls=calls, fate=fate)
     sys.modules.pop("lacuna.jobs.here", None)
