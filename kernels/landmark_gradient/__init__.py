@@ -7,13 +7,15 @@ import math
 
 import torch
 
-from ..landmark_attention import CASES
+from ..landmark_attention import COMPILED, TESTED
 from ..landmark_attention import make as make_forward
 from ..many_rows import RowsCase
 from ..op import Case, Comparison, Inputs, Op
 from ..visible import draw
 from .eager import landmark_gradient
 
+# The eager twin keeps the matrix of all rows by all rows, so what is timed here is short; tests/gpu/prefill.sh goes on.
+TIMED = (RowsCase("b1_h8_g8_s2048_block64", 1, 8, 8, 2048, block=64, visible="full", purpose="time"),)
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -84,4 +86,14 @@ def flops(case: Case) -> int:
     return 14 * case.batch * case.q_heads * case.pairs * case.head_dim
 
 
-OP = Op("landmark_gradient", "1", __name__, landmark_gradient, make, moved_bytes, flops, CASES, compare_gradients)
+OP = Op(
+    "landmark_gradient",
+    "1",
+    __name__,
+    landmark_gradient,
+    make,
+    moved_bytes,
+    flops,
+    TESTED + TIMED + COMPILED,
+    compare_gradients,
+)

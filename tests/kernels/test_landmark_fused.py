@@ -112,6 +112,33 @@ def test_the_operator_keeps_to_the_rules_of_torch(device):
     torch.library.opcheck(autograd.FORWARD, (*parts, 5, 0.3, starts))
 
 
+class Attention(torch.nn.Module):
+    """Three heads from one projection, in one layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.project = torch.nn.Linear(16, 48)
+
+    def forward(self, x):
+        """Attend from x (B, T, 16)."""
+        q, k, v = (part[:, None] for part in self.project(x).chunk(3, -1))
+        return autograd.landmark_attention_fused(q, k, v, 5, 0.3)
+
+
+def test_the_operator_trains_under_ddp(tmp_path, device):
+    """Broken: a model with the fused kernels gets no gradient, or another one, when it is trained on several ranks."""
+    torch.manual_seed(0)
+    model, x = Attention().to(device), torch.randn(1, 13, 16, device=device)
+    expected = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        torch.nn.parallel.DistributedDataParallel(model)(x).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for parameter, wanted in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, wanted)
+
+
 def test_in_place_of_sdpa(device):
     """Broken: the one call that replaces scaled_dot_product_attention has another scale, or refuses long blocks."""
     parts = operands(device)
