@@ -133,12 +133,14 @@ def parity_of(record):
 @pytest.mark.parametrize("fill", ["prefill", "copy"])
 def test_steps_at_fixed_places_are_timed_with_their_proof(sweep, run, fill):
     """A speed would be told of steps that nobody held against float64, or whose ledger is not theirs."""
-    args = f"prompt: 64, steps: 5, prefills: 1, batch: 3, engine: static, fill: {fill}, temperature: 0.7"
+    args = f"prompt: 64, steps: 5, prefills: 1, batch: 3, engine: static, fill: {fill}, temperature: 0.7, layers: fused"
     records, _ = run(sweep(f"method: {{topk: {{rows: 8}}}}\ntask: {{decode_time: {{{args}}}}}\n"))
     (record,) = records.values()
     assert record.status == "ok", record.reason
     sample = parity_of(record)
-    assert sample["calls"] == {"gather_decode": 8, "lowrank_score": 8, "select_topk": 8}
+    # the pocket model was trained: a norm's weights are not all alike, so that its op is really verified
+    attention, between = ("gather_decode", "lowrank_score", "select_topk"), ("add_norm", "gate", "rotate_rows")
+    assert sample["calls"] == dict.fromkeys(sorted([*attention, *between]), 8)
     assert len(sample["digest"]) == 16
     decode = record.ledger["decode"]
     assert decode["tokens"] == 3 * 10
