@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,8 +85,15 @@ class Journal:
             batches: cuts the missing ones into batches.
             work: gives the results of a batch.
             sums: the ledger's sums so far.
+
+        Raises:
+            ValueError: two samples of one name.
         """
-        assert len({i.id for i in items}) == len(items), "two samples of one id"
+        named = Counter(i.id for i in items).most_common(1)
+        if named and named[0][1] > 1:
+            raise ValueError(
+                f"{named[0][1]} samples are named {named[0][0]!r}: give the rows of the data names that differ"
+            )
         todo = [i for i in items if i.id not in self.done]
         clock = _Clock(len(items), len(todo), self.tell)
         for batch in batches(todo):

@@ -43,9 +43,9 @@ class Common:
     def draft(self, page: Page) -> Draft:
         """As many other words as fit; the beginning of the list, which is an example in RULER, is left out here."""
         often, seldom = (30, 3) if page.tokens >= 3900 else (6, 1)
-        words = [w for c in ("noun", "adjective", "verb") for w in vocabulary(c)]
-        chosen = page.dice.sample(sorted(set(words)), 2010)
-        common, rest = chosen[:10], chosen[10:]
+        words = sorted({w for c in ("noun", "adjective", "verb") for w in vocabulary(c)})
+        page.dice.shuffle(words)
+        common, rest = words[:10], words[10:]
         head = (
             "Below is a numbered list of words. In these words, some appear more often than others. "
             "Memorize the ones that appear most often.\n"
@@ -55,7 +55,7 @@ class Common:
             "most often in the list are:"
         )
         room = page.tokens - page.size(head) - page.size(tail)
-        others = len(rest)
+        others = min(len(rest), room // (4 * seldom))  # a number, its dot and a word are four tokens at least
         while True:
             listed = page.dice.sample(common * often + rest[:others] * seldom, 10 * often + others * seldom)
             body = [t for n, word in enumerate(listed, 1) for t in page.session.encode(f" {n}. {word}")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 
 from ..rows import read_rows
 from .page import Draft, Page
@@ -99,7 +100,7 @@ class Questions:
 
     def draft(self, page: Page) -> Draft:
         """The documents needed, and as many others as fit, in a random order."""
-        known = _given(page.documents) if page.documents else _made(page.dice, self.hops)
+        known = _given(page.documents) if page.documents else _made(page.dice, self.hops, max(100, page.tokens // 20))
         asked = page.dice.choice(known)
         order = (
             "Answer the question based on the given documents. Only give me the answer and do not output any other "
@@ -109,11 +110,11 @@ class Questions:
         tail = f"{order}\n\nQuestion: {asked.query} Answer:"
         room = page.tokens - page.size(head) - page.size(tail)
         chosen = list(asked.documents)
-        room -= sum(page.size(f"Document 999:\n{d}\n\n") for d in chosen)
+        room -= sum(page.size(f"Document 9999:\n{d}\n\n") for d in chosen)
         others = sorted({d for k in known for d in k.documents} - set(chosen))
         page.dice.shuffle(others)
         for other in others:
-            size = page.size(f"Document 999:\n{other}\n\n")
+            size = page.size(f"Document 9999:\n{other}\n\n")
             if size <= room:
                 chosen.append(other)
                 room -= size
@@ -132,10 +133,10 @@ def _given(name: str) -> Sequence[Known]:
     ]
 
 
-def _made(dice: random.Random, hops: int) -> Sequence[Known]:
+def _made(dice: random.Random, hops: int, count: int) -> Sequence[Known]:
     """People who never lived in towns that nobody built: nothing here can be known but from the documents."""
     rivers = dict(zip(TOWNS, dice.sample(RIVERS, len(TOWNS)), strict=True))
-    people = dice.sample([f"{a} {b}" for a in FIRST for b in LAST], 300)
+    people = dice.sample([f"{a} {m}. {b}" for a in FIRST for m in ascii_uppercase for b in LAST], count)
     found = []
     for person in people:
         town, trade = dice.choice(TOWNS), dice.choice(TRADES)

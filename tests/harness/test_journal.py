@@ -96,6 +96,13 @@ def test_time_left_is_told(monkeypatch):
     assert spoken(7260) == "2 h 1 min"
 
 
+def test_samples_of_one_name_are_refused():
+    """One of two would be taken for the other, and never measured."""
+    twins = [type("I", (), {"id": "a"})() for _ in range(2)]
+    with pytest.raises(ValueError, match="2 samples are named 'a'"):
+        Journal().each(twins, lambda todo: [list(todo)], lambda batch: [{}] * len(batch), lambda: None)
+
+
 def test_an_unfinished_file_that_is_damaged_costs_only_what_is_damaged(tmp_path):
     """Half a line would stop the cell for good, or let a sample in that was never measured."""
     path = tmp_path / "k.jsonl"

@@ -44,6 +44,13 @@ def test_every_kind_fits_its_length_and_holds_its_answers(made, kind):
     assert made(task, 1, seed=1)[0][1].context != again[0][1].context
 
 
+@pytest.mark.parametrize("kind", ["cwe", "qa_2"])
+def test_long_pages_are_filled(made, kind):
+    """A curve over length would be flat where a kind runs out of words."""
+    ((_, question),) = made(Ruler(kind=kind, length=65536), 1)
+    assert question.length > 0.9 * (65536 - KINDS[kind].new)
+
+
 def test_counts_of_words_are_as_asked(made):
     """If a fourth word were as frequent as the third, a right answer would count as wrong."""
     (text, question), *_ = made(Ruler(kind="fwe", length=2048))
@@ -82,7 +89,7 @@ def test_form_is_that_of_ruler_s_own_file(shared, made):
 def test_two_hops_need_two_documents(made):
     """A question that one document answers is qa_1 over again."""
     text, question = made(Ruler(kind="qa_2", length=1024), 1)[0]
-    person = re.search(r"where ([A-Z]\w+ [A-Z]\w+) was born\?", text)[1]
+    person = re.search(r"where ([A-Z]\w+ [A-Z]\. [A-Z]\w+) was born\?", text)[1]
     town = re.search(rf"{person} was born in (\w+),", text)[1]
     assert f"{town} is a town on the river {question.facts[0]}." in text
 
