@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from .plan import Plan, cells_in
 from .sweep import SETTINGS
 
 TAIL = 15
+PAPER = re.compile(r"arXiv (\d{4}\.\d{5})")
 STATES = (*STATUSES, "todo", "waits")
 
 
@@ -31,7 +33,11 @@ def catalogue(kind: str) -> list[dict[str, Any]]:
 def _about_plugin(kind: str, name: str) -> dict[str, Any]:
     plugin = plugins.describe(kind, name)
     fields = [_field(one) for one in plugin.fields]
-    return {"name": name, "version": plugin.version, "text": plugin.summary, "fields": fields}
+    about = {"name": name, "version": plugin.version, "text": plugin.summary, "fields": fields}
+    if kind != "methods":
+        return about
+    papers = dict.fromkeys(PAPER.findall(plugins.source(kind, name).read_text(encoding="utf-8")))
+    return about | {"shape": plugin.constants.get("shape", ""), "papers": list(papers)}
 
 
 def _field(one: plugins.Field) -> dict[str, Any]:
@@ -50,9 +56,22 @@ def _about_file(kind: str, name: str) -> dict[str, Any]:
 
 
 def listing(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each plug-in."""
+    """A line for each plug-in; for a method a second one with its shape, papers and defaults."""
     width = max((len(row["name"]) for row in rows), default=0)
-    return "\n".join(f"{row['name']:{width}}  v{row['version']}  {row['text']}" for row in rows) or "none"
+    lines = []
+    for row in rows:
+        lines.append(f"{row['name']:{width}}  v{row['version']}  {row['text']}")
+        if "shape" in row:
+            lines.append(" " * width + "      " + "; ".join(filter(None, _facts(row))))
+    return "\n".join(lines) or "none"
+
+
+def _facts(row: Mapping[str, Any]) -> Iterator[str]:
+    """Shape, papers, and the defaults that are set."""
+    yield row["shape"]
+    yield ", ".join(f"arXiv {number}" for number in row["papers"])
+    given = ((one["name"], one.get("default")) for one in row["fields"])
+    yield ", ".join(f"{name}={value}" for name, value in given if value not in (None, {}))
 
 
 def status(plan: Plan) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lacuna.jobs import show
 from lacuna.jobs.sweep import SweepError, read
 from lacuna.results import plugins
 from lacuna.results.fields import Budget, mark
@@ -93,6 +94,16 @@ def test_rules_need_no_import(kind, name):
     if len(given) == len(plugin.fields):
         plugins.check(kind, name, given)
         plugins.load(kind, name)(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+
+def test_list_of_methods_has_shape_papers_and_defaults():
+    """What a method is by default, and after which paper, could only be found in its source."""
+    rows = show.catalogue("methods")
+    lines = show.listing(rows).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("pyramidkv "))
+    assert lines[at + 1].strip().startswith("evict; arXiv 2406.02069; rows=2048, beta=20, window=8, kernel=7")
+    (full,) = (row for row in rows if row["name"] == "full")
+    assert (full["shape"], full["papers"]) == ("direct", [])
 
 
 def test_rules_are_told_without_torch():
