@@ -35,8 +35,10 @@ class Heldout:
         """Cut a corpus.
 
         Raises:
-            ValueError: no document is as long as a window.
+            ValueError: no document is as long as a window, or landmarks do not divide it.
         """
+        if landmarks is not None:
+            landmarks.check(length)
         encode = batches.shards.tokenizer.encode
         ids = [encode(text, add_special_tokens=False).ids for text in documents([corpus])]
         cut = [[d[i : i + length + 1] for i in range(0, len(d) - length, length)] for d in ids]

@@ -47,12 +47,13 @@ class Training:
     def outcome(self) -> Outcome:
         """Train and measure."""
         task, loop = self.task, self._loop()
+        length = task.heldout_length or task.lengths[-1]
+        # made before the first step: what is wrong with it is not to be told after hours
+        heldout = Heldout.of(task.heldout, loop.batches, length, task.heldout_windows, self.landmarks)
         state = State.read(self.work, self.cell.key)
         if state is not None:
             loop.take_up(state)
         loop.all()
-        length = task.heldout_length or task.lengths[-1]
-        heldout = Heldout.of(task.heldout, loop.batches, length, task.heldout_windows, self.landmarks)
         perplexity = heldout.perplexity(loop)
         metrics = {"heldout_perplexity": perplexity, "heldout_tokens": len(heldout.windows) * length}
         metrics |= {"tokens": loop.schedule.steps * task.step_tokens, "steps": loop.schedule.steps}

@@ -167,6 +167,22 @@ def test_goes_on_with_a_checkpoint(trained, tmp_path):
     assert folder.exists()
 
 
+def test_landmarks_are_taught_to_a_checkpoint(trained, tmp_path):
+    """New rows that are random, or a vocabulary that shifts, would wreck a model before it is tuned."""
+    record, store, _ = trained
+    write_folder(store.artifact(record.key), tmp_path / "base")
+    changes = {"tokens": 512, "lengths": [64], "shares": [1.0], "planted": [0.0], "attention": "landmark", "block": 8}
+    tuned, elsewhere = train(tmp_path, "s", model={"path": "base"}, rate=0.0001, matrix_rate=0.0001, **changes)
+    assert tuned.status == "ok", tuned.trace
+    old, new = (w["model.embed_tokens.weight"] for w in (weights(store, record), weights(elsewhere, tuned)))
+    assert new.shape[0] == 304
+    torch.testing.assert_close(new[:300], old, atol=3e-4, rtol=0)
+    torch.testing.assert_close(new[300:], old.mean(0).expand(4, -1), atol=3e-4, rtol=0)
+    model, tokenizer = load_model(Spec("m", source=str(elsewhere.artifact(tuned.key))), "float32", "cpu")
+    assert model.config.lacuna_landmark["token"] == tokenizer.convert_tokens_to_ids("<|landmark|>") == 300
+    assert tuned.samples[0]["loss"] == pytest.approx(record.samples[-1]["loss"], abs=0.6)
+
+
 @torch.no_grad()
 def test_recurrence_is_attention_over_two_windows(tmp_path):
     """A cache that is stale, shifted or cut would make the Transformer-XL baseline weaker than it is."""
@@ -227,6 +243,7 @@ def test_wrong_arguments_are_told_before_anything_runs(tmp_path, changes, words)
         ({"mix": [0.5, 0.5]}, "expected the shares of facts, variables"),
         ({"planted": [1.0, 1.0]}, "use longer rows, or another `mix`"),
         ({"heldout_length": 10**6}, "held-out windows need one"),
+        ({"heldout_length": 60, "attention": "landmark", "block": 8}, "does not divide a length of 60: take 64"),
     ],
 )
 def test_wrong_arguments_are_refused_in_a_sentence(tmp_path, changes, words):
