@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ class Training:
         task, loop = self.task, self._loop()
         length = task.heldout_length or task.lengths[-1]
         # made before the first step: what is wrong with it is not to be told after hours
-        heldout = Heldout.of(task.heldout, loop.batches, length, task.heldout_windows, self.landmarks)
+        heldout = Heldout.of(task.heldout, loop.batches, length, task.heldout_windows, self._plain_landmarks())
         state = State.read(self.work, self.cell.key)
         if state is not None:
             loop.take_up(state)
@@ -84,6 +85,11 @@ class Training:
             return None
         token, control = with_landmarks(self.tokenizer)
         return Landmarks(token, control, task.block, task.places, task.jump, task.control)
+
+    def _plain_landmarks(self) -> Landmarks | None:
+        """For measuring: at the ends of equal blocks, without jumps, all under the control token if there is one."""
+        own = self.landmarks
+        return own and replace(own, places="fixed", jump=0, controlled=float(own.controlled > 0))
 
     @cached_property
     def model(self) -> Any:
