@@ -19,7 +19,7 @@ def attend_in_cache(method: Stepwise, q_BHTD: Tensor, memory: Memory, call: Call
 
     Row by row, since every row that is dropped moves all keys before it.
     """
-    walk, out, read = Walk(method, memory, call), [], []
+    walk, out, kept = Walk(method, memory, call), [], []
     for row in range(call.new):
         seen = walk.step(row)
         rows = attend.rows_of(seen)
@@ -28,9 +28,11 @@ def attend_in_cache(method: Stepwise, q_BHTD: Tensor, memory: Memory, call: Call
         heads = rows.repeat_interleave(weights.shape[1] // rows.shape[1], 1)[:, :, None]
         walk.note(row, spread.scatter_(3, heads.masked_fill(heads < 0, seen.shape[2]), weights)[..., :-1])
         out.append(_mean(weights, _taken(memory.values.view, rows)))
-        read.append(seen.sum(-1))
-    read_BGT = torch.stack(read, 2)
+        kept.append(seen)
+    keep_BGTS = torch.stack(kept, 2)
+    read_BGT = keep_BGTS.sum(-1)
     marks = read_BGT[:, : memory.live].sum(1).double() * memory.aux["mark"].row_bytes
+    ledger.chosen(memory, call, q_BHTD, keep_BGTS)
     ledger.count(memory, call, read_BGT, marks)
     memory.keep(attend.rows_of(walk.held))
     return torch.cat(out, 2).to(q_BHTD.dtype)

@@ -20,6 +20,7 @@ def faults(path, store):
 def test_each_sweep_that_ships_is_read(path, tmp_path):
     """A sweep that the documents name would be refused, because an argument has another name by now.
 
-    Data that does not ship may be missing here.
+    Data that does not ship, and models that are yet to be trained, may be missing here.
     """
-    assert [fault for fault in faults(path, tmp_path / "store") if ": no data " not in fault] == []
+    found = faults(path, tmp_path / "store")
+    assert [fault for fault in found if ": no data " not in fault and " holds no model" not in fault] == []
