@@ -84,6 +84,18 @@ def test_the_middle_is_cut_and_the_question_stays(under, rows):
     assert whole[0] == about.replace("{context}", task._rows()[0]["context"]).replace("{input}", "Question 0?")
 
 
+def test_a_question_that_is_too_long_is_cut_like_the_rest(under, rows):
+    """Examples of few-shot tasks stand in the question; a refusal would leave a hole in the table."""
+    task = LongBench("trec", data=rows, length=64)
+    row = {"context": "First words.", "input": "Question: " + "why and " * 60 + "Type:", "answers": ["x"]}
+    with under() as session:
+        question = task._question(session, 0, row, 64)
+        text = session.decode([*question.context, *question.turns[0]])
+    assert (question.length, question.facts["cut"]) == (64, True)
+    assert text.startswith("Please determine the type")
+    assert text.endswith("Type:")
+
+
 def test_answers_are_judged_and_averaged(under, rows):
     """LongBench-E's bins must hold the rows of their lengths, and the best truth must count."""
     task = LongBench("hotpotqa", data=rows, length=192)
