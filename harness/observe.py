@@ -94,6 +94,9 @@ def _told(memory: Memory, call: Call, keep_BNTS: Tensor) -> Tensor:
         return keep_BNTS
     numbers_BN1S = memory.numbers_BNS(keep_BNTS.shape[0])[:, :, None]
     sets = max(keep_BNTS.shape[1], numbers_BN1S.shape[1])
+    numbers_BN1S = numbers_BN1S.repeat_interleave(
+        sets // numbers_BN1S.shape[1], 1
+    )  # query heads see their group's rows
     keep = (keep_BNTS & (numbers_BN1S >= 0)).expand(-1, sets, -1, -1)
     where = numbers_BN1S.clamp(min=0).expand(keep.shape)
     # added up, since several holes share the place of token 0

@@ -23,31 +23,35 @@ GATHERED = 2**24  # elements of keys gathered at once
 
 @dataclass(frozen=True)
 class Plan:
-    """The arguments of method `landmark`, and the model's block.
+    """The arguments of method `landmark` but its budget, and the model's block.
 
     Attributes:
         most: blocks before a chunk that can be chosen at all.
     """
 
-    k: int
     chunk: int
     most: int
     choose: str
     block: int
 
 
-def pieces(q_BHTD: Tensor, plan: Plan) -> Iterator[slice]:
-    """Query rows, so many at once that what is gathered for them stays small."""
+def pieces(q_BHTD: Tensor, k_BT: Tensor, block: int) -> Iterator[slice]:
+    """Query rows that choose k blocks, so many at once that what is gathered for them stays small."""
     batch, heads, new, dim = q_BHTD.shape
-    each = max(1, min(attend.ROWS_AT_ONCE, GATHERED // (batch * heads * dim * max(1, plan.k * plan.block))))
+    each = max(1, min(attend.ROWS_AT_ONCE, GATHERED // (batch * heads * dim * max(1, _largest(k_BT) * block))))
     return (slice(start, min(start + each, new)) for start in range(0, new, each))
 
 
+def _largest(k_BT: Tensor) -> int:
+    return int(k_BT.max()) if k_BT.numel() else 0
+
+
 class Found(NamedTuple):
-    """Output [B, H, T, D], and rows of the text that were read for it, [B, G, T]."""
+    """Output [B, H, T, D], rows of the text that were read for it [B, G, T], and the blocks chosen [B, H, T, N]."""
 
     out: Tensor
     read_BGT: Tensor
+    hit_BHTN: Tensor
 
 
 @dataclass
@@ -59,6 +63,7 @@ class Rows:
     Attributes:
         at: [B, T] the last token of its text that a row sees; -1 for padding.
         later: [B, T] positions that the row stands behind that token: 1 for a landmark.
+        k: [B, T] blocks that it may choose, the same for all rows of a chunk.
     """
 
     plan: Plan
@@ -66,10 +71,13 @@ class Rows:
     call: Call
     at: Tensor
     later: Tensor
+    k: Tensor
+    widest: int = field(init=False)
     start: Tensor = field(init=False)
     cached: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
+        self.widest = _largest(self.k)
         self.start = self.at.clamp(min=0) // self.plan.chunk * self.plan.chunk
         self.cached = self.start // self.plan.block  # blocks before the chunk
 
@@ -87,7 +95,18 @@ class Rows:
         out = (here.reshape(shape[0], groups, -1, width) @ near_v).view(*shape[:3], -1)
         there = weight[..., width:].to(values.dtype)
         out = out + (there[..., None, :] @ values)[..., 0, :]
-        return Found(out.to(q_BHTD.dtype), self._read(chosen, groups))
+        hit = self._hit(chosen)
+        return Found(out.to(q_BHTD.dtype), self._read(hit, groups), hit)
+
+    def kept(self, hit_BHTN: Tensor) -> Tensor:
+        """Which rows held are attended, [B, H, T, S]: the chunk so far, and those of the blocks chosen."""
+        number_BS = self.memory.numbers_BS(self.at.shape[0]) - self.call.first[:, None]
+        number = number_BS[:, None, None]
+        start, at = self.start[:, None, :, None], self.at[:, None, :, None]
+        some = torch.nn.functional.pad(hit_BHTN, (0, 1))  # what is in no block that is full is in the last column
+        block = (number.clamp(min=0) // self.plan.block).clamp(max=hit_BHTN.shape[3])
+        chosen = some.gather(3, block.expand(*hit_BHTN.shape[:3], -1))
+        return torch.where((number >= start) & (number <= at), True, chosen & (number >= 0) & (number < start))
 
     def _place(self) -> Tensor:
         """Position of each row within its chunk, landmarks counted, [B, T]."""
@@ -100,8 +119,8 @@ class Rows:
     def _choose(self, q_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Blocks [B, H, T, K], oldest first, -1 for none; and the slots that they are put into."""
         marks = self.memory.extra["landmarks"]
-        many, k = marks.shape[2], self.plan.k
-        keep = min(k, many)
+        many, k = marks.shape[2], self.k[:, None, :, None]
+        keep = min(self.widest, many)
         if not keep:
             nothing = self.at[:, None, :, None].expand(-1, q_BHTD.shape[1], -1, 0)
             return nothing, nothing
@@ -112,7 +131,8 @@ class Rows:
         score = self._together(score.masked_fill(~is_there[:, None], -torch.inf))
         score = score.half()  # landmarks are all alike in the first layer: rounding must not choose between equals
         best = score.sort(dim=-1, descending=True, stable=True).indices[..., :keep]
-        best = best.masked_fill(score.gather(-1, best) == -torch.inf, many).sort(-1).values
+        beyond = torch.arange(keep, device=best.device) >= k
+        best = best.masked_fill((score.gather(-1, best) == -torch.inf) | beyond, many).sort(-1).values
         best = best.expand(-1, q_BHTD.shape[1], -1, -1)
         held = is_there.sum(-1)[:, None, :, None]
         recent = (self.cached[:, None, :, None] - best) <= k
@@ -121,12 +141,13 @@ class Rows:
 
     def _landmark_scores(self, q_BHTD: Tensor, marks_BGND: Tensor, age_BTN: Tensor) -> Tensor:
         """Scores [B, H, T, N] of the landmarks at the slots that their blocks' ages give them."""
-        k, length = self.plan.k, self.plan.block + 1
+        k, length = self.k[..., None], self.plan.block + 1
         held = age_BTN.ge(0).sum(-1, keepdim=True).clamp(max=self.plan.most)
         slot_BTN = torch.where(held > k, (k - age_BTN).clamp(min=0), held - 1 - age_BTN)
         before = self._before()
         score = q_BHTD.new_zeros(*q_BHTD.shape[:3], age_BTN.shape[-1], dtype=torch.float32)
-        for slot in range(min(k, marks_BGND.shape[2]) + 1):  # turning the query back turns all keys of a slot forward
+        for slot in range(min(self.widest, marks_BGND.shape[2]) + 1):
+            # turning the query back turns all keys of a slot forward
             query = self._turned(q_BHTD, before + self._place() - slot * length - self.plan.block)
             found = attend.group_scores(query, marks_BGND, "none") * self.call.scale
             score = torch.where((slot_BTN == slot)[:, None], found, score)
@@ -135,7 +156,7 @@ class Rows:
     def _before(self) -> Tensor:
         """Positions that stand before the chunk: all blocks while they are few, then k + 1 slots; [B, T]."""
         held = self.cached.clamp(max=self.plan.most)
-        return held.clamp(max=self.plan.k + 1) * (self.plan.block + 1)
+        return held.minimum(self.k + 1) * (self.plan.block + 1)
 
     def _together(self, score_BHTN: Tensor) -> Tensor:
         """Scores by which heads or rows choose alike; a landmark's row chooses for itself."""
@@ -228,13 +249,15 @@ class Rows:
         flat = keys_BHTKD.flatten(1, 3)[:, None]
         return self._turned(flat, by_BHTK.flatten(1)).view(keys_BHTKD.shape)
 
-    def _read(self, chosen: Tensor, groups: int) -> Tensor:
-        """Rows read per key/value head: the chunk so far, and the blocks that any head of the group chose."""
-        batch, heads, rows, _ = chosen.shape
+    def _hit(self, chosen: Tensor) -> Tensor:
+        """The chosen blocks as booleans over all, [B, H, T, N]."""
         many = self.memory.extra["landmarks"].shape[2]
-        hit = torch.zeros(batch, heads, rows, many + 1, dtype=torch.bool, device=chosen.device)
-        hit = hit.scatter(3, torch.where(chosen < 0, many, chosen), value=True)[..., :many]
-        blocks = attend.union_BGT(hit, groups) * self.plan.block
+        hit = torch.zeros(*chosen.shape[:3], many + 1, dtype=torch.bool, device=chosen.device)
+        return hit.scatter(3, torch.where(chosen < 0, many, chosen), value=True)[..., :many]
+
+    def _read(self, hit_BHTN: Tensor, groups: int) -> Tensor:
+        """Rows read per key/value head: the chunk so far, and the blocks that any head of the group chose."""
+        blocks = attend.union_BGT(hit_BHTN, groups) * self.plan.block
         return torch.where(self.at[:, None] < 0, 0, blocks + (self.at - self.start + 1)[:, None])
 
 

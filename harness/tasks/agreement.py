@@ -39,10 +39,14 @@ class Agreement(Task):
         """Feed windows as rows that the method acts on; samples hold each layer and set.
 
         Raises:
-            ValueError: the method chooses no rows, or none was left out.
+            ValueError: the method chooses no rows, or not by them, or none was left out.
         """
         if session.method.shape != "select":
             raise ValueError(f"{session.cell.method.name} does not choose rows of a cache: agreement is of selections")
+        if session.method.inserts(session.binding.model.config) is not None:  # its keys are held before rotation
+            raise ValueError(
+                f"{session.cell.method.name} chooses by tokens of its own: no q.k of its rows to agree with"
+            )
         watch = session.binding.ledger.watch = Watch()
         rows = read_windows(session, self.corpus, self.windows * self.window, self.window)
         for part in rows.split(max(1, TOKENS_AT_ONCE // self.window)):

@@ -21,7 +21,8 @@ from ..task import Outcome, Task
 class AttentionMaps(Task):
     """Dense attention weights of one text beside the rows that the method attended, for some layers.
 
-    The weights are softmax(q.k) over all rows, with the queries and keys that the layer sees under the method. A map
+    The weights are softmax(q.k) over all rows, with the queries and keys that the layer sees under the method (before
+    rotation, where the method itself turns them, as `landmark` does). A map
     has some query rows, spread evenly over those after the prompt, and ranges of tokens: `weight` is their sum over a
     range, `kept` the share of a range's visible tokens that was attended, both in the mean over heads. The metric
     `kept_mass` is the weight that falls on rows attended, in the mean over those query rows, all layers and heads.

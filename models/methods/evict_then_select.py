@@ -112,11 +112,15 @@ class EvictThenSelect(Method):
         q = self.second.project(q_BHTD, memory)
         (batch, heads, rows, size), groups = q.shape, memory.keys.view.shape[1]
         own, told = _apart(memory), _Read()
+        if ledger.watch is not None:
+            told.watch = told.note
         text = _text(memory, call)
         out = self.second.attend_projected(q.reshape(batch * groups, heads // groups, rows, size), own, text, told)
         held = text.context_BT.unflatten(0, (batch, groups))[:, : memory.live].double().sum(1)
         extra = held * self.second.score_bytes(memory) + _constant_bytes(memory) / batch
         assert told.rows is not None
+        if told.keep is not None:
+            ledger.chosen(memory, call, q, told.keep.unflatten(0, (batch, groups)).flatten(1, 2))
         ledger.count(memory, call, told.rows[:, 0].unflatten(0, (batch, groups)), extra)
         return out.reshape(batch, heads, rows, size)
 
@@ -131,9 +135,15 @@ class EvictThenSelect(Method):
 
 
 class _Read(Ledger):
-    """Takes down how many rows were read; what else is read the composition knows."""
+    """Takes down how many rows were read, and which; what else is read the composition knows."""
 
     rows: Tensor | None = None
+    keep: Tensor | None = None
+
+    def note(self, memory: Memory, call: Call, q_BHTD: Tensor, keep_BNTS: Tensor) -> None:
+        """Note which rows were chosen, where somebody watches."""
+        del memory, call, q_BHTD
+        self.keep = keep_BNTS
 
     def count(
         self,

@@ -8,7 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ...results.fields import Within
+from ...results import rules
+from ...results.fields import ByteCount, Keep, RowCount, Within
+from ..budget import Allowance, Cost, amount_of, asks_for_gaps, in_rows, word_of
 from ..inserted import Inserted
 from ..landmark import Landmarked
 from ..landmark_rows import NO_BOUND, Plan, Rows, pieces
@@ -19,7 +21,7 @@ from ..method import Method
 
 @dataclass(frozen=True)
 class Landmark(Method):
-    """The k blocks whose landmark token scores highest are attended, each weighed by its landmark, and the row's chunk.
+    """The blocks whose landmark token scores highest are attended, each weighed by its landmark, and the row's chunk.
 
     Landmark Attention: Random-Access Infinite Context Length for Transformers (arXiv 2305.16300). Only for models that
     were trained with landmark tokens (task train), which are fed beside the text. A row attends its own chunk, which
@@ -32,23 +34,38 @@ class Landmark(Method):
     its training length. Read for a row: the landmarks' keys, its chunk so far, and the chosen blocks; held: everything,
     or `blocks` blocks and a chunk, and all landmarks' keys.
 
-    Arguments: `k` blocks; `chunk` in tokens, a multiple of the model's block; `choose` a set of blocks for each row and
-    query head, for each `row` (the highest score of any head), or for each `head` (the highest score of any row of the
-    chunk so far: the paper takes later rows of the chunk too, which decoding cannot know).
+    Arguments: `keep` a share of the row's causal length, `rows` a count, or `bytes` that a layer reads for a row,
+    landmarks included; a whole chunk is taken off, and k is how many whole blocks fit into the rest, at least one. The
+    default are 4 blocks of 50 beside a chunk of 250 (tables 1 and 2; 2 blocks are 350 rows). With `keep`, k and the
+    distances above grow with the text, beyond what training saw. `chunk` in tokens, a multiple of the model's block;
+    `choose` a set of blocks for each row and query head, for each `row` (the highest score of any head), or for each
+    `head` (the highest score of any row of the chunk so far: the paper takes later rows of the chunk too, which
+    decoding cannot know). Where query heads choose apart, `rows` and `keep` are of each of them.
     """
 
-    k: Annotated[int, Within(0)] = 4
+    keep: Keep = None
+    rows: RowCount = 450
+    bytes: ByteCount = None
     chunk: Annotated[int, Within(1)] = 250
     blocks: Annotated[int, Within(1)] | None = None
     choose: Literal["row_and_head", "row", "head"] = "row_and_head"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
+
+    def __post_init__(self) -> None:
+        rules.one_budget(self)
+        rules.rows_above(self, self.chunk, f"leaves nothing beside the chunk of {self.chunk}")
+
+    def expects_gaps(self) -> bool:
+        """A share of 1 asks for everything."""
+        return asks_for_gaps(self)
 
     def inserts(self, config: Any) -> Inserted:
         """The landmark tokens.
 
         Raises:
-            ValueError: the model was trained without them, with a control token, or with a block that does not divide.
+            ValueError: the model was trained without them, with a control token, or with a block that does not divide
+                the chunk or is more than `rows` leave beside it.
         """
         said = Landmarked.of(config)
         if said.gated:
@@ -58,21 +75,30 @@ class Landmark(Method):
             raise ValueError(
                 f"landmark: chunk {self.chunk} is no multiple of the model's block {said.block}: take {near}"
             )
+        least = f"is less than the chunk of {self.chunk} and one of the model's blocks of {said.block}"
+        rules.rows_above(self, self.chunk + said.block - 1, least)
         return Blocks(self, said)
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Choose, gather, attend."""
         plan = self.plan(Landmarked.of(memory.site.config).block)
         at_BT = call.numbers_T[None] - call.first[:, None]
-        parts, rows = [], []
-        for piece in pieces(q_BHTD, plan):
-            found = Rows(plan, memory, call, at_BT[:, piece], at_BT[:, piece] * 0).attend(q_BHTD[:, :, piece])
+        k_BT = self.allowed(memory, call, at_BT)
+        parts, read, kept = [], [], []
+        for piece in pieces(q_BHTD, k_BT, plan.block):
+            at = at_BT[:, piece]
+            rows = Rows(plan, memory, call, at, at * 0, k_BT[:, piece])
+            found = rows.attend(q_BHTD[:, :, piece])
             parts.append(found.out)
-            rows.append(found.read_BGT)
-        cached_BT = (at_BT // plan.chunk * (plan.chunk // plan.block)).clamp(max=plan.most) if self.k else 0
+            read.append(found.read_BGT)
+            if ledger.watch is not None:  # as large as T x S, for those who watch
+                kept.append(rows.kept(found.hit_BHTN))
+        if kept:
+            ledger.chosen(memory, call, q_BHTD, torch.cat(kept, 2))
+        cached_BT = (at_BT // plan.chunk * (plan.chunk // plan.block)).clamp(max=plan.most)
         landmarks_BT = (cached_BT + at_BT % plan.chunk // plan.block).clamp(min=0)
         extra = landmarks_BT.double() * memory.keys.row_bytes * memory.site.live
-        ledger.count(memory, call, torch.cat(rows, 2), extra)
+        ledger.count(memory, call, torch.cat(read, 2), extra)
         return torch.cat(parts, 2)
 
     attend_dense = attend
@@ -92,7 +118,41 @@ class Landmark(Method):
 
     def plan(self, block: int) -> Plan:
         """These arguments for a model of that block."""
-        return Plan(self.k, self.chunk, self.blocks or NO_BOUND, self.choose, block)
+        return Plan(self.chunk, self.blocks or NO_BOUND, self.choose, block)
+
+    def cost(self, memory: Memory, call: Call) -> Cost:
+        """Landmarks of all blocks, and the rows chosen; the chunk is read once for all heads of a group."""
+        heads, row = memory.site.kv_heads_real, memory.keys.row_bytes + memory.values.row_bytes
+        sets = self._sets(call)
+        marks = memory.keys.row_bytes / Landmarked.of(memory.site.config).block
+        return Cost(row * sets * heads, marks * heads, -(sets - 1) * self.chunk * row * heads)
+
+    def allowed(self, memory: Memory, call: Call, at_BT: Tensor) -> Tensor:
+        """Blocks that a row may choose whose text's last token is this one, [B, T]; the same for all of a chunk."""
+        rows = in_rows(self, memory.site, self._reach(memory, at_BT), self.cost(memory, call))
+        return ((rows - self.chunk) // Landmarked.of(memory.site.config).block).clamp(min=1)
+
+    def allowance(self, memory: Memory, call: Call) -> Allowance:
+        """The budget, or the chunk so far and one block where that is more."""
+        block, cost, sets = Landmarked.of(memory.site.config).block, self.cost(memory, call), self._sets(call)
+        at_BT = call.context_BT - 1
+        if word_of(self) == "bytes":
+            widest = float(self._reach(memory, at_BT).max())
+            least = cost.fixed + (self.chunk + block) * cost.row + widest * cost.visible
+            return Allowance(read_bytes=max(amount_of(self, memory.site), least))
+        own = at_BT.clamp(min=0) % self.chunk + 1
+        rows = in_rows(self, memory.site, call.context_BT, cost).maximum(own + block)
+        return Allowance(attended_BT=((rows - own) * sets + own).minimum(call.context_BT))
+
+    def _reach(self, memory: Memory, at_BT: Tensor) -> Tensor:
+        """Rows up to the end of each row's chunk, [B, T]; where bytes are asked for, those whose landmarks are read."""
+        before = at_BT.clamp(min=0) // self.chunk * self.chunk
+        if word_of(self) == "bytes" and self.blocks is not None:
+            before = before.clamp(max=self.blocks * Landmarked.of(memory.site.config).block)
+        return before + self.chunk
+
+    def _sets(self, call: Call) -> int:
+        return 1 if self.choose == "row" else call.group
 
 
 @dataclass(frozen=True)
@@ -124,9 +184,9 @@ class Blocks(Inserted):
         """A landmark reads what the last row of its block reads, one position later; it is no row of the text."""
         plan = self.method.plan(self.said.block)
         at_BM = torch.where(mark_BM < 0, -1, (mark_BM + 1) * plan.block - 1)
-        later = torch.ones_like(at_BM)
+        later, k_BM = torch.ones_like(at_BM), self.method.allowed(memory, call, at_BM)
         parts = [
-            Rows(plan, memory, call, at_BM[:, piece], later[:, piece]).attend(q_BHMD[:, :, piece]).out
-            for piece in pieces(q_BHMD, plan)
+            Rows(plan, memory, call, at_BM[:, piece], later[:, piece], k_BM[:, piece]).attend(q_BHMD[:, :, piece]).out
+            for piece in pieces(q_BHMD, k_BM, plan.block)
         ]
         return torch.cat(parts, 2) if parts else q_BHMD

@@ -262,7 +262,7 @@ def test_a_sweep_measures_what_it_trains(tmp_path):
 
     write_sweep(tmp_path)
     made = {"model": {"new": "small300.json"}, "train": {**ARGS, "attention": "landmark", "block": 8}, "seed": 1}
-    sweep = {"model": {"trained": made}, "method": {"landmark": {"k": 1, "chunk": 16}},
+    sweep = {"model": {"trained": made}, "method": {"landmark": {"rows": 24, "chunk": 16}},
              "task": [{"perplexity": {"window": 64, "windows": 1}}, {"passkey": {"length": 400, "samples": 1}}]}  # fmt: skip
     (tmp_path / "both.yaml").write_text(json.dumps(sweep), encoding="utf-8")
     store = Store(tmp_path / "s")

@@ -51,7 +51,12 @@ def test_recall_and_jaccard_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("name", "args", "words"), [("full", {}, "of selections"), ("topk", {"keep": 1.0}, "left no row")]
+    ("name", "args", "words"),
+    [
+        ("full", {}, "of selections"),
+        ("topk", {"keep": 1.0}, "left no row"),
+        ("landmark", {"rows": 12, "chunk": 8}, "chooses by tokens of its own"),
+    ],
 )
 def test_nothing_left_out_is_refused(name, args, words, corpus, model):  # noqa: F811
     """An agreement of 1 because everything was kept says nothing."""

@@ -51,6 +51,27 @@ def test_kept_rows_are_marked_where_they_are(corpus, model):  # noqa: F811
     assert sample["kept_mass"] == pytest.approx(sum(inside) / len(inside), rel=1e-2)
 
 
+def test_blocks_are_marked_whole_beside_the_chunk(corpus, model):  # noqa: F811
+    """A block chosen by its landmark would be marked in part, or at its landmark's place."""
+    (sample,) = measured(model, corpus, "landmark", {"rows": 8, "chunk": 4}, layers=(1,), head=0).samples
+    for row, kept in zip(sample["row"], sample["kept"], strict=True):
+        start = row // 4 * 4
+        assert kept[start:] == [1] * (row + 1 - start)
+        blocks = [kept[n : n + 4] for n in range(0, start, 4)]
+        assert sorted(blocks) == [[0] * 4] * (len(blocks) - 1) + [[1] * 4]
+
+
+def test_rows_chosen_after_an_eviction_are_marked_by_their_tokens(corpus, model):  # noqa: F811
+    """Each query head's choice among what its group holds would be marked at places of the cache."""
+    args = {"rows": 4, "read": 2, "evict_args": {"window": 2}, "select_args": {"heads": "query"}}
+    (sample,) = measured(model, corpus, "evict_then_select", args, layers=(1,), head=3).samples
+    assert all(sum(kept) == 2 for kept in sample["kept"])
+    (held,) = measured(model, corpus, "evict_then_select", {**args, "read": 1.0}, layers=(1,), head=3).samples
+    for kept, there in zip(sample["kept"], held["kept"], strict=True):
+        assert all(k <= t for k, t in zip(kept, there, strict=True))
+    assert sum(held["kept"][-1]) == 4 + WINDOW - PROMPT
+
+
 def test_the_largest_weights_are_kept_by_topk(corpus, model):  # noqa: F811
     """Marks of one head would lie on the weights of another."""
     (sample,) = measured(model, corpus, "topk", {"rows": 3, "heads": "query"}, layers=(0,), head=2).samples

@@ -14,7 +14,7 @@ from lacuna.models.memory import Call, Memory, Site
 from lacuna.models.residual import Residual
 
 WINDOW, PROMPT = 24, 8
-TELLS = ["adakv", "full", "h2o", "keydiff", "l2norm", "linear_residual", "loki", "loki_theta", "pca_attn", "pyramidkv", "quest", "snapkv", "sparq", "streaming_llm", "top_theta", "topk", "tova"]  # fmt: skip
+TELLS = ["adakv", "evict_then_select", "full", "h2o", "keydiff", "l2norm", "landmark", "linear_residual", "loki", "loki_theta", "pca_attn", "pyramidkv", "quest", "snapkv", "sparq", "streaming_llm", "top_theta", "topk", "tova"]  # fmt: skip
 
 
 @contextmanager

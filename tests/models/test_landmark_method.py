@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest_models import DIM as WIDE
 from conftest_models import make_method, make_model, run_rows, tokens
 
 from lacuna.models.ledger import Ledger, summary
@@ -26,7 +27,7 @@ def one(x, by):
 
 def by_the_paper(q, k, v, marks, args, number, head, so_far):
     """Section 3.3 for one row of one head: slots, scores, top-k and groups in plain numbers."""
-    size, chunk, top = BLOCK + 1, args["chunk"], args["k"]
+    size, chunk, top = BLOCK + 1, args["chunk"], (args["rows"] - args["chunk"]) // BLOCK
     group = head * GROUPS // HEADS
     start = number // chunk * chunk
     blocks = list(range(start // BLOCK))[-args.get("blocks", 10**6) :]
@@ -74,7 +75,12 @@ def own(score, block):
 @pytest.mark.parametrize("length", [7, 26])
 @pytest.mark.parametrize(
     "args",
-    [{"k": 2, "chunk": 6}, {"k": 1, "chunk": 3, "blocks": 4}, {"k": 3, "chunk": 6, "blocks": 3}, {"k": 0, "chunk": 6}],
+    [
+        {"rows": 12, "chunk": 6},
+        {"rows": 6, "chunk": 3, "blocks": 4},
+        {"rows": 15, "chunk": 6, "blocks": 3},
+        {"rows": 11, "chunk": 6},
+    ],
 )
 def test_rows_are_attended_by_the_papers_rules(args, length):
     """A slot, a group or a tie that differs makes distances that training never saw."""
@@ -105,7 +111,9 @@ def test_heads_choose_alike_for_a_row():
     model, ids = make_model(), tokens(1, 40)
     rows = {}
     for choose in ("row_and_head", "row"):
-        _, ledger = run_rows(model, make_method("landmark", {"k": 1, "chunk": 4, "choose": choose}), ids, {}, 20, True)
+        _, ledger = run_rows(
+            model, make_method("landmark", {"rows": 8, "chunk": 4, "choose": choose}), ids, {}, 20, True
+        )
         rows[choose] = summary([ledger.sums()])["decode"]["rows_attended_mean"]
     inside = sum(n % 4 + 1 for n in range(20, 40)) / 20
     assert rows["row"] == pytest.approx(inside + 4)
@@ -117,7 +125,7 @@ def test_equal_landmarks_choose_the_oldest():
     length = 24
     q, k = torch.randn(1, HEADS, length, DIM), torch.randn(1, GROUPS, length, DIM)
     memory = Memory(Site(0, 1, (0, 1), 2, DIM, turn, config=CONFIG), {})
-    method = make_method("landmark", {"k": 1, "chunk": 3})
+    method = make_method("landmark", {"rows": 6, "chunk": 3})
     method.write(memory, k, k)
     method.inserts(CONFIG).write(memory, torch.zeros(1, GROUPS, 8, DIM), torch.arange(8)[None])
     call = Call(None, torch.zeros(1, dtype=torch.long), "decode", 0.5, length, 1)
@@ -135,7 +143,7 @@ def test_old_blocks_are_dropped_first():
     model, ids = make_model(), tokens(1, 60)
     held = {}
     for blocks in (3, 5):
-        method = make_method("landmark", {"k": 2, "chunk": 8, "blocks": blocks})
+        method = make_method("landmark", {"rows": 16, "chunk": 8, "blocks": blocks})
         with bind(model, method) as binding:
             cache = binding.cache()
             for column in ids.split(1, 1):
@@ -145,10 +153,40 @@ def test_old_blocks_are_dropped_first():
     assert max(held[5][-20:]) == 5 * 4 + 8 - 1
 
 
+def blocks_read(args, length=40):
+    """Whole blocks that each row from the 21st on reads beside its chunk of 4, in the first and in the last layer."""
+    model, ids = make_model(num_key_value_heads=4), tokens(1, length)  # no groups: heads read what they choose
+    _, ledger = run_rows(model, make_method("landmark", {"chunk": 4, **args}), ids, {}, 20, False)
+    counted = summary([ledger.sums()])
+    assert counted["over_budget"] == {"rows_attended": 0, "rows_held": 0, "bytes": 0}
+    inside = sum(n % 4 + 1 for n in range(20, length)) / (length - 20)
+    return [(layer["rows_attended_mean"] - inside) / 4 for layer in counted["layers"]]
+
+
+ROW = 4 * 2 * WIDE * 4  # a key and a value of the four heads, in bytes
+
+
+@pytest.mark.parametrize(
+    ("args", "blocks"),
+    [
+        ({"rows": [8, 15]}, lambda _: (1, 2)),
+        ({"keep": 0.5}, lambda end: (end // 2 - 4) // 4),
+        ({"keep": 0.01}, lambda _: 1),
+        ({"bytes": 16 * ROW}, lambda end: (16 - 4 - end / 4 / 2) // 4),
+    ],
+)
+def test_budgets_are_whole_blocks_beside_the_chunk(args, blocks):
+    """A share or bytes would buy other blocks than the same number of rows, or landmarks and the chunk would be free."""
+    ends = [n // 4 * 4 + 4 for n in range(20, 40)]
+    each = torch.tensor([blocks(end) for end in ends], dtype=torch.float64)
+    assert blocks_read(args) == pytest.approx((each.mean(0) if each.dim() > 1 else each.mean().repeat(2)).tolist())
+
+
 @pytest.mark.parametrize(
     ("config", "args", "words"),
     [
         (SimpleNamespace(), {}, "was not trained with landmarks"),
+        (CONFIG, {"rows": 8, "chunk": 6}, "rows = 8 is less than the chunk of 6 and one of the model's blocks of 3"),
         (CONFIG, {"chunk": 250}, "chunk 250 is no multiple of the model's block 3: take 249"),
         (SimpleNamespace(lacuna_landmark={**CONFIG.lacuna_landmark, "gated": True}), {"chunk": 6}, "for training only"),
     ],
