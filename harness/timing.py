@@ -11,7 +11,17 @@ from typing import Any
 import torch
 
 
-def times_ms(work: Callable[[], object], repeats: int, warmup: int, device: torch.device) -> list[float]:
+def nothing() -> None:
+    """Do nothing between repeats."""
+
+
+def times_ms(
+    work: Callable[[], object],
+    repeats: int,
+    warmup: int,
+    device: torch.device,
+    between: Callable[[], object] = nothing,
+) -> list[float]:
     """Milliseconds of each repeat, raw.
 
     Args:
@@ -19,23 +29,26 @@ def times_ms(work: Callable[[], object], repeats: int, warmup: int, device: torc
         repeats: how often it counts.
         warmup: how often it runs before.
         device: where it runs.
+        between: what is done outside of the time: after each repeat on a CPU; once, after the last, on a GPU, where
+            repeats follow each other without a gap.
     """
     for _ in range(warmup):
         work()
     clock = _gpu_times if device.type == "cuda" else _cpu_times
-    return clock(work, repeats)
+    return clock(work, repeats, between)
 
 
-def _cpu_times(work: Callable[[], object], repeats: int) -> list[float]:
+def _cpu_times(work: Callable[[], object], repeats: int, between: Callable[[], object]) -> list[float]:
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         work()
         times.append((time.perf_counter() - start) * 1e3)
+        between()
     return times
 
 
-def _gpu_times(work: Callable[[], object], repeats: int) -> list[float]:
+def _gpu_times(work: Callable[[], object], repeats: int, between: Callable[[], object]) -> list[float]:
     torch.cuda.synchronize()
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
     marks[0].record()
@@ -43,6 +56,7 @@ def _gpu_times(work: Callable[[], object], repeats: int) -> list[float]:
         work()
         mark.record()
     torch.cuda.synchronize()
+    between()
     return [a.elapsed_time(b) for a, b in pairwise(marks)]
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..inside import heading
 from ..label import condition
 from ..numbers import number, times
 from ..study import Study
@@ -51,4 +52,4 @@ def _panel(axis: Axes, group: pd.DataFrame) -> None:
     axis.set(xlim=(0, 1.05 * most), ylim=(-0.6, len(group) - 0.4), xlabel="J per token (dashed: full)")
     args = {k: v for k, v in first["task_args"].items() if k in ("batch", "prompt")}
     said = json.dumps(args)[1:-1].replace('"', "")
-    axis.set_title(" ".join(text for text in (condition(first), said) if text), fontsize=7)
+    axis.set_title(heading(" ".join(text for text in (condition(first), said) if text)), fontsize=7)

@@ -1,7 +1,9 @@
 """Stages of a sparse decode step: what choosing the rows costs, and what attending to them does.
 
 Each stage as it was timed alone; the mark is the whole chain in one graph, and the line the fastest dense kernel of the
-same shape. Stages alone add up to a little more or less than the chain, since caches are emptied before each.
+same shape. Stages alone add up to a little more or less than the chain, since caches are emptied before each. Whole
+steps of the task `decode_time` on a GPU have panels of their own: busy times of their kernels by purpose, from a
+profile, and the median step (mark); what the mark is beyond the bar is gaps, and kernels that overlap count twice.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..bench import decode
+from ..inside import MOST_LINES, heading, inside
 from ..study import Study
 from ..style import COLUMN, legend, panels, paper
 
@@ -24,25 +27,68 @@ COLOURS = {
     "select_topk": "#E69F00",
     "gather_decode": "#0072B2",
 }
+OF_STEPS = {
+    "append": "#F0E442",
+    "score": "#56B4E9",
+    "select": "#E69F00",
+    "gather": "#0072B2",
+    "attend": "#009E73",
+    "merge": "#CC79A7",
+    "collective": "#D55E00",
+    "matmul": "#777777",
+    "other": "#cccccc",
+}
+ALIKE = ("run", "device", "context", "case")
+HEIGHT = 1.35  # inches of a panel with two bars
 
 
 def draw(study: Study) -> Figure:
-    """One panel per run, device and shape.
+    """One panel per run, device and shape, and one per model and setting of whole steps.
 
     Raises:
-        ValueError: no chain was timed beside its stages.
+        ValueError: no chain was timed beside its stages, and no step was profiled.
     """
     found = decode(study.bench)
     ours = found[found["baseline"].eq("")]
-    groups = [rows for _, rows in ours.groupby(["run", "device", "context", "case"], sort=True) if _chains(rows)]
-    if not groups:
-        raise ValueError("needs a cell of `lacuna bench` with a pipeline and each of its stages")
+    chains = [rows for _, rows in ours.groupby(list(ALIKE), sort=True) if _chains(rows)]
+    steps = _steps(study)
+    if not chains and not steps:
+        raise ValueError(
+            "needs a cell of `lacuna bench` with a pipeline and each of its stages, or one of decode_time on a GPU"
+        )
+    bars = max((len(rows) for rows in steps), default=0)
     with paper():
-        figure, pairs = panels(groups, 2, COLUMN, 1.35)
+        figure, pairs = panels([*chains, *steps], 2, COLUMN, max(HEIGHT, 0.8 + 0.22 * bars))
         for axis, rows in pairs:
-            _panel(axis, rows)
+            (_panel if "case" in rows else _step_panel)(axis, rows)
         legend(figure, [axis for axis, _ in pairs])
     return figure
+
+
+def _steps(study: Study) -> list[pd.DataFrame]:
+    frame = study.frame
+    names = [f"stage_{stage}_ms" for stage in OF_STEPS if f"stage_{stage}_ms" in frame]
+    profiled = frame[frame["task"].eq("decode_time") & frame["status"].eq("ok") & frame[names].notna().any(axis=1)]
+    if profiled.empty:
+        return []
+    found = inside(Study(profiled), "decode_time", "ms")
+    return [rows.head(MOST_LINES) for _, rows in found.groupby("where", sort=True)]
+
+
+def _step_panel(axis: Axes, rows: pd.DataFrame) -> None:
+    for place, metrics in enumerate(rows["metrics"]):
+        left = 0.0
+        for stage, colour in OF_STEPS.items():
+            width = metrics.get(f"stage_{stage}_ms", 0.0)
+            if width > 0:  # neither absent nor NaN
+                axis.barh(place, width, left=left, height=0.6, color=colour, label=stage)
+                left += width
+        axis.plot(
+            [metrics["decode_ms_median"]], [place], color="#000000", marker="d", linestyle="none", label="median step"
+        )
+    axis.set_yticks(range(len(rows)), list(rows["method_label"]))
+    axis.set(ylim=(len(rows) - 0.4, -0.6), xlim=(0, None), xlabel="ms per step")
+    axis.set_title(heading(str(rows["where"].iloc[0])), fontsize=7)
 
 
 def _chains(rows: pd.DataFrame) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,6 +18,7 @@ from ..lm import Session, State
 from ..parity import Parity, checked
 from ..stages import stage_ms
 from ..task import Outcome, Task, read_corpus
+from ..timeline import Timeline
 from ..timing import EnergyMeter, MemoryMeter, quantile, times_ms, weight_bytes
 
 ENERGY_MS = 1000.0
@@ -30,7 +32,9 @@ class DecodeTime(Task):
     The slowest rank counts. Peak and resident memory are of this rank's process or GPU. Energy is summed over the
     ranks, on GPUs and where the steps take a second or more: NVML's counter is too coarse for less. On a GPU bytes per
     second, the copy bandwidth measured before, the speed-up that bytes allow against dense attention in the same step
-    (ideal) and if attention cost nothing (Amdahl), and the time of each stage.
+    (ideal) and if attention cost nothing (Amdahl), and the time of each stage. Samples of phase `memory` are what the
+    cache holds after the prompt and after steps: each on a CPU; on a GPU those of the warm-up and the last that is
+    timed, since nothing comes between timed ones.
 
     Before anything is timed, the ops of one step are held against float64 on this run's own cache, and a replayed step
     against the same step made eagerly; the record has the digest of that, and is invalid where it failed.
@@ -72,10 +76,12 @@ class DecodeTime(Task):
         first = _slowest(session, times_ms(lambda: session.prefill(texts), self.prefills, 1, session.device))
         state = self._filled(session, texts)
         session.binding.reset()
+        held = Timeline(session, state.cache)
+        held.note("prefill")
         if self.engine == "dynamic":
-            return self._outcome(session, first, ceiling, memory, self._dynamic(session, state))
+            return self._outcome(session, first, ceiling, memory, self._dynamic(session, state, held))
         with engine(session, state, self._room, self._pick, self.layers) as steps:
-            return self._outcome(session, first, ceiling, memory, self._fixed(session, steps))
+            return self._outcome(session, first, ceiling, memory, self._fixed(session, steps, held))
 
     @property
     def _room(self) -> int:
@@ -95,7 +101,7 @@ class DecodeTime(Task):
         state = session.prefill(texts)
         return copied(session, state, self.batch) if self.fill == "copy" else state
 
-    def _dynamic(self, session: Session, state: State) -> _Steps:
+    def _dynamic(self, session: Session, state: State, held: Timeline) -> _Steps:
         token = self._pick(state.logits)
 
         def step() -> None:
@@ -104,30 +110,37 @@ class DecodeTime(Task):
 
         with checked() as parity:
             step()
-        return self._timed(session, step, parity, lambda: state.logits)
+        return self._timed(session, step, parity, lambda: state.logits, held)
 
-    def _fixed(self, session: Session, steps: Engine) -> _Steps:
+    def _fixed(self, session: Session, steps: Engine, held: Timeline) -> _Steps:
         with checked() as parity:
             steps.step()
         if self.engine == "graph":
             steps.capture()
             parity.replay = steps.agrees()
-        return self._timed(session, steps.step, parity, lambda: steps.logits)
+        return self._timed(session, steps.step, parity, lambda: steps.logits, held)
 
     def _timed(
-        self, session: Session, step: Callable[[], None], parity: Parity, logits: Callable[[], torch.Tensor]
+        self,
+        session: Session,
+        step: Callable[[], None],
+        parity: Parity,
+        logits: Callable[[], torch.Tensor],
+        held: Timeline,
     ) -> _Steps:
+        note = partial(held.note, "decode")
         for _ in range(self.warmup):
             step()
+            note()
         meter = EnergyMeter(session.device)
-        times = _slowest(session, times_ms(step, self.steps, 0, session.device))
+        times = _slowest(session, times_ms(step, self.steps, 0, session.device, note))
         joules = [j for j in session.lm.world.gather(meter.joules()) if j is not None]
         energy = sum(joules) if joules and sum(times) >= ENERGY_MS else None
         stages = stage_ms(step, PROFILED) if session.device.type == "cuda" else {}
         complaints = [c for c in session.lm.world.gather(parity.complaint) if c]
         if not logits().isfinite().all():
             complaints.append("the last step's logits are not finite")
-        return _Steps(times, energy, stages, parity.sample(), "; ".join(sorted(set(complaints))))
+        return _Steps(times, energy, stages, parity.sample(), "; ".join(sorted(set(complaints))), held.samples())
 
     def _outcome(
         self, session: Session, first: list[float], ceiling: float | None, memory: MemoryMeter, steps: _Steps
@@ -138,7 +151,7 @@ class DecodeTime(Task):
             metrics["energy_j_per_token"] = steps.joules / (self.batch * self.steps)
         samples = [{"phase": "prefill", "ms": ms} for ms in first] + [{"phase": "decode", "ms": ms} for ms in steps.ms]
         told = steps.parity | {"engine": self.engine, "sums": session.lm.shard.sums}
-        return Outcome(metrics, [*samples, told], invalid=steps.complaint)
+        return Outcome(metrics, [*samples, *steps.held, told], invalid=steps.complaint)
 
     def _metrics(self, first: list[float], steps: list[float]) -> dict[str, float]:
         spread = {f"decode_ms_p{p}": quantile(steps, p / 100) for p in (10, 90, 99)}
@@ -154,13 +167,14 @@ class DecodeTime(Task):
 
 @dataclass(frozen=True)
 class _Steps:
-    """Raw times, energy of all of them, times of stages, and what was verified."""
+    """Raw times, energy of all of them, times of stages, what was verified, and what the cache held."""
 
     ms: list[float]
     joules: float | None
     stages: dict[str, float]
     parity: dict[str, Any]
     complaint: str
+    held: list[dict[str, Any]]
 
 
 def _check_gpu(name: str, session: Session) -> None:
