@@ -1,7 +1,9 @@
 """The script that verifies and times the kernels for many rows on a GPU, tried where there is none."""
 
 import csv
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,9 @@ ROOT = Path(__file__).parents[2]
 def test_the_script_of_the_gpu_runs_in_tiny(tmp_path):
     """Broken: minutes on a GPU end at a typing error, or a line is called right that nobody verified or timed."""
     command = [ROOT / "tests" / "gpu" / "prefill.sh", tmp_path, "landmark_more", "columns", "--tiny"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550, check=False)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the script's python3 is this one
+    environment = {**os.environ, "PATH": path}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=550, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     for part, ops in (("columns", {"attention", "column_sums", "window_votes"}),
                              ("landmark_more", {"attention", "attention_gradient", "landmark_attention", "landmark_gradient"})):  # fmt: skip
