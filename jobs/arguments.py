@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import yaml
+
 from ..results import plugins
 from ..results.cell import Spec
 from ..results.fields import Budget, Data, Needs, Share, mark, near, problem, takes_list
@@ -200,7 +202,7 @@ def _hint(value: Any) -> str:
         number = float(value) if isinstance(value, str) else None
     except ValueError:
         return ""
-    return "" if number is None else f" (YAML takes {value} for text: write {number!r})"
+    return "" if number is None else f" (YAML takes {value} for text: write {yaml.safe_dump(number).split()[0]})"
 
 
 def _put(args: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

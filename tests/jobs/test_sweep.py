@@ -210,6 +210,8 @@ def test_store_that_cannot_be_written(root):
         ("model: {repo: a/b}\nmethod: {topk: {sharp: 1e-3}}\ntask: needle\n",
          ["1: a model is {path: FOLDER}, {new: SHAPE} or {repo: ORG/NAME, revision: COMMIT}: without it a repo moves",
           '2: method.topk.sharp is "1e-3", expected a number (YAML takes 1e-3 for text: write 0.001)']),
+        ("model: pocket\nmethod: {topk: {sharp: 1e-05}}\ntask: needle\n",
+         ['2: method.topk.sharp is "1e-05", expected a number (YAML takes 1e-05 for text: write 1.0e-05)']),
         ("model: {repo: a/b, revision: main}\nmethod: full\ntask: needle\n", ["1: model.revision is 'main', expected a commit's 40 hexadecimal digits: a branch moves"]),
         ("model: {path: nowhere}\nmethod: {full: {}, topk: {}}\ntask: 2020-01-01\n", None),
         (SMALL + "seed: .nan\n", ['4: ".nan" is not a number that a result can depend on']),
