@@ -212,7 +212,7 @@ def attention(
     out = feed.attend(out, every, memory, call)
     memory.end_prompt(call)
     binding.method.settle(memory, call)
-    binding.ledger.settle(memory, call, arrived)
+    binding.ledger.settle(memory, call, arrived, binding.method.kept)
     if memory.clock is None:  # a captured step is counted at its end
         binding.ledger.audit.hold(memory, call, binding.method.allowance(memory, call), acted=act)
     memory.settle()

@@ -20,6 +20,14 @@ from .memory import Call, Memory
 PHASES = ("prefill", "decode")
 
 
+Kept = Callable[[Memory, Call, Tensor, Tensor], Tensor]
+
+
+def grown(_: Memory, call: Call, before_BN: Tensor, after_BN: Tensor) -> Tensor:
+    """Rows of text held after each new row, [B, N, T]: one more each time, and never more than are left in the end."""
+    return (before_BN[..., None] + (call.context_BT > 0).cumsum(-1)[:, None]).minimum(after_BN[..., None])
+
+
 @dataclass
 class Tally:
     """Sums of one layer and phase over rows and real heads."""
@@ -86,14 +94,18 @@ class Ledger:
         tally.read += read_BT.sum()
         tally.dense += live * context.sum() * memory.dense_row_bytes
 
-    def settle(self, memory: Memory, call: Call, arrived_BN: Tensor | None = None) -> None:
-        """Note what is held after eviction; `arrived` rows of text were held before it (default: as many)."""
+    def settle(self, memory: Memory, call: Call, arrived_BN: Tensor | None = None, kept: Kept | None = None) -> None:
+        """Note what is held after eviction; `arrived` rows of text were held before it (default: as many).
+
+        `kept` says of several rows how many are held after each, had it been a step (default: `grown`).
+        """
         real = call.context_BT > 0
         after = memory.text_rows_BN(call.first)
         before = (after if arrived_BN is None else arrived_BN) - real.sum(-1, keepdim=True)
-        # as if each row had been a step: the cache grows row by row, and never beyond what is left in the end
-        kept = (before[..., None] + real.cumsum(-1)[:, None]).minimum(after[..., None]) * real[:, None]
-        heads = kept.expand(-1, memory.keys.view.shape[1], -1)[:, : memory.live]
+        each = grown if kept is None or call.new == 1 else kept
+        heads = (each(memory, call, before, after) * real[:, None]).expand(-1, memory.keys.view.shape[1], -1)[
+            :, : memory.live
+        ]
         self._tally(memory, call).kept += heads.sum() / memory.copies
         held, zero = memory.held_bytes, torch.zeros_like(memory.held_bytes)
         new = torch.stack([held, zero + memory.dense_bytes, zero + memory.site.live])

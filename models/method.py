@@ -19,7 +19,7 @@ from ..kernels.select_topk import OP as SELECT_TOPK
 from . import attend, many
 from .budget import Allowance, Amount, Cost, amount_of, asks_for_gaps, in_rows, widest, word_of
 from .inserted import Inserted
-from .ledger import Ledger
+from .ledger import Ledger, grown
 from .memory import Call, Memory, Site
 
 
@@ -79,6 +79,13 @@ class Method(ABC):
 
     def settle(self, memory: Memory, call: Call) -> None:  # noqa: B027 - most methods evict nothing
         """Evict after the call; default nothing."""
+
+    def kept(self, memory: Memory, call: Call, before_BN: Tensor, after_BN: Tensor) -> Tensor:
+        """Rows of text held after each of several new rows, had each been a step, [B, N, T]; default `ledger.grown`.
+
+        `before` were held ahead of them, `after` are left in the end.
+        """
+        return grown(memory, call, before_BN, after_BN)
 
     def allowance(self, memory: Memory, call: Call) -> Allowance | None:
         """What these arguments allow a call that the method acted on or that ended a prompt; default no bound.

@@ -107,14 +107,24 @@ class Landmark(Method):
         """Drop rows that no text can need any more."""
         if self.blocks is None:
             return
-        block = Landmarked.of(memory.site.config).block
-        next_B = memory.seen - call.first  # the row that comes next
-        oldest_B = (next_B // self.chunk * self.chunk - self.blocks * block).clamp(min=0) + call.first
+        oldest_B = self._oldest(memory, memory.seen - call.first) + call.first
         held = memory.numbers_BS(call.first.shape[0])
         drop = int(oldest_B.min()) - int(held[0, 0])
         if drop > 0:
             rows = torch.arange(drop, held.shape[1], device=held.device)
             memory.keep(rows.expand(held.shape[0], 1, -1))
+
+    def kept(self, memory: Memory, call: Call, before_BN: Tensor, after_BN: Tensor) -> Tensor:
+        """A text's rows from the oldest that any text of the batch can need: they rise with the chunk, and fall."""
+        if self.blocks is None:
+            return super().kept(memory, call, before_BN, after_BN)
+        oldest_BT = self._oldest(memory, call.numbers_T + 1 - call.first[:, None]) + call.first[:, None]
+        return (call.numbers_T + 1 - oldest_BT.amin(0).maximum(call.first[:, None]))[:, None]
+
+    def _oldest(self, memory: Memory, next_: Tensor) -> Tensor:
+        """Place of the oldest row that the row at this place can need."""
+        reach = (self.blocks or 0) * Landmarked.of(memory.site.config).block
+        return (next_ // self.chunk * self.chunk - reach).clamp(min=0)
 
     def plan(self, block: int) -> Plan:
         """These arguments for a model of that block."""

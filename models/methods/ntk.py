@@ -92,6 +92,14 @@ class Ntk(Method):
         own = sum(part.nbytes for part in memory.constants.values())
         return own * memory.site.live / max(1, len(memory.site.kv_heads)) / texts
 
+    def kept(self, memory: Memory, call: Call, before_BN: Tensor, after_BN: Tensor) -> Tensor:
+        """A text's rows until it loses its prefix, which no text does while another would be left with nothing."""
+        del memory, after_BN
+        text_BT = call.context_BT
+        gone_B1 = before_BN < (call.seen - call.new - call.first).clamp(min=0)[:, None]
+        now_BT = (text_BT >= self.prefix) & (text_BT != self.prefix).all(0)
+        return (text_BT - self.prefix * (gone_B1 | now_BT.int().cummax(1).values.bool()))[:, None]
+
     def settle(self, memory: Memory, call: Call) -> None:
         """Drop the prefix of each text that is longer."""
         held = memory.keys.view.shape[2]
