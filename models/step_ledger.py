@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .ledger import PHASES, Ledger
+from .ledger import PHASES, Kept, Ledger
 from .memory import Call, Memory
 from .method import Method
 from .rows import Clock
@@ -70,10 +70,10 @@ class StepLedger(Ledger):
         self.group = call.group
         self._now[memory.site.layer] = _Count(memory, attended_BGT[:, : memory.live, 0], extra_bytes_BT, each)
 
-    def settle(self, memory: Memory, call: Call, arrived_BN: Tensor | None = None) -> None:
+    def settle(self, memory: Memory, call: Call, arrived_BN: Tensor | None = None, kept: Kept | None = None) -> None:
         """In a step nothing is evicted that is not overwritten at once: `close` counts what is held."""
         if call.clock is not self.clock:
-            self.before.settle(memory, call, arrived_BN)
+            self.before.settle(memory, call, arrived_BN, kept)
 
     def close(self) -> None:
         """Add up a step; nothing is asked of the device."""

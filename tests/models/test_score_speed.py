@@ -17,6 +17,7 @@ LIKE_POCKET = {
     "num_attention_heads": 6,
     "num_key_value_heads": 3,
     "max_position_embeddings": TOKENS,
+    "lacuna_landmark": {"token": 0, "control": 0, "block": 50, "length": 512, "gated": False},
 }
 
 
