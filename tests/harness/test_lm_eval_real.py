@@ -30,6 +30,7 @@ def task_of(shared, name, limit):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", SETS)
 def test_real_sets_give_lm_eval_s_own_results(lm, under, shared, name):
     """A layout read wrongly gives plausible scores of other questions."""
