@@ -230,24 +230,35 @@ class Rows:
     def _far(self, q_BHTD: Tensor, chosen: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, H, T, K, C] of the chosen blocks' rows, and their values [B, H, T, K * C, D]."""
         batch, heads, rows, _ = q_BHTD.shape
-        memory, block = self.memory, self.plan.block
+        memory, block, scale = self.memory, self.plan.block, self.call.scale
         inner = torch.arange(block, device=chosen.device)
         number = chosen[..., None] * block + inner + self.call.first[:, None, None, None, None]
         index = (number - memory.numbers_BS(batch)[:, 0, None, None, None, None]).clamp(min=0).flatten(3)
-        keys, values = (_gathered(part, index, heads) for part in (memory.keys.view, memory.values.view))
-        marks = _gathered(memory.extra["landmarks"], chosen.clamp(min=0), heads) if chosen.shape[-1] else keys
-        place = slot[..., None] * (block + 1) + inner
-        query = self._turned(q_BHTD, self._before() + self._place())[..., None]
-        score = (self._each(keys, place.flatten(3)) @ query)[..., 0].view(batch, heads, rows, chosen.shape[3], block)
-        gate = (self._each(marks, slot * (block + 1) + block) @ query)[..., 0]
-        scale = self.call.scale
-        logit = score * scale + (gate * scale - (score * scale).logsumexp(-1))[..., None]
-        return logit.masked_fill((chosen < 0)[..., None], -torch.inf), values
+        query = self._before_slots(q_BHTD, slot)[..., None]
+        keys = self._at_block(index, heads).view(batch, heads, rows, -1, block, query.shape[-2])
+        score = (keys @ query)[..., 0] * scale
+        marks = self._turned(memory.extra["landmarks"], torch.full_like(self.at[:, :1], block))
+        marks = _gathered(marks, chosen.clamp(min=0), heads) if chosen.shape[-1] else query[..., 0]
+        gate = (marks[..., None, :] @ query)[..., 0, 0] * scale
+        logit = score + (gate - score.logsumexp(-1))[..., None]
+        return logit.masked_fill((chosen < 0)[..., None], -torch.inf), _gathered(memory.values.view, index, heads)
 
-    def _each(self, keys_BHTKD: Tensor, by_BHTK: Tensor) -> Tensor:
-        """Keys turned by positions of their own."""
-        flat = keys_BHTKD.flatten(1, 3)[:, None]
-        return self._turned(flat, by_BHTK.flatten(1)).view(keys_BHTKD.shape)
+    def _before_slots(self, q_BHTD: Tensor, slot_BHTK: Tensor) -> Tensor:
+        """Queries [B, H, T, K, D] turned back by the slots: few queries in place of all the keys that are in a slot."""
+        place, length = self._before() + self._place(), self.plan.block + 1
+        slots = range(slot_BHTK.shape[3] + 1)
+        turned = torch.stack([self._turned(q_BHTD, place - slot * length) for slot in slots], 3)
+        return turned.gather(3, slot_BHTK[..., None].expand(*slot_BHTK.shape, q_BHTD.shape[3]))
+
+    def _at_block(self, index_BHTK: Tensor, heads: int) -> Tensor:
+        """Keys at these rows [B, H, T, K, D], turned by their place within their block."""
+        keys, block = self.memory.keys.view, self.plan.block
+        place = (self.memory.numbers_BS(keys.shape[0]) - self.call.first[:, None]) % block
+        if index_BHTK[0].numel() > keys[0, :, :, 0].numel():  # rows that are gathered often are turned once
+            return _gathered(self._turned(keys, place), index_BHTK, heads)
+        there = place.gather(1, index_BHTK.flatten(1))
+        keys = _gathered(keys, index_BHTK, heads)
+        return self._turned(keys.flatten(1, 3)[:, None], there).view(keys.shape)
 
     def _hit(self, chosen: Tensor) -> Tensor:
         """The chosen blocks as booleans over all, [B, H, T, N]."""
