@@ -69,12 +69,19 @@ class Line:
 class Writer:
     """Lines of one part, flushed as they come and printed in short."""
 
-    def __init__(self, folder, part):
-        self.file = (folder / f"prefill_{part}.csv").open("w", newline="", encoding="utf-8")
+    def __init__(self, folder, part, mode="w"):
+        self.file = (folder / f"prefill_{part}.csv").open(mode, newline="", encoding="utf-8")
         self.csv = csv.writer(self.file)
-        self.csv.writerow(list(Line.__dataclass_fields__))
+        if mode == "w":
+            self.csv.writerow(list(Line.__dataclass_fields__))
         self.card = "interpreter" if TINY else f"cuda {torch.cuda.get_device_name()}"
         self.ceiling = None if TINY else copy_gb_s(DEVICE)
+
+    @staticmethod
+    def begin(folder, part):
+        """Begin a file to which several processes add."""
+        with (folder / f"prefill_{part}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(list(Line.__dataclass_fields__))
 
     def put(self, line):
         """Write and print one line."""
@@ -224,29 +231,29 @@ def operations(writer, names):
     """The other operations on their timed cases, each beside dense attention of the same shape."""
     passed, seen = verified(writer, names), set()
     for name in names:
-        op = load_op(name)
-        cases = [case for case in op.cases if case.purpose == ("test" if TINY else "time")]
-        for case in cases[:1] if TINY else cases:
-            shape = (case.batch, case.q_heads, case.kv_heads, case.rows)
-            if shape not in seen:
-                seen.add(shape)
-                plain = RowsCase("b{}_h{}_g{}_s{}".format(*shape), *shape, head_dim=case.head_dim, dtype="bfloat16")
-                dense(
-                    writer,
-                    plain,
-                    load_op("landmark_attention").make(replace(plain, block=2), DEVICE, 0),
-                    backward=False,
-                )
-            inputs = op.make(case, DEVICE, 0)
-            line = line_of(case, name, twin="fused", bytes=op.bytes(case), flops=op.flops(case))
-            if not passed:
-                line = replace(line, status="failed", reason="verification")
-            elif case.rows <= 8192 or name == "landmark_retrieve":
-                verdict = judge(op, case, inputs)
-                line = replace(line, error=verdict.fused_error, eager_error=verdict.eager_error, reason=verdict.reason,
-                               status="ok" if verdict.passed else "failed")  # fmt: skip
-            writer.put(timed(line, lambda op=op, inputs=inputs: op.fused(**inputs)) if line.status == "ok" else line)
-            del inputs
+        measured(writer, name, passed=passed, seen=seen)
+
+
+def measured(writer, name, *, passed, most_rows=2**20, seen=None):
+    """One operation on its timed cases; dense attention once for each shape not yet seen."""
+    op, seen = load_op(name), set() if seen is None else seen
+    cases = [case for case in op.cases if case.purpose == ("test" if TINY else "time") and case.rows <= most_rows]
+    for case in cases[:1] if TINY else cases:
+        shape = (case.batch, case.q_heads, case.kv_heads, case.rows)
+        if shape not in seen:
+            seen.add(shape)
+            plain = RowsCase("b{}_h{}_g{}_s{}".format(*shape), *shape, head_dim=case.head_dim, dtype="bfloat16")
+            dense(writer, plain, load_op("landmark_attention").make(replace(plain, block=2), DEVICE, 0), backward=False)
+        inputs = op.make(case, DEVICE, 0)
+        line = line_of(case, name, twin="fused", bytes=op.bytes(case), flops=op.flops(case))
+        if not passed:
+            line = replace(line, status="failed", reason="verification")
+        elif case.rows <= 8192 or name == "landmark_retrieve":
+            verdict = judge(op, case, inputs)
+            line = replace(line, error=verdict.fused_error, eager_error=verdict.eager_error, reason=verdict.reason,
+                           status="ok" if verdict.passed else "failed")  # fmt: skip
+        writer.put(timed(line, lambda op=op, inputs=inputs: op.fused(**inputs)) if line.status == "ok" else line)
+        del inputs
 
 
 def main(folder, parts):

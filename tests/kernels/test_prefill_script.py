@@ -16,13 +16,17 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
 def test_the_script_of_the_gpu_runs_in_tiny(tmp_path):
     """Broken: minutes on a GPU end at a typing error, or a line is called right that nobody verified or timed."""
-    command = [ROOT / "tests" / "gpu" / "prefill.sh", tmp_path, "landmark_more", "columns", "--tiny"]
+    command = [ROOT / "tests" / "gpu" / "prefill.sh", tmp_path, "columns", "quick", "--tiny"]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the script's python3 is this one
     environment = {**os.environ, "PATH": path}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=550, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    for part, ops in (("columns", {"attention", "column_sums", "window_votes"}),
-                             ("landmark_more", {"attention", "attention_gradient", "landmark_attention", "landmark_gradient"})):  # fmt: skip
+    columns = {"attention", "column_sums", "window_votes"}
+    of_landmark = {"attention_gradient", "landmark_attention", "landmark_gradient", "landmark_retrieve"}
+    for part, ops in (
+        ("columns", columns),
+        ("quick", columns | of_landmark | {"kth_score", "threshold_prefill", "linear_prefill"}),
+    ):
         with (tmp_path / f"prefill_{part}.csv").open(newline="") as file:
             lines = list(csv.DictReader(file))
         assert {line["op"] for line in lines} == ops

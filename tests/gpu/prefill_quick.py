@@ -1,0 +1,165 @@
+"""Verifies all kernels for many query rows at once, each in a process of its own, then times the main shapes in turn.
+
+    python3 tests/gpu/prefill_quick.py FOLDER [JOB ...] [--tiny]
+
+Compiling is what takes long at first, so it is done side by side; while one job is timed, the others wait. A job that
+fails, hangs or kills its context costs the others nothing. Lines come to FOLDER/prefill_quick.csv as they are known.
+"""
+
+import csv
+import multiprocessing as mp
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import prefill
+
+BLOCK = 64
+LENGTHS = (24, 40) if prefill.TINY else (2048, 8192, 16384)
+HEADS, DIM = (2, 32) if prefill.TINY else (32, 128)
+# Seconds for what is done side by side, and for the timing of one job.
+PREPARE_S, TIME_S = (500, 300) if prefill.TINY else (120, 45)
+
+
+class Unkept:
+    """Prints lines and keeps none: times that were taken beside other work are no results."""
+
+    def put(self, line):
+        """Print a line."""
+        print(f"{line.op} {line.baseline or line.twin} {line.case} {line.plan} {line.status} {line.reason}")
+        return line
+
+
+def checks(writer):
+    """Verify landmark attention on all of its test cases: more kernels than are timed."""
+    prefill.verified(writer, ("landmark_attention", "landmark_gradient"))
+    yield
+
+
+def landmark(writer, lengths, *, tries):
+    """Compile at a short length, then time beside dense attention; each shape is verified before it is timed."""
+    block, batch = (8, 1) if prefill.TINY else (BLOCK, 2)
+    if not prefill.TINY:
+        prefill.landmark_case(Unkept(), (block, 512, batch, HEADS, HEADS, DIM), passed=True, tries=tries)
+    yield
+    for rows in lengths:
+        prefill.landmark_case(writer, (block, rows, batch, HEADS, HEADS, DIM), passed=True, tries=tries)
+
+
+def operation(name, writer):
+    """Verify one of the other operations, then time it beside dense attention."""
+    passed = prefill.verified(writer, (name,))
+    yield
+    prefill.measured(writer, name, passed=passed, most_rows=32768)
+
+
+JOBS = {
+    "checks": checks,
+    "landmark": partial(landmark, lengths=LENGTHS, tries=False),
+    "tries": partial(landmark, lengths=LENGTHS[1:2], tries=True),
+} | {
+    name: partial(operation, name)
+    for name in ("column_sums", "window_votes", "kth_score", "threshold_prefill", "linear_prefill",
+                 "landmark_retrieve")
+}  # fmt: skip
+
+
+def work(job: str, folder: Path, pipe: Connection) -> None:
+    """What a process does: prepare, say so, wait for its turn, time."""
+    log = (folder / f"prefill_quick_{job}.log").open("w", buffering=1)
+    sys.stdout = sys.stderr = log
+    try:
+        steps = JOBS[job](prefill.Writer(folder, "quick", mode="a"))
+        next(steps)
+        pipe.send("ready")
+        pipe.recv()
+        next(steps, None)
+    except Exception:
+        traceback.print_exc()
+        raise
+
+
+@dataclass
+class Job:
+    """One process and the end of its pipe."""
+
+    name: str
+    process: BaseProcess
+    pipe: Connection
+    ready: bool = False
+
+
+def started(name: str, folder: Path) -> Job:
+    """Start a process of its own for a job."""
+    context = mp.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=work, args=(name, folder, there), daemon=True)
+    process.start()
+    there.close()  # so that the end of the process is the end of the pipe
+    return Job(name, process, here)
+
+
+def prepared(job: Job, until: float) -> None:
+    """Wait until a job is ready, has died, or time is up."""
+    try:
+        job.ready = job.pipe.poll(max(0.0, until - time.monotonic())) and job.pipe.recv() == "ready"
+    except EOFError:
+        job.ready = False
+    print(f"-- {job.name}: {'prepared' if job.ready else 'NOT prepared'}", flush=True)
+
+
+def timed(job: Job) -> bool:
+    """Give a job its turn; whether it ended well."""
+    begun = time.monotonic()
+    if job.ready:
+        job.pipe.send("go")
+        job.process.join(TIME_S)
+    code = job.process.exitcode
+    if job.process.is_alive():
+        job.process.kill()
+        job.process.join()
+    print(f"-- {job.name}: exit {code} after {time.monotonic() - begun:.0f} s", flush=True)
+    return job.ready and code == 0
+
+
+def table(path: Path) -> bool:
+    """Print what failed and what was timed; whether nothing failed."""
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    wrong = [line for line in lines if line["status"] != "ok"]
+    for line in wrong:
+        print(f"FAILED {line['op']} {line['case']} {line['twin']} {line['plan']} {line['reason'][:110]}")
+    checks = [line for line in lines if line["twin"] == "verify"]
+    print(f"{len(checks)} cases verified, {sum(line['status'] == 'ok' for line in checks)} passed")
+    for line in lines:
+        if line["median_ms"]:
+            flop_s = int(line["flops"]) / float(line["median_ms"]) / 1e9
+            print(f"{line['op']:19}{line['baseline'] or line['twin']:11}{line['case']:32}{line['plan'][:44]:44}"
+                  f"{float(line['median_ms']):9.3f} ms{flop_s:5.0f} TFLOP/s{float(line['peak_mib']):7.0f} MiB")  # fmt: skip
+    return not wrong
+
+
+def main(folder: Path, names: list[str]) -> bool:
+    """Run the jobs; whether all ended well."""
+    folder.mkdir(parents=True, exist_ok=True)
+    prefill.Writer.begin(folder, "quick")
+    jobs = [started(name, folder) for name in names]
+    until = time.monotonic() + PREPARE_S
+    for job in jobs:
+        prepared(job, until)
+    for job in jobs:
+        if not job.ready and job.process.is_alive():
+            job.process.kill()
+            job.process.join()
+    ended = [timed(job) for job in jobs]
+    return table(folder / "prefill_quick.csv") and all(ended)
+
+
+if __name__ == "__main__":
+    words = [word for word in sys.argv[1:] if word != "--tiny"]
+    sys.exit(0 if main(Path(words[0]), words[1:] or list(JOBS)) else 1)
