@@ -25,8 +25,9 @@ class Train(Task):
     copies; `answer` the weight of a planted answer's tokens. Steps: `step_tokens` each, `part_tokens` at once;
     `optimiser` with `rate` (AdamW) and `matrix_rate` (Muon), `weight_decay`, `clip`; rates rise over the share `warmup`
     of the steps and fall over the share `decay`, to `floor`. Landmarks: one every `block` tokens, at `places`;
-    `group_dropout` of blocks; `control` the share of landmarks under the control token; `jump` of positions after each.
-    `window` of the recurrence. `weights: sharded` cuts weights and moments over the ranks. `heldout` text is scored in
+    `kernel: eager` does without the fused one also on a GPU; `group_dropout` of blocks; `control` the share of
+    landmarks under the control token; `jump` of positions after each. `window` of the recurrence.
+    `weights: sharded` cuts weights and moments over the ranks. `heldout` text is scored in
     windows of `heldout_length` (default: the last length), `heldout_windows` at most. State is kept every `save_steps`.
     """
 
@@ -53,13 +54,14 @@ class Train(Task):
     attention: Literal["standard", "landmark", "recurrent"] = "standard"
     block: Annotated[int, Within(1)] = 50
     places: Literal["fixed", "random"] = "fixed"
+    kernel: Literal["fused", "eager"] = "fused"
     group_dropout: Annotated[float, Within(0, 0.99)] = 0.0
     control: Annotated[float, Within(0, 1)] = 0.0
     jump: Annotated[int, Within(0)] = 0
     window: Annotated[int, Within(1)] = 256
     weights: Literal["replicated", "sharded"] = "replicated"
     save_steps: Annotated[int, Within(1)] = 500
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     headline: ClassVar[str] = "heldout_perplexity"
     better: ClassVar[Literal["lower", "higher"]] = "lower"
     ranks: ClassVar[Literal["tensor", "data"]] = "data"

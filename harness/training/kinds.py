@@ -67,7 +67,9 @@ class WithLandmarks:
         """
         del mask
         if self.block is not None and q_BHTD.is_cuda:
-            out = landmark_sdpa(q_BHTD, k_BGTD, v_BGTD, self.block + 1, kwargs["scaling"])
+            # rotated queries and keys are float32 also under autocast, which knows torch's own kernels alone
+            q, k = q_BHTD.to(v_BGTD.dtype), k_BGTD.to(v_BGTD.dtype)
+            out = landmark_sdpa(q, k, v_BGTD, self.block + 1, kwargs["scaling"])
             return out.transpose(1, 2), None
         marks = Marks(kwargs["landmarks"], kwargs.get("controlled"))
         drop = self.dropout if module.training else 0.0

@@ -132,10 +132,10 @@ class Training:
 
     def _kind(self) -> Kind:
         task = self.task
-        uneven = task.places == "random" or task.control or task.group_dropout
+        eager = task.kernel == "eager" or task.places == "random" or task.control or task.group_dropout
         kinds: dict[str, Kind] = {
             "standard": Standard(),
-            "landmark": WithLandmarks(task.group_dropout, None if uneven else task.block),
+            "landmark": WithLandmarks(task.group_dropout, None if eager else task.block),
             "recurrent": Recurrent(task.window),
         }
         return kinds[task.attention]

@@ -1,29 +1,51 @@
 #!/usr/bin/env bash
-# train.sh FOLDER DATA: on a machine with one CUDA GPU, from the repository's root: trains `pocket` and `pocket-landmark`,
-# measures them, and leaves the checkpoints with card and curve, logs, and tables in FOLDER. DATA holds
-# train_books_00.tar.xz, train_books_01.tar.xz and val.jsonl.gz. Each part ends within LIMIT seconds (default 530); a
-# training that was not done by then goes on from its last state when the part is run again.
+# train.sh FOLDER DATA: on a machine with CUDA GPUs, from the repository's root: trains `pocket-landmark` and `pocket`,
+# compares landmark's kernels in training, measures the models. DATA holds the texts that the sweeps name. RANKS GPUs
+# (default: all) share a training. Each training is first probed for some seconds, then cut to what is left of its part's
+# LIMIT seconds (default 530). FOLDER gets one pack of logs, tables and records, and one of each model, in pieces of at
+# most 15 MiB: `cat pocket.tar.gz.* | tar xz`. WORK keeps the store between parts; a part may be run again.
 set -uo pipefail
 out=$(mkdir -p "${1:?folder for the results}" && cd "$1" && pwd); data=$(cd "${2:?folder of the texts}" && pwd)
 site=$(mktemp -d); ln -sfn "$PWD" "$site/lacuna"; export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-export LACUNA_STORE=${LACUNA_STORE:-$out/store}
-failed=0
-run() { timeout "${LIMIT:-530}" python3 -m lacuna run "$1" --data "$data" ${SET:-} > "$out/$2.log" 2>&1 || failed=1; tail -n 12 "$out/$2.log"; }
-last() { python3 -m lacuna plan "$1" --data "$data" ${SET:-} --json | python3 -c 'import json, sys; print([c["key"] for c in json.load(sys.stdin)["cells"] if c["state"] == "ok"][-1])'; }
-export_model() { [ -d "$out/$2" ] || python3 -m lacuna weights export "$(last "$1")" "$out/$2" || failed=1; }
-sweeps=${SWEEPS:-jobs/sweeps}
-for part in ${PARTS:-pocket landmark measure}; do
-  echo "== $part"
+work=${WORK:-/tmp/lacuna-train}; mkdir -p "$work/logs"; export LACUNA_STORE=${LACUNA_STORE:-$work/store}
+ranks=${RANKS:-$(nvidia-smi -L | wc -l)}; sweeps=${SWEEPS:-jobs/sweeps}; limit=${LIMIT:-530}; here=tests/gpu; failed=0
+left() { echo $((limit - SECONDS + began)); }
+lacuna() { python3 -m lacuna "$@" --data "$data"; }
+# without binding: mpirun would give each of two ranks one core, for text, batches and launches alike
+start() { [ "$1" = 1 ] && shift && "$@" || { [ "$1" != 1 ] && mpirun --allow-run-as-root --bind-to none -np "$1" "${@:2}"; }; }
+run() { # SWEEP NAME RANKS
+  start "$3" timeout "$(left)" python3 -m lacuna run "$1" --data "$data" --set "ranks=$3" > "$work/logs/$2.log" 2>&1
+  local code=$?; echo "-- $2: exit $code, $(left) s left"; [ $code = 0 ] && head -n 14 "$work/logs/$2.log" || tail -n 40 "$work/logs/$2.log"; return $code
+}
+collect() { lacuna collect "$1" --set "ranks=$3" -o "$work/logs/$2.csv"; }
+key() { lacuna plan "$1" --set "ranks=$ranks" --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["cells"][-1]["key"])'; }
+pack() { tar cz -C "$work" "$1" | split -b 15m - "$out/$1.tar.gz."; }
+train() { # SWEEP NAME: probe, cut to the time, train, write the checkpoint
+  rm -rf "${work:?}/$2"
+  python3 $here/budget.py probe "$sweeps/$1.yaml" "$work/$2-probe.yaml" && run "$work/$2-probe.yaml" "$2-probe" "$ranks" || return 1
+  collect "$work/$2-probe.yaml" "$2-probe" "$ranks" || return 1
+  # 30 s: start, kernels from the cache, held-out text, the checkpoint
+  python3 $here/budget.py fit "$sweeps/$1.yaml" "$work/$2.yaml" $(($(left) - 30)) "$work/logs/$2-probe.csv" || return 1
+  cp "$work/$2.yaml" "$work/logs/"
+  run "$work/$2.yaml" "$2" "$ranks" || return 1
+  python3 -m lacuna weights export "$(key "$work/$2.yaml")" "$work/$2" && pack "$2" && collect "$work/$2.yaml" "$2" "$ranks"
+}
+measure() { # NAME of a model that was trained
+  [ -d "$work/$1" ] || return 0
+  cp "$sweeps/measure-$1.yaml" "$work/" && run "$work/measure-$1.yaml" "measure-$1" 1
+  collect "$work/measure-$1.yaml" "measure-$1" 1
+}
+for part in ${PARTS:-landmark compare pocket measure}; do
+  began=$SECONDS; echo "== $part on $ranks GPU(s), $limit s"
   case $part in
-    pocket) run "$sweeps/train-pocket.yaml" pocket && [ $failed = 0 ] && export_model "$sweeps/train-pocket.yaml" pocket ;;
-    landmark) run "$sweeps/train-pocket-landmark.yaml" landmark && [ $failed = 0 ] && export_model "$sweeps/train-pocket-landmark.yaml" pocket-landmark ;;
-    measure)
-      cp "$sweeps"/measure-pocket*.yaml "$out"
-      for name in measure-pocket measure-pocket-landmark; do
-        [ -d "$out/${name#measure-}" ] || continue
-        run "$out/$name.yaml" "$name"
-        python3 -m lacuna collect "$out/$name.yaml" --data "$data" ${SET:-} -o "$out/$name.csv" || failed=1
-      done ;;
+    pocket) train train-pocket pocket || failed=1 ;;
+    landmark) train train-pocket-landmark pocket-landmark || failed=1 ;;
+    compare) { run "$sweeps/train-compare.yaml" compare 1; collect "$sweeps/train-compare.yaml" compare 1; } || failed=1 ;;
+    measure) for name in pocket pocket-landmark; do measure $name || failed=1; done ;;
+    *) echo "no part $part: landmark, compare, pocket, measure"; failed=1 ;;
   esac
+  [ -d "$LACUNA_STORE/records" ] && cp -r "$LACUNA_STORE/records" "$work/logs/"
+  rm -f "$out"/logs.tar.gz.*; pack logs
 done
+ls -l "$out"
 exit $failed

@@ -1,0 +1,57 @@
+"""What training does on a GPU alone, as far as a CPU can try it: what the fused kernel is given, runs cut to a time."""
+
+import importlib.util
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lacuna.harness.training import kinds
+from lacuna.results.plugins import ROOT
+
+
+def test_the_fused_kernel_gets_one_dtype(monkeypatch):
+    """Autocast knows torch's kernels alone: float32 queries beside bfloat16 values would be a wrong or a slow kernel."""
+    given = []
+
+    def kernel(q, k, v, block, scale):
+        given.append(({t.dtype for t in (q, k, v)}, block, scale))
+        return v
+
+    monkeypatch.setattr(kinds, "landmark_sdpa", kernel)
+    rows = SimpleNamespace(is_cuda=True, to=lambda dtype: torch.zeros(1, 2, 18, 4, dtype=dtype))
+    value = torch.zeros(1, 2, 18, 4, dtype=torch.bfloat16)
+    out, _ = kinds.WithLandmarks(block=8).attend(None, rows, rows, value, None, scaling=0.5)
+    assert given == [({torch.bfloat16}, 9, 0.5)]
+    assert out.shape == (1, 18, 2, 4)
+
+
+@pytest.fixture
+def budget():
+    """The script beside train.sh."""
+    spec = importlib.util.spec_from_file_location("budget", ROOT / "tests" / "gpu" / "budget.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_run_is_cut_to_the_time_it_has(budget):
+    """A training that ends after the machine was given back has made no model."""
+    task = {"lengths": [512, 4096], "shares": [0.25, 0.75], "step_tokens": 1000, "tokens": 1}
+    record = {"tok_s_512": "4000", "tok_s_4096": "1000"}
+    made = budget.fit({"task": {"train": task}}, 1000.0, [record])["task"]["train"]
+    seconds = made["tokens"] * (0.25 / 4000 + 0.75 / 1000)
+    assert 938 < seconds <= 940
+    assert made["tokens"] % 1000 == 0
+    with pytest.raises(SystemExit, match="needs more time"):
+        budget.fit({"task": {"train": task}}, 1.0, [record])
+
+
+def test_the_probe_runs_what_the_training_compiles(budget):
+    """Other rows or parts than the training's would be other kernels: compiled again, timed for nothing."""
+    task = {"lengths": [512, 4096], "shares": [0.25, 0.75], "step_tokens": 1000, "part_tokens": 500, "tokens": 1}
+    made = budget.probe({"name": "t", "task": {"train": dict(task)}})["task"]["train"]
+    assert made["tokens"] == 2 * budget.PROBED * 1000
+    assert {name: made[name] for name in ("lengths", "step_tokens", "part_tokens")} == {
+        name: task[name] for name in ("lengths", "step_tokens", "part_tokens")
+    }
