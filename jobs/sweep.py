@@ -13,17 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-
 from ..results import plugins
 from ..results.cell import Cell, Spec
 from ..results.fields import Needs, Within, mark, near, problem
 from ..results.store import Store
 from .arguments import Arguments, Axis, pinned
 from .block import PARTS, Block, Zip, check_zips
-from .document import Faults, Node, SweepError, is_plain, parse, shown
+from .document import Faults, Node, SweepError, parse, shown
 from .exclude import Rule, RuleReader
 from .inputs import Inputs
+from .overrides import Overrides
 from .trained import Recipes
 
 __all__ = ["Sweep", "SweepError", "read"]
@@ -55,37 +54,19 @@ class Sweep:
 
 
 def read(path: Path, store: Store | Path, overrides: Sequence[str] = (), data: Path | None = None) -> Sweep:
-    """Read a sweep file; `overrides` are settings as "ranks=1", which win over the file; `data` holds its data files.
+    """Read a sweep file; `overrides` such as "ranks=1" win over the file; `data` holds its data files.
 
     Raises:
         SweepError: something in it is wrong; all of that is told.
     """
     faults = Faults(str(path))
     store = store if isinstance(store, Store) else Store(store)
-    reader = _Reader(faults, Inputs(path.parent, store, data), _overrides(overrides, faults))
+    reader = _Reader(faults, Inputs(path.parent, store, data), Overrides.read(overrides, SETTINGS, faults))
     return reader.sweep(parse(path, faults), path.stem)
 
 
-def _overrides(texts: Sequence[str], faults: Faults) -> dict[str, Node]:
-    found = {}
-    for text in texts:
-        name, _, written = text.partition("=")
-        if name not in SETTINGS:
-            faults.add(0, f"unknown setting {name!r}: {near(name, SETTINGS)}")
-            continue
-        try:
-            value = yaml.safe_load(written)
-        except (yaml.YAMLError, ValueError, LookupError, AttributeError, OverflowError, RecursionError):
-            value = []
-        if is_plain(value):
-            found[name] = Node(value, 0)
-        else:
-            faults.add(0, f"{name} takes one value, found {shown(written)}")
-    return found
-
-
 class _Reader:
-    def __init__(self, faults: Faults, inputs: Inputs, overrides: Mapping[str, Node]) -> None:
+    def __init__(self, faults: Faults, inputs: Inputs, overrides: Overrides) -> None:
         self.faults, self.inputs, self.overrides = faults, inputs, overrides
         self.arguments = Arguments(inputs, faults)
         self.recipes = Recipes(self.arguments, faults, SETTINGS)
@@ -98,10 +79,11 @@ class _Reader:
         zips, rules = self._zips(top.get("zip")), self._rules(top.get("exclude"))
         blocks = [self._block(own, root.line, zips, rules) for own in self._blocks(top)]
         self._check_zips(blocks, zips)
+        self.overrides.check_used(self.faults)
         self.faults.stop()
         cells = {cell.key: cell for block in blocks for cell in self._kept(block)}
         for rule in {id(rule): rule for block in blocks for rule in block.rules}.values():
-            if not rule.hits and not self.overrides.keys() & rule.settings.keys():
+            if not rule.hits and not self.overrides.touches(rule):
                 self.faults.add(rule.line, "this exclude matches no cell; take it out or mend it")
         if not cells:
             self.faults.add(root.line, "this sweep has no cells: everything is excluded")
@@ -147,7 +129,7 @@ class _Reader:
             [model for model in models if model],
             [method for method in methods if method],
             [task for task in tasks if task],
-            [self._setting(name, kind, {**own, **self.overrides}) for name, kind in SETTINGS.items()],
+            [self._setting(name, kind, {**own, **self.overrides.values}) for name, kind in SETTINGS.items()],
             frozenset(part for part in PARTS if part in own and isinstance(own[part].value, list)),
             [*zips, *self._zips(own.get("zip"))],
             [*rules, *self._rules(own.get("exclude"))],
@@ -165,7 +147,7 @@ class _Reader:
         nodes = node.value if isinstance(node.value, list) else [node]
         if not nodes:
             self.faults.add(node.line, f"{part} is an empty list, which gives no cells")
-        return nodes
+        return [self.overrides.into(part, one) for one in nodes]
 
     def _model(self, node: Node) -> Spec | None:
         try:
@@ -201,7 +183,7 @@ class _Reader:
         for entry in entries:
             if not _is_names(entry.value):
                 self.faults.add(entry.line, f"zip has {entry}, expected lists of axes such as [method.topk.k, seed]")
-        left = [replace(one, names=tuple(n for n in one.names if n not in self.overrides)) for one in zips]
+        left = [replace(one, names=tuple(n for n in one.names if n not in self.overrides.values)) for one in zips]
         return [one for one in left if len(one.names) > 1]
 
     def _kept(self, block: Block) -> Iterator[Cell]:

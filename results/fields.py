@@ -161,7 +161,8 @@ def problem(value: Any, kind: Any) -> str | None:
         found = (m.problem(value) for m in kind.__metadata__ if hasattr(m, "problem") and value is not None)
         return wrong or next((p for p in found if p), None)
     if options := _union(kind):
-        return None if any(problem(value, k) is None for k in options) else " or ".join(map(_name, options))
+        found = [problem(value, k) for k in options]
+        return None if None in found else " or ".join(map(str, found))
     return _plain_problem(value, kind)
 
 
@@ -175,7 +176,8 @@ def _plain_problem(value: Any, kind: Any) -> str | None:
     if origin is tuple:
         inner = typing.get_args(kind)[0]
         ok = isinstance(value, (list, tuple)) and len(value) > 0 and all(problem(v, inner) is None for v in value)
-        return None if ok else f"a list of {_name(inner)}"
+        one = next((w for v in value if (w := problem(v, inner))), None) if isinstance(value, (list, tuple)) else None
+        return None if ok else f"a list of {one or _name(inner)}"
     if kind is Any:
         return None
     return None if _is(value, origin or kind) else f"{_name(kind)}"
@@ -192,5 +194,7 @@ def _union(kind: Any) -> tuple[Any, ...] | None:
 
 
 def _name(kind: Any) -> str:
+    if hasattr(kind, "__metadata__"):
+        return _name(kind.__origin__)
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "nothing"}
     return words.get(kind, getattr(kind, "__name__", str(kind)))

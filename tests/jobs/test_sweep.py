@@ -115,6 +115,28 @@ def test_overrides_win_over_the_file(root):
     assert {(c.ranks, c.seed) for c in sweep(text, "ranks=1").cells} == {(1, 0), (1, 1)}
 
 
+def test_arguments_are_overridden_too(root):
+    """A published sweep could not be tried on a few documents without a copy of its file."""
+    found = sweep(
+        "model: pocket\nmethod: [full, {topk: {k: [0.5, 0.25]}}]\n"
+        "task: [perplexity, {needle: {length: [256, 512], cases: 2}}]\nseed: [0, 1]\n"
+        "exclude: [{method: {topk: {k: 0.5}}, task: perplexity}]\nzip: [[task.needle.length, seed]]\n",
+        "task.needle.length=128",
+        "method.topk.k=0.125",
+        "task.perplexity.window=64",
+        "seed=0",
+    ).cells
+    assert {
+        (c.method.name, c.method.args.get("k"), c.task.args.get("length"), c.task.args.get("cases")) for c in found
+    } == {
+        ("full", None, None, None),
+        ("full", None, 128, 2),
+        ("topk", 0.125, None, None),
+        ("topk", 0.125, 128, 2),
+    }
+    assert {c.task.args["window"] for c in found if c.task.name == "perplexity"} == {64}
+
+
 def test_needed_cells_are_made_and_pinned(root):
     """Loki would run without its calibration, or with another model's, dtype's or corpus'."""
     found = sweep(DEMO + "dtype: bfloat16\n")
@@ -241,6 +263,20 @@ def test_wrong_overrides(root):
         '--set: seed is "x", expected a whole number',
         "--set: unknown setting 'rank': did you mean 'ranks'?",
     ]  # fmt: skip
+    wrong = (
+        "task.needle.lenght=9",
+        "task.kv.length=512",
+        "task.needle.length=x",
+        "needle.length=1",
+        "method.full.x.y=1",
+    )
+    assert sorted(told(SMALL.replace("needle", "{needle: {length: 512}}"), *wrong)) == sorted([
+        "--set: task.needle has no argument 'lenght': did you mean 'length'?",
+        "--set: task.kv.length sets nothing: this sweep has no task 'kv'",
+        '--set: task.needle.length is "x", expected a whole number',
+        "--set: unknown setting 'needle.length': expected method.NAME.ARGUMENT or task.NAME.ARGUMENT",
+        "--set: unknown setting 'method.full.x.y': expected method.NAME.ARGUMENT or task.NAME.ARGUMENT",
+    ])  # fmt: skip
 
 
 def test_missing_file(root):
