@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import pandas as pd
@@ -73,7 +74,7 @@ def _labelled(cells: pd.DataFrame, specs: list[dict[str, Any]]) -> pd.DataFrame:
     cells["model_label"] = tell_apart(list(cells["model"]), [_identity(s["model"]) for s in specs])
     methods = [_identity(s["method"]) for s in specs]
     cells["method_label"] = tell_apart(_completed(cells["method_label"], methods), methods)
-    cells["task_label"] = tell_apart(list(cells["task"]), tasks)
+    cells["task_label"] = tell_apart(list(cells["task"]), _without_files(list(cells["task"]), tasks))
     cells["setting"] = tell_apart([""] * len(cells), [{k: s[k] for k in SETTING} for s in specs])
     return cells
 
@@ -120,9 +121,33 @@ def _task_facts(spec: Mapping[str, Any], inside: set[str]) -> dict[str, Any]:
     return {"args": args, "version": task["version"], "digest": task["digest"], "seed": spec["seed"]}
 
 
+def _without_files(names: Sequence[str], facts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Facts less the digest and arguments that name files, for tasks that the rest tells apart as well."""
+    files = {(n, k) for n, f in zip(names, facts, strict=True) for k, v in f["args"].items() if _is_file(v)}
+    short = [
+        {**f, "digest": "", "args": {k: v for k, v in f["args"].items() if (n, k) not in files}}
+        for n, f in zip(names, facts, strict=True)
+    ]
+    whole, less = (_different(names, some) for some in (facts, short))
+    return [s if whole[n] == less[n] else f for n, f, s in zip(names, facts, short, strict=True)]
+
+
+def _different(names: Sequence[str], facts: Sequence[dict[str, Any]]) -> Counter[str]:
+    """How many different facts each name has."""
+    return Counter(name for name, _ in {(n, json.dumps(f, sort_keys=True)) for n, f in zip(names, facts, strict=True)})
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, str) and PurePath(value).is_absolute()
+
+
+def _shown(value: Any) -> str:
+    return "/".join(PurePath(value).parts[-2:]) if _is_file(value) else str(value)
+
+
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
     for k, v in facts.items():
         name = prefix if k == "args" else f"{prefix}{k}"
-        found |= _flat(v, f"{name}." if name else "") if isinstance(v, Mapping) else {name: str(v)}
+        found |= _flat(v, f"{name}." if name else "") if isinstance(v, Mapping) else {name: _shown(v)}
     return found

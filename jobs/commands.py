@@ -62,7 +62,8 @@ def _store() -> Parser:
 
 def _settings() -> Parser:
     parser = Parser(add_help=False, parents=[_store()])
-    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="K=V", help="e.g. ranks=1")
+    text = "in place of what the file says: ranks=1, task.NAME.ARGUMENT=4"
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="K=V", help=text)
     text = "data files that lie neither in the package nor beside the sweep (default: $LACUNA_DATA)"
     parser.add_argument("--data", type=Path, default=_default_data(), metavar="DIR", help=text)
     return parser

@@ -161,8 +161,8 @@ def problem(value: Any, kind: Any) -> str | None:
         found = (m.problem(value) for m in kind.__metadata__ if hasattr(m, "problem") and value is not None)
         return wrong or next((p for p in found if p), None)
     if options := _union(kind):
-        found = [problem(value, k) for k in options]
-        return None if None in found else " or ".join(map(str, found))
+        wrongs = [problem(value, k) for k in options]
+        return None if None in wrongs else " or ".join(map(str, wrongs))
     return _plain_problem(value, kind)
 
 

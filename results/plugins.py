@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from . import rules
@@ -189,7 +189,10 @@ def _is_budget(kind: Any) -> bool:
 
 
 def _brief(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_brief, value))
+    path = PurePath(str(value))
+    return "/".join(path.parts[-2:]) if path.is_absolute() else str(value)
 
 
 def _version(body: list[ast.stmt]) -> int:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -101,6 +102,25 @@ def test_cells_that_differ_have_names_that_differ(make):
     labels = cells.groupby(["method_label", "task_label"]).size()
     assert labels.max() == 1
     assert {"loki k=0.5 basis.text=prose", "loki k=0.5 basis.text=code"} <= set(cells["method_label"])
+
+
+def test_files_are_named_only_where_nothing_else_tells_tasks_apart(make):
+    """Broken: headings are wider than the page, and differ between machines."""
+    one, two, other = (make.perplexity("full", {}, 1.0) for _ in range(3))
+    tasks = ({"task": "a", "data": "/x/a/1.gz"}, {"task": "b", "data": "/x/b/2.gz"}, {"task": "b", "data": "/x/c/2.gz"})
+
+    def told(*named):
+        cells = [
+            replace(r, cell=replace(r.cell, task=replace(r.cell.task, args=args, digest=args["data"])))
+            for r, args in named
+        ]
+        return set(label_cells(to_frame(cells))["task_label"])
+
+    assert told((one, tasks[0]), (two, tasks[1])) == {"perplexity task=a", "perplexity task=b"}
+    assert told((two, tasks[1]), (other, tasks[2])) == {
+        "perplexity data=b/2.gz digest=b/2.gz",
+        "perplexity data=c/2.gz digest=c/2.gz",
+    }
 
 
 def test_only_what_differs_is_named():

@@ -96,3 +96,27 @@ def test_lists_are_axes_unless_the_field_takes_one():
     kinds = {f.name: f.kind for f in plugins.describe("tasks", "needle").fields}
     assert takes_list(kinds["depths"])
     assert not takes_list(kinds["length"])
+
+
+def test_wrong_values_of_optional_arguments_are_told_in_words():
+    """People would be told to give an `Annotated or nothing`."""
+    from typing import Annotated
+
+    from lacuna.results.fields import Within, problem
+
+    assert problem(0, Annotated[int, Within(1)] | None) == "a number of at least 1 or nothing"
+    assert problem("x", Annotated[int, Within(1)] | None) == "a whole number or nothing"
+    assert (
+        problem([0.5, 2], tuple[Annotated[float, Within(0, 1)], ...])
+        == "a list of a number of at least 0 and at most 1"
+    )
+    assert problem(None, tuple[Annotated[int, Within(1)], ...] | None) is None
+
+
+def test_labels_do_not_say_where_files_lie(tmp_path):
+    """A line of progress would be wider than the screen, and tables differ between machines."""
+    from lacuna.results.cell import Spec
+    from lacuna.results.plugins import label
+
+    spec = Spec("perplexity", args={"corpus": str(tmp_path / "wikitext2" / "wiki.test.raw.gz"), "window": 512})
+    assert label("tasks", spec) == "perplexity corpus=wikitext2/wiki.test.raw.gz window=512"
