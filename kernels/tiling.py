@@ -45,6 +45,22 @@ class SelectPlan(NamedTuple):
     max_registers: int
 
 
+class LongPlan(NamedTuple):
+    """How a selection by several blocks is cut.
+
+    Attributes:
+        chunk_rows: Rows of one block, a power of two below 32768.
+        sample: Scores that bounds are estimated from, a power of two of at least 4 below 32768.
+        num_warps: Warps of a block.
+        max_registers: Registers of a thread, which decide how many blocks an SM holds.
+    """
+
+    chunk_rows: int
+    sample: int
+    num_warps: int
+    max_registers: int
+
+
 def power_of_2(number: int) -> int:
     """Round up to a power of two, as tile shapes must be.
 
@@ -166,16 +182,18 @@ def score_plan(pairs: int, rows: int, dims: int, item_bytes: int, multiprocessor
     return Plan(block_rows, splits, num_warps=8 if large else 4, num_stages=3)
 
 
-def select_plan(rows: int) -> SelectPlan:
-    """Cut a selection by one block.
+def select_plan(rows: int) -> SelectPlan | LongPlan:
+    """Cut a selection.
 
     Args:
-        rows: S, at most 32768.
+        rows: S.
 
     Returns:
-        The plan.
+        The plan: one block for short rows, several for long ones.
     """
-    # 32 scores for each thread, or 64 in long rows: few warps wait less for each other at every step of the search.
+    if rows > SHORT_ROWS:
+        # The longer the row, the larger the sample, so that the rows left between the bounds stay a few thousand.
+        return LongPlan(4096, 1024 if rows <= 4 * SHORT_ROWS else 4096, num_warps=8, max_registers=64)
+    # 32 scores for each thread: few warps wait less for each other at every step of the search.
     block_rows = max(16, power_of_2(rows))
-    num_warps = max(4, block_rows // (1024 if rows <= SHORT_ROWS else 2048))
-    return SelectPlan(max(16, block_rows // 4), num_warps, 96 if rows <= SHORT_ROWS else 128)
+    return SelectPlan(max(16, block_rows // 4), max(4, block_rows // 1024), max_registers=96)

@@ -13,12 +13,9 @@ import triton
 import triton.language as tl
 
 from ..overlap.fused import overlap, start_after_others
-from ..tiling import SelectPlan, power_of_2, select_plan
+from ..tiling import LongPlan, SelectPlan, power_of_2, select_plan
 from .long_rows.fused import select_long
-from .search.fused import between, first_guesses, middle_of, next_guesses, ordered_key, score_of
-
-# 32768 scores are 64 registers of each of 512 threads.
-MOST_ROWS = 32768
+from .search.fused import between, first_guesses, middle_of, next_guesses, ordered_key, score_of, shrink
 
 
 @triton.jit
@@ -65,10 +62,7 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
         counts = tl.sum(at_first.to(tl.int32) + (at_second.to(tl.int32) << 16), 0)
         first_count, second_count = counts & 0xFFFF, counts >> 16
         field = lo_count - hi_count
-        hi = tl.where(first_count < k, first, tl.where(second_count < k, second, hi))
-        hi_count = tl.where(first_count < k, first_count, tl.where(second_count < k, second_count, hi_count))
-        lo = tl.where(second_count >= k, second, tl.where(first_count >= k, first, lo))
-        lo_count = tl.where(second_count >= k, second_count, tl.where(first_count >= k, first_count, lo_count))
+        lo, lo_count, hi, hi_count = shrink(lo, lo_count, hi, hi_count, first, first_count, second, second_count, k)
         slow = (lo_count - hi_count) * 4 > field
         first, second = next_guesses(lo, hi, lo_count, hi_count, k, slow)
     lo_score, hi_score = score_of(lo), score_of(hi)
@@ -97,7 +91,7 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
 
 
 def select_topk(
-    s_BNS: torch.Tensor, k_B: torch.Tensor, width: int, plan: SelectPlan | None = None
+    s_BNS: torch.Tensor, k_B: torch.Tensor, width: int, plan: SelectPlan | LongPlan | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose as the eager twin does, the same rows.
 
@@ -118,9 +112,9 @@ def select_topk(
         raise ValueError(f"expected a positive width and float32 scores, got {width} and {s_BNS.dtype}")
     s_BNS = s_BNS.contiguous()
     batch, sets, rows = s_BNS.shape
-    if rows > MOST_ROWS:
-        return select_long(s_BNS, k_B, width)
     plan = plan or select_plan(rows)
+    if isinstance(plan, LongPlan):
+        return select_long(s_BNS, k_B, width, plan)
     index_BNK = torch.empty(batch, sets, width, dtype=torch.int32, device=s_BNS.device)
     count_BN = torch.empty(batch, sets, dtype=torch.int32, device=s_BNS.device)
     select_kernel[(batch * sets,)](

@@ -6,6 +6,7 @@ process of its own, with TRITON_INTERPRET unset.
 
 import json
 import sys
+from dataclasses import replace
 
 import torch
 import triton
@@ -14,7 +15,6 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from lacuna.kernels.op import Case, load_op
-from lacuna.kernels.select_topk.long_rows.fused import select_long
 from lacuna.kernels.threshold_compact.fused import threshold_compact
 from lacuna.results.plugins import names
 
@@ -65,7 +65,10 @@ def main(dtypes):
             for case in [case for case in own if case.dtype == dtype] if own else shapes:
                 op.fused(**op.make(case, device, 0))
     threshold_compact(*load_op("threshold_compact").make(shapes[0], device, 0).values(), chunk_rows=1024)
-    select_long(*load_op("select_topk").make(shapes[0], device, 0).values())
+    select = load_op("select_topk")
+    for rows in (16384, 131072):
+        case = replace(shapes[0], batch=1, rows=rows, kept=rows // 4)
+        select.fused(*select.make(case, device, 0).values())
 
 
 if __name__ == "__main__":

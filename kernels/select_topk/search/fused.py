@@ -7,6 +7,9 @@ import triton
 import triton.language as tl
 
 LOWEST = tl.constexpr(-(2**31))
+# The keys of the least finite score, and the one after that of +inf, which no score reaches.
+LEAST = tl.constexpr(-(2**31) + 0x800000)
+BEYOND = tl.constexpr(0x7F800001)
 
 
 @triton.jit
@@ -130,3 +133,28 @@ def next_guesses(lo, hi, lo_count, hi_count, k, slow):
     second = between(lo_score + (hi_score - lo_score) * (part + margin), lo, hi, middle)
     second = tl.where(slow, middle, second)
     return tl.minimum(first, second), tl.maximum(first, second)
+
+
+@triton.jit
+def shrink(lo, lo_count, hi, hi_count, first, first_count, second, second_count, k):
+    """Narrow a range by what was counted at two guesses.
+
+    Args:
+        lo: Key with at least k keys at or above it.
+        lo_count: Keys at or above lo.
+        hi: Key with fewer than k.
+        hi_count: Keys at or above hi.
+        first: The lower guess.
+        first_count: Keys at or above it.
+        second: The upper guess.
+        second_count: Keys at or above it.
+        k: Keys wanted.
+
+    Returns:
+        lo, its count, hi and its count.
+    """
+    new_hi = tl.where(first_count < k, first, tl.where(second_count < k, second, hi))
+    new_hi_count = tl.where(first_count < k, first_count, tl.where(second_count < k, second_count, hi_count))
+    new_lo = tl.where(second_count >= k, second, tl.where(first_count >= k, first, lo))
+    new_lo_count = tl.where(second_count >= k, second_count, tl.where(first_count >= k, first_count, lo_count))
+    return new_lo, new_lo_count, new_hi, new_hi_count
