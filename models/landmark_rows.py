@@ -171,18 +171,18 @@ class Rows:
     def _so_far(self, share_BHTN: Tensor) -> Tensor:
         """The highest of each row and those before it in its chunk, calls before this one among them."""
         chunk, kept = self.start // self.plan.chunk, self.memory.extra
-        before, of_chunk = kept.get("best"), kept.get("best_chunk")
+        before = kept.get("best")
         out = share_BHTN.clone()
         for number in range(int(chunk.max()) + 1 if chunk.numel() else 0):
             mine = (chunk == number)[:, None, :, None] & (self.at >= 0)[:, None, :, None]
             seen = share_BHTN.masked_fill(~mine, -torch.inf).cummax(2).values
             out = torch.where(mine, seen, out)
-        if before is not None and of_chunk is not None:
+        if before is not None:
             wide = torch.full_like(out[:, :, :1], -torch.inf)
             wide[..., : before.shape[-1]] = before
-            same = (chunk == of_chunk)[:, None, :, None]
+            same = (chunk == (self.at[:, :1] - 1) // self.plan.chunk)[:, None, :, None]  # as the row before these
             out = torch.where(same, out.maximum(wide), out)
-        kept["best"], kept["best_chunk"] = out[:, :, -1:], chunk[:, -1:]
+        kept["best"] = out[:, :, -1:]
         return out
 
     def _near(self, q_BHTD: Tensor) -> tuple[Tensor, Tensor]:

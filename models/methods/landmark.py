@@ -49,7 +49,7 @@ class Landmark(Method):
     chunk: Annotated[int, Within(1)] = 250
     blocks: Annotated[int, Within(1)] | None = None
     choose: Literal["row_and_head", "row", "head"] = "row_and_head"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
 
     def __post_init__(self) -> None:

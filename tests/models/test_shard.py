@@ -8,6 +8,7 @@ import torch
 from conftest_models import LAYERS, make_model
 
 from lacuna.models import shard
+from lacuna.results import plugins
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -29,6 +30,10 @@ def test_two_ranks_equal_one(heads, groups, basis, tmp_path):
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=False) for n in ("one", "two"))
     assert one.pop("sums") == (0, "")
     assert two.pop("sums") == (2 * LAYERS, "gloo all-reduce")  # those of one rank would add nothing, and cost as much
+    for name in [name for name, found in two.items() if isinstance(found, str)]:
+        assert "run on 1 rank" in two.pop(name), name  # a budget over all heads
+        one.pop(name)
+    assert len(two) > len(plugins.names("methods"))
     for name, (logits, words, told) in one.items():
         torch.testing.assert_close(two[name][0], logits, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
         assert torch.equal(two[name][1], words), name
