@@ -114,7 +114,7 @@ def attend_landmark_kernel(q_ptr, k_ptr, v_ptr, start_ptr, out_ptr, lse_ptr, sca
             k = load_tile(k_base + tl.cast(tile_row, tl.int64) * k_row, at, k_row, column, ok_now, 1, DIM, UPCAST)
             v = load_tile(v_base + tl.cast(tile_row, tl.int64) * v_row, at, v_row, column, ok_now, 1, DIM, UPCAST)
             score = tl.dot(q, tl.trans(k), input_precision="ieee")
-            logit, _within, _past = mixed_logits(score, scale_log2, row, own, tile_row, block, at, member, M, NB, PB, C)
+            logit, _past = mixed_logits(score, scale_log2, row, own, tile_row, block, at, member, M, NB, PB, C)
             new_top = tl.maximum(top, tl.max(tl.max(logit, 2), 1))
             base = tl.where(new_top == float("-inf"), 0.0, new_top)
             decay = tl.exp2(top - base)

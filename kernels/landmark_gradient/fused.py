@@ -19,7 +19,7 @@ from ..landmark_attention.grouped.fused import load_tile, locate
 from ..many_rows import Tiles, tiles_of
 from ..tiling import power_of_2
 from .of_keys.fused import OF_KEYS, ends_for, key_gradient_kernel
-from .of_tile.fused import mixed_gradient, past_gradient
+from .of_tile.fused import logit_gradient, mixed_weights, past_weights
 
 OF_QUERIES = Tiles(128, 64, 8, 2)
 
@@ -138,8 +138,9 @@ def query_gradient_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, start_ptr, lse_ptr, del
             k = load_tile(k_base + far * k_row, at, k_row, column, ok, (PB != C) | (DIM != BLOCK_DIM), DIM, UPCAST)
             v = load_tile(v_base + far * v_row, at, v_row, column, ok, (PB != C) | (DIM != BLOCK_DIM), DIM, UPCAST)
             score = tl.dot(q, tl.trans(k), input_precision="ieee")
+            weight, share = past_weights(score, here, scale_log2, M, NB, PB, C)
             product = tl.dot(do, tl.trans(v), input_precision="ieee")
-            _weight, grad = past_gradient(score, product, here, delta, scale_log2, M, NB, PB, C)
+            grad = logit_gradient(weight, share, product, delta, M, NB, PB, C)
             dq = tl.dot(grad.to(k.dtype), k, dq, input_precision="ieee")
         for block in range(past, (high - 1 - first) // C + 1, NB):
             tile_row = first + block * C
@@ -147,10 +148,9 @@ def query_gradient_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, start_ptr, lse_ptr, del
             k = load_tile(k_base + far * k_row, at, k_row, column, ok_now, 1, DIM, UPCAST)
             v = load_tile(v_base + far * v_row, at, v_row, column, ok_now, 1, DIM, UPCAST)
             score = tl.dot(q, tl.trans(k), input_precision="ieee")
+            weight, share = mixed_weights(score, here, scale_log2, row, own, tile_row, block, at, member, M, NB, PB, C)
             product = tl.dot(do, tl.trans(v), input_precision="ieee")
-            _weight, grad = mixed_gradient(
-                score, product, here, delta, scale_log2, row, own, tile_row, block, at, member, M, NB, PB, C
-            )
+            grad = logit_gradient(weight, share, product, delta, M, NB, PB, C)
             dq = tl.dot(grad.to(k.dtype), k, dq, input_precision="ieee")
         high = low
         if PACKED:

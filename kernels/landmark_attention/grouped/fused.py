@@ -78,7 +78,7 @@ def block_softmax(score, scale_log2, M: tl.constexpr, NB: tl.constexpr, PB: tl.c
 @triton.jit
 def mixed_logits(score, scale_log2, row, own, tile_row, first_block, column_row, member, M: tl.constexpr,
                  NB: tl.constexpr, PB: tl.constexpr, C: tl.constexpr):  # fmt: skip
-    """Give the logits, and all that the gradient needs, of a tile in which some rows meet their own block.
+    """Give the logits of a tile in which some rows meet their own block.
 
     Args:
         score: (M, N) products of queries and keys.
@@ -95,10 +95,10 @@ def mixed_logits(score, scale_log2, row, own, tile_row, first_block, column_row,
         C: Rows of a block.
 
     Returns:
-        (M, NB, PB) logits of one softmax in units of log2, -inf where nothing is seen; (M, NB, PB) weights within the
-        blocks; (M, NB, 1) whether the block is a past one.
+        (M, NB, PB) logits of one softmax in units of log2, -inf where nothing is seen; (M, NB) whether the block is a
+        past one.
     """
-    weight, total, top, landmark = block_softmax(score, scale_log2, M, NB, PB, C)
+    _weight, total, top, landmark = block_softmax(score, scale_log2, M, NB, PB, C)
     block = first_block + tl.arange(0, NB)
     past = (block[None, :] < own[:, None]) & member[:, None]
     mine = (block[None, :] == own[:, None]) & member[:, None]
@@ -107,4 +107,4 @@ def mixed_logits(score, scale_log2, row, own, tile_row, first_block, column_row,
     place = tl.arange(0, PB)[None, None, :]
     seen = (past[:, :, None] | (mine[:, :, None] & reached)) & (place < C - 1)
     logit = tl.reshape(score, (M, NB, PB)) * scale_log2 + bias[:, :, None]
-    return tl.where(seen, logit, float("-inf")), weight / total[:, :, None], past[:, :, None]
+    return tl.where(seen, logit, float("-inf")), past

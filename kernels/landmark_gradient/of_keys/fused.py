@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ...landmark_attention.grouped.fused import load_tile, locate
 from ...many_rows import Tiles
-from ..of_tile.fused import mixed_gradient, past_gradient
+from ..of_tile.fused import logit_gradient, mixed_weights, past_weights
 
 OF_KEYS = Tiles(128, 64, 8, 2)
 
@@ -93,7 +93,7 @@ def key_gradient_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, start_ptr, end_ptr, lse_p
             q_base = q_ptr + batch * q_batch + head * q_head - (rows - new).to(tl.int64) * q_row
             g_base = grad_ptr + batch * g_batch + head * g_head - (rows - new).to(tl.int64) * g_row
             of_head = (batch * KV_HEADS * GROUP + head) * new - (rows - new)
-            for query in range(near, tl.minimum(mixed, end), M):
+            for query in tl.range(near, tl.minimum(mixed, end), M, num_stages=1):
                 row = query + local
                 there, far = row < end, tl.cast(query, tl.int64)
                 q = load_tile(q_base + far * q_row, local, q_row, column, there, 1, DIM, UPCAST)
@@ -101,10 +101,12 @@ def key_gradient_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, start_ptr, end_ptr, lse_p
                 lse = tl.load(lse_ptr + of_head + row, mask=there, other=float("inf"))
                 delta = tl.load(delta_ptr + of_head + row, mask=there, other=0.0)
                 score = tl.dot(q, tl.trans(k), input_precision="ieee")
+                weight, share = mixed_weights(score, lse, scale_log2, row, (row - first) // C, tile_row, first_block,
+                                              at, there, M, NB, PB, C)  # fmt: skip
+                part = tl.reshape(weight, (M, NB * PB)).to(do.dtype)
+                dv = tl.dot(tl.trans(part), do, dv, input_precision="ieee")
                 product = tl.dot(do, tl.trans(v), input_precision="ieee")
-                weight, grad = mixed_gradient(score, product, lse, delta, scale_log2, row, (row - first) // C,
-                                              tile_row, first_block, at, there, M, NB, PB, C)  # fmt: skip
-                dv = tl.dot(tl.trans(weight.to(do.dtype)), do, dv, input_precision="ieee")
+                grad = logit_gradient(weight, share, product, delta, M, NB, PB, C)
                 dk = tl.dot(tl.trans(grad.to(q.dtype)), q, dk, input_precision="ieee")
             for query in range(mixed, end, M):
                 row = query + local
@@ -114,14 +116,17 @@ def key_gradient_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, start_ptr, end_ptr, lse_p
                 lse = tl.load(lse_ptr + of_head + row, mask=there, other=float("inf"))
                 delta = tl.load(delta_ptr + of_head + row, mask=there, other=0.0)
                 score = tl.dot(q, tl.trans(k), input_precision="ieee")
+                weight, share = past_weights(score, lse, scale_log2, M, NB, PB, C)
+                part = tl.reshape(weight, (M, NB * PB)).to(do.dtype)
+                dv = tl.dot(tl.trans(part), do, dv, input_precision="ieee")
                 product = tl.dot(do, tl.trans(v), input_precision="ieee")
-                weight, grad = past_gradient(score, product, lse, delta, scale_log2, M, NB, PB, C)
-                dv = tl.dot(tl.trans(weight.to(do.dtype)), do, dv, input_precision="ieee")
+                grad = logit_gradient(weight, share, product, delta, M, NB, PB, C)
                 dk = tl.dot(tl.trans(grad.to(q.dtype)), q, dk, input_precision="ieee")
-        place = (pair.to(tl.int64) * rows + tile_row + at)[:, None] * DIM + column[None, :]
+        # Offsets within the tile are short: long ones would stand in registers all the while.
+        far, place = (pair.to(tl.int64) * rows + tile_row) * DIM, at[:, None] * DIM + column[None, :]
         mask = ok_now[:, None] & (column < DIM)[None, :]
-        tl.store(dk_ptr + place, (dk * scale).to(dk_ptr.dtype.element_ty), mask=mask)
-        tl.store(dv_ptr + place, dv.to(dv_ptr.dtype.element_ty), mask=mask)
+        tl.store(dk_ptr + far + place, (dk * scale).to(dk_ptr.dtype.element_ty), mask=mask)
+        tl.store(dv_ptr + far + place, dv.to(dv_ptr.dtype.element_ty), mask=mask)
         high = begin
         if PACKED:
             high = tl.max(tl.where((start <= span) & (span < first), span + 1, begin), 0)

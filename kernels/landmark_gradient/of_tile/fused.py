@@ -1,4 +1,7 @@
-"""The gradient of one tile's logits, which the kernels over queries and over keys share.
+"""The weights and the gradient of one tile's logits, which the kernels over queries and over keys share.
+
+What a row has of each block is two numbers: the share that the block's landmark gives it, and the mean of dP by its
+weights. Own blocks have no landmark yet: their share is 0 here, and delta stands for their mean.
 
 Shape legend: M query rows of a tile, N columns of a tile = NB blocks * PB columns, C rows of a block.
 """
@@ -10,15 +13,12 @@ from ...landmark_attention.grouped.fused import block_softmax, mixed_logits
 
 
 @triton.jit
-def past_gradient(score, product, lse, delta, scale_log2, M: tl.constexpr, NB: tl.constexpr, PB: tl.constexpr,
-                  C: tl.constexpr):  # fmt: skip
-    """Differentiate a tile of past blocks only.
+def past_weights(score, lse, scale_log2, M: tl.constexpr, NB: tl.constexpr, PB: tl.constexpr, C: tl.constexpr):
+    """Weigh a tile of past blocks only.
 
     Args:
         score: (M, N) products of queries and keys.
-        product: (M, N) products of the output's gradient and values.
         lse: (M,) log2 of the rows' sums of weights; +inf for rows that see nothing here.
-        delta: (M,) output times gradient.
         scale_log2: Factor of the scores, times log2(e).
         M: Query rows.
         NB: Blocks.
@@ -26,30 +26,21 @@ def past_gradient(score, product, lse, delta, scale_log2, M: tl.constexpr, NB: t
         C: Rows of a block.
 
     Returns:
-        (M, N) weights, and (M, N) gradient of the logits.
+        (M, NB, PB) weights, and (M, NB) their sums.
     """
     weight, total, _top, landmark = block_softmax(score, scale_log2, M, NB, PB, C)
     share = tl.exp2(landmark - lse[:, None])
-    within = weight / total[:, :, None]
-    product = tl.reshape(product, (M, NB, PB))
-    mean = tl.sum(within * product, 2)
-    weight = within * share[:, :, None]
-    place = tl.arange(0, PB)[None, None, :]
-    of_landmark = (share * (mean - delta[:, None]))[:, :, None]
-    grad = tl.where(place == C - 1, of_landmark, weight * (product - mean[:, :, None]))
-    return tl.reshape(weight, (M, NB * PB)), tl.reshape(grad, (M, NB * PB))
+    return weight * (share / total)[:, :, None], share
 
 
 @triton.jit
-def mixed_gradient(score, product, lse, delta, scale_log2, row, own, tile_row, first_block, column_row, member,
-                   M: tl.constexpr, NB: tl.constexpr, PB: tl.constexpr, C: tl.constexpr):  # fmt: skip
-    """Differentiate a tile in which some rows meet their own block.
+def mixed_weights(score, lse, scale_log2, row, own, tile_row, first_block, column_row, member, M: tl.constexpr,
+                  NB: tl.constexpr, PB: tl.constexpr, C: tl.constexpr):  # fmt: skip
+    """Weigh a tile in which some rows meet their own block.
 
     Args:
         score: (M, N) products of queries and keys.
-        product: (M, N) products of the output's gradient and values.
         lse: (M,) log2 of the rows' sums of weights; +inf for rows that see nothing here.
-        delta: (M,) output times gradient.
         scale_log2: Factor of the scores, times log2(e).
         row: (M,) rows of the queries.
         own: (M,) own block of each.
@@ -63,14 +54,34 @@ def mixed_gradient(score, product, lse, delta, scale_log2, row, own, tile_row, f
         C: Rows of a block.
 
     Returns:
-        (M, N) weights, and (M, N) gradient of the logits.
+        (M, NB, PB) weights, and (M, NB) their sums in past blocks, 0 elsewhere.
     """
-    logit, within, past = mixed_logits(
-        score, scale_log2, row, own, tile_row, first_block, column_row, member, M, NB, PB, C
-    )
+    logit, past = mixed_logits(score, scale_log2, row, own, tile_row, first_block, column_row, member, M, NB, PB, C)
     weight = tl.exp2(logit - lse[:, None, None])
-    grad = weight * (tl.reshape(product, (M, NB, PB)) - delta[:, None, None])
-    of_landmark = tl.where(past, tl.sum(grad, 2)[:, :, None], 0.0)
+    return weight, tl.where(past, tl.sum(weight, 2), 0.0)
+
+
+@triton.jit
+def logit_gradient(weight, share, product, delta, M: tl.constexpr, NB: tl.constexpr, PB: tl.constexpr,
+                   C: tl.constexpr):  # fmt: skip
+    """Differentiate the logits of a tile.
+
+    Args:
+        weight: (M, NB, PB) weights.
+        share: (M, NB) their sums in past blocks, 0 elsewhere.
+        product: (M, N) products of the output's gradient and values.
+        delta: (M,) output times gradient.
+        M: Query rows.
+        NB: Blocks.
+        PB: Columns of a block.
+        C: Rows of a block.
+
+    Returns:
+        (M, N) gradient of the logits.
+    """
+    product = tl.reshape(product, (M, NB, PB))
+    some = tl.where(share > 0.0, share, 1.0)
+    mean = tl.where(share > 0.0, tl.sum(weight * product, 2) / some, delta[:, None])
+    grad = weight * (product - mean[:, :, None])
     place = tl.arange(0, PB)[None, None, :]
-    grad = tl.where(place == C - 1, of_landmark, grad - within * of_landmark)
-    return tl.reshape(weight, (M, NB * PB)), tl.reshape(grad, (M, NB * PB))
+    return tl.reshape(tl.where(place == C - 1, (share * (mean - delta[:, None]))[:, :, None], grad), (M, NB * PB))
