@@ -238,8 +238,10 @@ def _verify(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     from .jobs.show import say_row
     from .kernels.bench import rows
+    from .kernels.clock import refuse_other_gpu
     from .kernels.grid import decode_ops, grid_cases, write_csv
 
+    refuse_other_gpu(args.gpu, _device(args))
     cases = grid_cases(args.batch, args.rows, args.part, args.heads) if args.rows else ()
     ops = plugins.names("ops") if not cases else decode_ops(plugins.names("ops"))
     timed = map(say_row, rows(args.op or [*ops, "loki_pipeline", "loki_theta_pipeline"], _device(args), cases))

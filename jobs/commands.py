@@ -152,6 +152,7 @@ def _add_kernel_commands(commands: Commands) -> None:
     bench.add_argument(
         "--part", type=int, nargs="+", default=[4], metavar="P", help="with --rows: 1/P of rows and dims"
     )
+    bench.add_argument("--gpu", default="", metavar="NAME", help="refuse a GPU of another name, such as H200")
     bench.add_argument("--heads", default="32x8", metavar="HxG", help="with --rows: query x key/value heads")
     for parser in (verify, bench):
         parser.add_argument("op", nargs="*", metavar="OP", help="some of `lacuna list ops` (default: all)")

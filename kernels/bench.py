@@ -156,7 +156,7 @@ def bench_pipeline(
         device: A CUDA device.
         ceiling_gb_s: Copy bandwidth of the device.
         dense: Rows of dense kernels on the same case; the fastest is what the pipeline is held against.
-        name: "loki_pipeline", or "loki_theta_pipeline" for thresholds found beforehand instead of a selection.
+        name: "loki_pipeline", or "loki_theta_pipeline", whose thresholds were found beforehand.
 
     Returns:
         A `Row` as a dictionary.

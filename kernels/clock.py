@@ -88,6 +88,21 @@ def _on_cpu(call: Callable[[], object], repeats: int) -> tuple[float, ...]:
     return tuple(samples)
 
 
+def refuse_other_gpu(name: str, device: torch.device) -> None:
+    """A time of another GPU than the one that was meant is none.
+
+    Args:
+        name: Part of the name that the GPU must have; anything will do if empty.
+        device: Where something is to be timed.
+
+    Raises:
+        ValueError: If the device has another name, or is none.
+    """
+    found = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
+    if name and name not in found:
+        raise ValueError(f"times were asked for of {name!r}, this is {found}: nothing was timed")
+
+
 def percentiles(samples: tuple[float, ...]) -> tuple[float, float, float]:
     """Summarise samples.
 

@@ -1,7 +1,7 @@
 """Loki's decode step as a chain of operations: score in few dims, choose, attend to what was chosen.
 
-What is chosen are the best K rows; or, with thresholds that were found beforehand, all rows that reach them, as soon
-as they are scored.
+What is chosen are the best K rows; or, with thresholds that were found beforehand, all rows above them, as soon as they
+are scored: the very operations that the methods `loki` and `loki_theta` run for one token.
 
 Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, R low-rank dims, K kept rows.
 """
@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from .op import Case, Inputs, Op, load_op
-from .threshold_compact import kth_best
+from .theta_rows import between_best
 from .threshold_score import segments_of
 from .verify import Verdict, judge
 
 STAGES = {
     "loki_pipeline": ("lowrank_score", "select_topk", "gather_decode"),
-    "loki_theta_pipeline": ("threshold_score", "gather_decode"),
+    "loki_theta_pipeline": ("theta_rows", "gather_decode"),
 }
 
 
@@ -37,8 +37,8 @@ class Pipeline:
     stages: dict[str, Inputs]
     case: Case
 
-    def gather_inputs(self, index_BNK: torch.Tensor, count_BN: torch.Tensor) -> Inputs:
-        """Give the arguments of the third stage."""
+    def gather_inputs(self, index_BNK: torch.Tensor, count_BN: torch.Tensor, *_: torch.Tensor) -> Inputs:
+        """Give the arguments of the last stage; what else it is given corrects its result, in the method."""
         kept = {name: self.dense[name] for name in ("q_BHD", "k_BGSD", "v_BGSD")}
         return kept | {"index_BNK": index_BNK, "count_BN": count_BN, "scale": self.dense["scale"]}
 
@@ -107,16 +107,28 @@ def make_pipeline(case: Case, device: torch.device, seed: int, name: str = "loki
 
     Returns:
         The pipeline.
+
+    Raises:
+        ValueError: If sets are not those of KV heads where thresholds choose.
     """
+    if name != "loki_pipeline" and case.reduce != "max":
+        raise ValueError(f"expected a case with reduce 'max' for thresholds, got {case.reduce!r}")
     dense = load_op("dense_decode").make(case, device, seed)
     low_BGSR = dense["k_BGSD"][..., : case.low_dims].contiguous()
     scored = score_inputs(dense, low_BGSR, case)
     if name == "loki_pipeline":
         k_B = torch.full((case.batch,), case.kept, dtype=torch.int32, device=device)
         return Pipeline(dense, {"lowrank_score": scored, "select_topk": {"k_B": k_B, "width": case.kept}}, case)
-    threshold_BG = kth_best(load_op("lowrank_score")(*scored.values()), case.kept)
-    thresholds = {"threshold_BG": threshold_BG, "segments": segments_of(case, device)}
-    return Pipeline(dense, {"threshold_score": scored | thresholds}, case)
+    return Pipeline(dense, {"theta_rows": _theta_inputs(scored, dense["scale"], case, device)}, case)
+
+
+def _theta_inputs(scored: Inputs, scale: float, case: Case, device: torch.device) -> Inputs:
+    """The arguments of `theta_rows`: a threshold that K rows exceed, and the bounds of half and twice as many."""
+    threshold_BG = between_best(load_op("lowrank_score")(*scored.values()) * scale, case.kept)
+    kept_B = torch.full((case.batch,), case.kept, dtype=torch.int32, device=device)
+    given = {name: part for name, part in scored.items() if name != "reduce"}
+    bounds = {"least_B": kept_B // 2, "most_B": 2 * kept_B, "segments": segments_of(case, device)}
+    return given | {"scale": scale, "threshold_BG": threshold_BG} | bounds
 
 
 def pipeline_ops(name: str) -> tuple[Op, ...]:

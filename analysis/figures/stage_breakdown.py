@@ -19,11 +19,11 @@ from ..style import COLUMN, legend, panels, paper
 
 STAGES = {
     "loki_pipeline": ("lowrank_score", "select_topk", "gather_decode"),
-    "loki_theta_pipeline": ("threshold_score", "gather_decode"),
+    "loki_theta_pipeline": ("theta_rows", "gather_decode"),
 }
 COLOURS = {
     "lowrank_score": "#56B4E9",
-    "threshold_score": "#009E73",
+    "theta_rows": "#009E73",
     "select_topk": "#E69F00",
     "gather_decode": "#0072B2",
 }

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
-from ...kernels.clock import copy_gb_s
+from ...kernels.clock import copy_gb_s, refuse_other_gpu
 from ...models import ledger
 from ...results.fields import Data, Within
 from ..engine import WARM_UP, Engine, Pick, Sampled, copied, engine, greedy
@@ -68,7 +68,7 @@ class DecodeTime(Task):
 
     def run(self, session: Session) -> Outcome:
         """Time prefills, then steps; one sample each."""
-        _check_gpu(self.gpu, session)
+        refuse_other_gpu(self.gpu, session.device)
         ceiling = copy_gb_s(session.device) if session.device.type == "cuda" else None
         session.binding.room = self.prompt + self._room
         texts = self._prompts(session)
@@ -175,15 +175,6 @@ class _Steps:
     parity: dict[str, Any]
     complaint: str
     held: list[dict[str, Any]]
-
-
-def _check_gpu(name: str, session: Session) -> None:
-    """A time of another GPU than the one that was meant is none."""
-    if not name:
-        return
-    found = torch.cuda.get_device_name(session.device) if session.device.type == "cuda" else "a CPU"
-    if name not in found:
-        raise ValueError(f"decode_time is to be measured on {name!r}, this is {found}: nothing was timed")
 
 
 def _slowest(session: Session, times: list[float]) -> list[float]:

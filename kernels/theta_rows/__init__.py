@@ -33,14 +33,27 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
     inputs = LOWRANK_SCORE.make(replace(case, reduce="max"), device, seed)
     del inputs["reduce"]
     scale = case.head_dim**-0.5
-    best = (LOWRANK_SCORE(*inputs.values(), "max") * scale).topk(min(case.kept + 1, case.rows), -1).values
-    threshold_BG = best[..., -2:].mean(-1).nan_to_num(0.0, 0.0, -1.0)
+    threshold_BG = between_best(LOWRANK_SCORE(*inputs.values(), "max") * scale, case.kept)
     least_B = torch.full_like(inputs["lo_B"], max(1, case.kept // 2))
     if case.visible == "ragged":
         threshold_BG[:, ::2] = 1e4
         threshold_BG[0, -1] = float("-inf")
     bounds = {"least_B": least_B, "most_B": torch.full_like(least_B, 2 * case.kept)}
     return inputs | {"scale": scale, "threshold_BG": threshold_BG, **bounds, "segments": segments_of(case, device)}
+
+
+def between_best(s_BGS: torch.Tensor, kept: int) -> torch.Tensor:
+    """Find a threshold that a number of scores exceed.
+
+    Args:
+        s_BGS: (B, G, S) scores, -inf for hidden rows.
+        kept: How many.
+
+    Returns:
+        (B, G), between the last of them and the next; 0 or -1 where so few are visible.
+    """
+    best = s_BGS.topk(min(kept + 1, s_BGS.shape[-1]), -1).values
+    return best[..., -2:].mean(-1).nan_to_num(0.0, 0.0, -1.0)
 
 
 def moved_bytes(case: Case) -> int:

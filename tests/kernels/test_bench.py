@@ -12,7 +12,7 @@ import lacuna.kernels.op
 from lacuna.kernels import bench as bench_module
 from lacuna.kernels.baselines import dense_baselines
 from lacuna.kernels.bench import bench, bench_baselines, bench_pipeline, rows
-from lacuna.kernels.clock import percentiles
+from lacuna.kernels.clock import percentiles, refuse_other_gpu
 from lacuna.kernels.grid import write_csv
 from lacuna.kernels.op import Case, load_op
 from lacuna.kernels.pipeline import make_pipeline
@@ -157,3 +157,23 @@ def test_a_cuda_graph_captures_a_decode_step():
     result.fill_(float("nan"))
     replay()
     torch.testing.assert_close(result, expected, rtol=0, atol=0)
+
+
+def test_thresholds_that_k_rows_exceed_attend_as_the_best_k_do(device):
+    """Broken: the chain of `loki_theta` attends to other rows than those above its thresholds."""
+    best, above = (make_pipeline(SMALL, device, 0, name) for name in ("loki_pipeline", "loki_theta_pipeline"))
+    assert [verdict.passed for verdict in above.verdicts()] == [True, True]
+    torch.testing.assert_close(above.run(), best.run(), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="reduce"):
+        make_pipeline(replace(SMALL, reduce="none"), device, 0, "loki_theta_pipeline")
+
+
+def test_another_gpu_than_the_one_named_refuses_to_time(monkeypatch):
+    """Broken: times of another card, or of a CPU, are taken for those of the one that a table names."""
+    with pytest.raises(ValueError, match="a CPU: nothing was timed"):
+        refuse_other_gpu("H200", CPU)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    with pytest.raises(ValueError, match="this is NVIDIA H100"):
+        refuse_other_gpu("H200", torch.device("cuda"))
+    refuse_other_gpu("H100", torch.device("cuda"))
+    refuse_other_gpu("", CPU)
