@@ -65,9 +65,10 @@ def checked() -> Iterator[Parity]:
     parity = Parity()
 
     def judge(op: Op, arguments: tuple[Any, ...], call: Callable[..., Any]) -> Any:
-        out = call(*arguments)
         named = zip(inspect.signature(op.eager).parameters, arguments, strict=False)
+        # before the call, which may write into them
         inputs = {name: _first(value) if _by_text(name) else value for name, value in named}
+        out = call(*arguments)
         parity.verdicts.append(weigh(op, "decode step", inputs, _first(out)))
         return out
 

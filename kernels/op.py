@@ -112,6 +112,8 @@ def compare_values(inputs: Inputs, output: torch.Tensor, reference: torch.Tensor
         return Comparison(math.inf, 0.0, f"shape {tuple(output.shape)} instead of {tuple(reference.shape)}")
     if bool(output.isnan().any()):
         return Comparison(math.inf, 0.0, f"{int(output.isnan().sum())} elements are NaN")
+    if not reference.numel():
+        return Comparison(0.0, 0.0)
     finite = reference.isfinite()
     if not torch.equal(torch.where(finite, 0.0, output), torch.where(finite, 0.0, reference)):
         return Comparison(math.inf, 0.0, "infinities in other places than in the reference")
@@ -149,6 +151,7 @@ class Op:
         flops: Floating-point operations of a case.
         cases: What is tested and timed.
         compare: (inputs, output, reference) -> Comparison.
+        writes: Names of the arguments that the twins write in place; they return them, too.
     """
 
     name: str
@@ -160,6 +163,7 @@ class Op:
     flops: Callable[[Case], int]
     cases: tuple[Case, ...]
     compare: Callable[[Inputs, Any, Any], Comparison] = field(default=compare_values)
+    writes: tuple[str, ...] = ()
 
     @property
     def fused(self) -> Callable[..., Any]:
@@ -193,7 +197,18 @@ class Op:
         Returns:
             What the eager twin returns, in float64.
         """
-        return self.eager(**{name: _widest(value) for name, value in inputs.items()})
+        return self.eager(**{name: _widest(value) for name, value in self.fresh(inputs).items()})
+
+    def fresh(self, inputs: Inputs) -> Inputs:
+        """Copy what a twin would write, so that another can be run on the same inputs.
+
+        Args:
+            inputs: What `make` returned.
+
+        Returns:
+            The same, with copies of the arguments that are written.
+        """
+        return inputs | {name: inputs[name].clone() for name in self.writes}
 
     def case(self, name: str) -> Case:
         """Find a case by its name.

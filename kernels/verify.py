@@ -114,7 +114,7 @@ def weigh(op: Op, name: str, inputs: Inputs, output: Any) -> Verdict:
         The verdict.
     """
     reference = op.reference(inputs)
-    eager = op.compare(inputs, op.eager(**inputs), reference)
+    eager = op.compare(inputs, op.eager(**op.fresh(inputs)), reference)
     fused = op.compare(inputs, output, reference)
     reason = _complaint(fused, eager)
     tensors = [value for value in inputs.values() if torch.is_tensor(value)]
@@ -132,6 +132,7 @@ def run_poisoned(op: Op, inputs: Inputs) -> Any:
     Returns:
         What the fused twin returns.
     """
+    inputs = op.fresh(inputs)
     with poisoned_memory():
         return op.fused(**inputs)
 

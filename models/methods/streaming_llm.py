@@ -122,7 +122,8 @@ class StreamingLlm(Method):
         room = (text.sum(-1) < budget)[:, None]
         sinks = (budget - 1).clamp(max=self.sinks)[:, None]
         worth = torch.where(text, -place, torch.where(room, column + memory.seen, -2 * memory.seen))
-        return worth.masked_fill(text & (place < sinks), -2 * memory.seen).argmax(-1)
+        # not masked_fill: it asks the host for a number that is on the device
+        return torch.where(text & (place < sinks), -2 * memory.seen, worth).argmax(-1)
 
     def _place(self, memory: Memory) -> Tensor:
         """Place of each row held in its own text, [B, S]; negative for padding and holes."""

@@ -19,7 +19,7 @@ from lacuna.kernels.threshold_compact.fused import threshold_compact
 from lacuna.results.plugins import names
 
 TARGET = GPUTarget("cuda", 90, 32)
-NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32"}
+NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
 OPTIONS = ("num_warps", "num_stages", "maxnreg", "launch_pdl")
 
 

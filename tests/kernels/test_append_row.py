@@ -1,0 +1,50 @@
+"""One token turned, projected and written into caches, against the definition.
+
+Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, D head dim, R leading columns.
+"""
+
+import pytest
+import torch
+
+from lacuna.kernels.append_row import OP as APPEND
+from lacuna.kernels.op import Case, load_op
+from lacuna.kernels.verify import judge, poisoned_memory
+
+SHAPES = (
+    Case("gqa1", 2, 2, 2, 7, head_dim=64, low_dims=16, dtype="float32"),
+    Case("plain", 3, 6, 2, 45, head_dim=96, reduce="sum", dtype="float32"),
+    Case("gqa16", 2, 32, 2, 13, head_dim=128, low_dims=40, dtype="float32"),
+    Case("whole", 1, 8, 1, 33, head_dim=256, low_dims=256, dtype="float32"),
+)
+
+
+@pytest.mark.parametrize("twin", ["eager", "fused"])
+@pytest.mark.parametrize("case", SHAPES, ids=lambda case: case.name)
+def test_an_appended_row_is_turned_projected_and_alone(case, twin, device):
+    """Broken: a step writes another row than its own, leaves a column unwritten, or projects before it turns."""
+    inputs = APPEND.make(case, device, 0)
+    before = {name: inputs[name].clone() for name in APPEND.writes}
+    with poisoned_memory():
+        q_BHD, *caches = getattr(APPEND, twin)(**inputs)
+    turned_q, turned_k = load_op("rotate_rows").reference(
+        {n: inputs[n] for n in ("q_BHD", "k_BGD", "cos_BD", "sin_BD")}
+    )
+    basis = torch.cat([inputs["lead_GDR"], inputs["rest_GDQ"]], -1).double()
+    if basis.shape[-1]:
+        turned_k = torch.einsum("bgd,gde->bge", turned_k, basis)
+        turned_q = torch.einsum("bgjd,gde->bgje", turned_q.unflatten(1, (case.kv_heads, -1)), basis).flatten(1, 2)
+    lead = inputs["lead_GDR"].shape[2]
+    torch.testing.assert_close(q_BHD.double(), turned_q, rtol=0, atol=1e-5)
+    for cache, old, new in zip(caches, before.values(), (turned_k, inputs["v_BGD"], turned_k[..., :lead]), strict=True):
+        for b, place in enumerate(inputs["place_B"].tolist()):
+            torch.testing.assert_close(cache[b, :, place].double(), new[b].double(), rtol=0, atol=1e-5)
+            old[b, :, place] = cache[b, :, place]
+        assert torch.equal(cache, old)
+
+
+def test_verification_runs_each_twin_on_inputs_of_its_own(device):
+    """Broken: a twin that writes in place hands what it wrote to the next one, and is verified against itself."""
+    inputs = APPEND.make(APPEND.cases[0], device, 0)
+    before = {name: value.clone() for name, value in inputs.items() if torch.is_tensor(value)}
+    assert judge(APPEND, APPEND.cases[0], inputs).passed
+    assert all(torch.equal(inputs[name], old) for name, old in before.items())
