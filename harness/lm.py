@@ -25,6 +25,7 @@ from .journal import Batches, Journal, T
 from .world import World
 
 TOKENS_AT_ONCE = 8192  # a batch holds so many tokens; no result depends on it
+ROWS_AT_ONCE = 4096  # rows of a text fed together: what is made for each pair of a row and a token stays small
 TEXTS_KNOWN = 1 << 17  # whose tokens are remembered
 
 
@@ -192,13 +193,11 @@ class Session:
     def extend(self, state: State, ids_BT: Tensor) -> Tensor:
         """Feed T tokens as rows that the method acts on; returns their logits [B, T, V].
 
-        All at once where the method's own vectorised pass gives what T steps give, else one by one.
+        Many at once where the method's own vectorised pass gives what T steps give, else one by one.
         """
         self.binding.feeding = "decode"
-        if self.method.vectorised or ids_BT.shape[1] == 1:
-            return self._forward(state, ids_BT, self._new(state, ids_BT), last_only=False)
-        columns = ids_BT.split(1, 1)
-        return torch.cat([self._forward(state, c, self._new(state, c), last_only=False) for c in columns], 1)
+        parts = ids_BT.split(ROWS_AT_ONCE if self.method.vectorised else 1, 1)
+        return torch.cat([self._forward(state, part, self._new(state, part), last_only=False) for part in parts], 1)
 
     def step(self, state: State, token_B: Tensor) -> Tensor:
         """Feed one token to each text; returns the logits [B, V] of what follows."""
@@ -240,8 +239,9 @@ class Session:
         if prompt < 1:
             raise ValueError(f"a score needs at least one token before it, got a prompt of {prompt}")
         state, done = self._begin(ids_BT, prompt - 1)
-        logits = self.extend(state, ids_BT[:, done:-1])[:, prompt - 1 - done :]
-        return torch.log_softmax(logits.float(), -1).gather(2, ids_BT[:, prompt:, None])[..., 0]
+        parts = zip(*(ids.split(ROWS_AT_ONCE, 1) for ids in (ids_BT[:, done:-1], ids_BT[:, done + 1 :])), strict=True)
+        logs = [torch.log_softmax(self.extend(state, row).float(), -1).gather(2, to[..., None]) for row, to in parts]
+        return torch.cat(logs, 1)[:, prompt - 1 - done :, 0]
 
     def _begin(self, ids_BT: Tensor, prompt: int) -> tuple[State, int]:
         if prompt > 0:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..kernels.dense_decode import OP as DENSE_DECODE
@@ -84,7 +85,18 @@ def dense(q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
         return DENSE_DECODE(q_BHTD[:, :, 0], k, v, lo, hi, call.scale)[:, :, None]
     if call.visible is None and memory.columns is None and call.new == call.seen:
         return scaled_dot_product_attention(q_BHTD, k, v, is_causal=True, scale=call.scale, enable_gqa=True)
+    if _sees_all_before(memory, call):  # no mask of T x S, which the fast kernels refuse
+        bias = causal_lower_right(call.new, k.shape[2])
+        return scaled_dot_product_attention(q_BHTD, k, v, attn_mask=bias, scale=call.scale, enable_gqa=True)
     return masked(q_BHTD, memory, visible_BNTS(memory, call), call)
+
+
+def _sees_all_before(memory: Memory, call: Call) -> bool:
+    """Whether each of the last rows sees every row held before it: no padding, no hole, no sliding window."""
+    if call.visible is not None and not call.causal:
+        return False
+    first = call.first if memory.columns is None else call.first[:, None, None]
+    return not bool(((0 if memory.columns is None else memory.columns) < first).any())
 
 
 def masked(q_BHTD: Tensor, memory: Memory, keep_BNTS: Tensor, call: Call) -> Tensor:
