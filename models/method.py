@@ -43,7 +43,7 @@ class Method(ABC):
             ValueError: what a step does depends on numbers that the host must see, or shapes change.
         """
         del memory, steps
-        raise ValueError(f"{type(self).__name__} decodes with shapes that change from step to step: set engine: eager")
+        raise ValueError(f"{type(self).__name__} decodes with shapes that change from step to step: set engine: dynamic")
 
     def constants(self, site: Site) -> Mapping[str, Tensor]:
         """Tensors of a layer that each step reads (on the CPU; moved and cast by the binding); default none."""

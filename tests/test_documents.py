@@ -3,14 +3,18 @@
 import ast
 import re
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+import yaml
 
 from lacuna.analysis.splice import spliced
 from lacuna.jobs.commands import parser
-from lacuna.jobs.site import read_site
+from lacuna.jobs.site import Site, read_site
 from lacuna.jobs.sweep import read
 from lacuna.results import plugins
+from lacuna.results.cell import Cell
+from lacuna.results.fields import problem
 from lacuna.results.plugins import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results/**/*.md")])
@@ -128,3 +132,32 @@ def test_documents_are_linked():
     """A document that the README does not link is read by nobody."""
     assert [p.name for p in (ROOT / "docs").glob("*.md") if f"(docs/{p.name})" not in README] == []
     assert Path(ROOT / "docs/figures/accuracy_density.svg").stat().st_size < 200_000
+
+
+def messages():
+    """What the program says: (file, string) of every string that is no docstring."""
+    for room in ("models", "harness", "jobs", "results", "kernels", "analysis"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+                    yield path.name, node.value
+
+
+def test_advice_names_arguments_that_there_are():
+    """A message that says `set engine: eager` where the value is `dynamic` sends its reader into the next error."""
+    known = {"device": [get_type_hints(Cell)["device"]], "launcher": [get_type_hints(Site)["launcher"]]}
+    for kind in ("methods", "tasks"):
+        for plugin in (plugins.describe(kind, name) for name in plugins.names(kind)):
+            for field in plugin.fields:
+                known.setdefault(field.name, []).append(field.kind)
+    advice = [
+        (file, name, value)
+        for file, text in messages()
+        for name, value in re.findall(r"(?:set |take |leave |give |`)`?([a-z_]+): `?([a-z0-9_.]+)", text)
+    ]
+    assert len(advice) > 12
+    for file, name, value in advice:
+        given = yaml.safe_load(value)
+        assert any(problem(given, kind) is None for kind in known.get(name, [])), f"{file}: {name}: {value}"

@@ -34,8 +34,10 @@ class Sparq(Method):
     Arguments: `keep` a share of the row's causal length, `rows` a count, or `bytes` that a layer reads for a row, the
     local rows among them; `r` components, a share of the head dimension or a count; `local` last rows always kept, a
     share of the budget (a quarter in the paper) or a count; `rest: mean` reallocates to the mean value, `rest: none`
-    leaves the dropped weight out. The authors' code keeps k + 1 rows, as it counts the row itself apart, and adds 1 to
-    the weights of local rows, which chooses the same set.
+    leaves the dropped weight out. `budget_rule: exact` counts the row itself among both, as the paper does;
+    `budget_rule: released` is the authors' code, which comes to one row more of each: k + 1 rows, the last local + 1
+    among them. It is charged what it reads. (Adding 1 to the weights of local rows, as Loki's port does, chooses the
+    same set.)
     """
 
     keep: Keep = None
@@ -44,11 +46,14 @@ class Sparq(Method):
     r: Annotated[int | float, Share("the head dimension")] = 0.25
     local: Annotated[int | float, Share("the budget")] = 0.25
     rest: Literal["mean", "none"] = "mean"
+    budget_rule: Literal["exact", "released"] = "exact"
     version: ClassVar[int] = 2
     shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
 
     def __post_init__(self) -> None:
         rules.one_budget(self)
+        over = self.budget_rule == "released" and self.bytes is not None
+        rules.refuse(self, when=over, why="budget_rule: released reads a row more than asked: give keep or rows")
 
     def expects_gaps(self) -> bool:
         """A share of 1 asks for everything."""
@@ -73,7 +78,8 @@ class Sparq(Method):
         """Output [B, H, 1, D], and the approximate weight [B, H, 1] inside the rows chosen."""
         rows, seen = slice(0, 1), attend.visible_BTS(memory, call)
         weights = self._weights(q_BHTD, memory, seen, call)
-        width = widest(self, memory.site, memory.keys.view.shape[2], self.cost(memory, call))
+        held = memory.keys.view.shape[2]
+        width = min(widest(self, memory.site, held, self.cost(memory, call)) + self._more, held)
         rank = self._rank(weights, memory, seen, call, rows)[:, :, 0]
         index, count = SELECT_TOPK(rank, self._budget(memory, call)[:, 0].int(), width)
         self._count(memory, call, ledger, count[..., None])
@@ -119,7 +125,7 @@ class Sparq(Method):
         """Weights summed over the group, [B, G, T, S]; +inf for local rows and -inf for rows not seen."""
         summed = weights_BHTS.unflatten(1, (memory.keys.view.shape[1], -1)).sum(2)
         kept = self._budget(memory, call)[:, rows]
-        after = call.numbers_T[rows] - share(self.local, kept)
+        after = call.numbers_T[rows] - share(self.local, kept - self._more) - self._more
         local = memory.numbers_BS(seen_BTS.shape[0])[:, None] > after[..., None]
         return summed.masked_fill(local[:, None], torch.inf).masked_fill(~seen_BTS[:, None], -torch.inf)
 
@@ -138,7 +144,13 @@ class Sparq(Method):
         return Allowance(attended_BT=self._budget(memory, call))
 
     def _budget(self, memory: Memory, call: Call) -> Tensor:
-        return in_rows(self, memory.site, call.context_BT, self.cost(memory, call))
+        asked = in_rows(self, memory.site, call.context_BT, self.cost(memory, call))
+        return (asked + self._more).minimum(call.context_BT)
+
+    @property
+    def _more(self) -> int:
+        """Rows beyond those asked for, and beyond the local ones."""
+        return int(self.budget_rule == "released")
 
     def _count(self, memory: Memory, call: Call, ledger: Ledger, read_BGT: Tensor) -> None:
         part = self._components(memory) * memory.aux["by_component"].view.element_size() * memory.site.live

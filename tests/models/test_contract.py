@@ -174,6 +174,25 @@ def test_generate(name, args, basis, model):
 
 
 @pytest.mark.parametrize(("name", "args"), gap_cases())
+def test_beam_search(name, args, basis, model):
+    """Beams swap their histories: what a head holds, its marks and states must follow, or it hears what it never read.
+
+    Scores that the search gave its best beams are those of the same tokens, fed one by one; the second text is padded.
+    """
+    method, ids = make_method(name, args), tokens(2, 24)
+    ids[1, :5] = 0
+    mask = (ids > 0).long()
+    ask = {"max_new_tokens": 6, "do_sample": False, "num_beams": 4, "pad_token_id": 0, "eos_token_id": None}
+    with bind(model, method, artifacts=basis()):
+        told = model.generate(ids, attention_mask=mask, **ask, output_scores=True, return_dict_in_generate=True)
+    best, whole = told.sequences, torch.cat([mask, mask.new_ones(2, 6)], 1)
+    logits, _ = run_rows(model, method, best[:, :-1], basis(), 24, False, mask=whole[:, :-1])
+    each = logits.log_softmax(-1).gather(2, best[:, 24:, None])[..., 0]
+    torch.testing.assert_close(told.sequences_scores, each.mean(1), atol=2e-5, rtol=1e-4)
+    assert bool((told.beam_indices[:, :6] % 4 != 0).any())  # the best beams did come from others
+
+
+@pytest.mark.parametrize(("name", "args"), gap_cases())
 def test_round_trip_through_json(name, args):
     """A Cell that reads back differently would get another key and run again for ever."""
     cell = Cell(Spec("m"), Spec(name, 1, args), Spec("needle"))

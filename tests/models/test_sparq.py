@@ -61,6 +61,18 @@ def test_sparq_by_hand(rest, local):
             torch.testing.assert_close(out[b, heads, 0].double(), want, atol=1e-5, rtol=1e-4)
 
 
+def test_sparq_released_keeps_one_row_more():
+    """The authors' code counts the row itself apart: compared with the paper's rule it has a row more to find."""
+    q, k, v = draw()
+    method = make_method("sparq", {"rows": 8, "r": 5, "local": 3, "budget_rule": "released"})
+    out, ledger, _ = one_row(method, q, k, v)
+    want = sparq_by_hand(q[0, :2, 0].double(), k[0, 0].double(), v[0, 0].double(), 9, 5, 4, "mean")
+    torch.testing.assert_close(out[0, :2, 0].double(), want, atol=1e-5, rtol=1e-4)
+    assert float(ledger.sums()[0, 1, 2]) == 2 * GROUPS * 9
+    with pytest.raises(ValueError, match="sparq: budget_rule: released reads a row more than asked: give keep or rows"):
+        make_method("sparq", {"rows": None, "bytes": 4000, "budget_rule": "released"})
+
+
 def test_sparq_holds_keys_twice_and_reads_r_components():
     """The second copy of the keys is half of the cache again; a table that left it out would flatter the method."""
     _, ledger, memory = one_row(make_method("sparq", {"rows": 8, "r": 4}), *draw())
