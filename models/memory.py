@@ -240,10 +240,11 @@ class Memory:
         return self.keys.view.new_zeros((), dtype=torch.float64) + whole - self._hole_bytes()
 
     def _hole_bytes(self) -> Tensor | int:
-        if self.columns is None or self.columns.shape[1] == 1:
+        if self.columns is None:
             return 0
         like = (p for p in (self.keys, self.values, *self.aux.values()) if p.view.shape[2] == self.columns.shape[2])
-        return (self.columns[:, : self.live] < 0).sum() * sum(p.row_bytes for p in like)
+        heads = self.live if self.columns.shape[1] == 1 else 1  # of which these columns tell
+        return (self.columns[:, : self.live] < 0).sum() * heads * sum(p.row_bytes for p in like)
 
     @property
     def dense_row_bytes(self) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..kernels.lowrank_score import OP as LOWRANK_SCORE
 from ..kernels.select_topk import OP as SELECT_TOPK
+from ..results import rules
 from . import attend, many
 from .budget import Allowance, Amount, Cost, amount_of, asks_for_gaps, in_rows, widest, word_of
 from .inserted import Inserted
@@ -43,7 +44,8 @@ class Method(ABC):
             ValueError: what a step does depends on numbers that the host must see, or shapes change.
         """
         del memory, steps
-        raise ValueError(f"{type(self).__name__} decodes with shapes that change from step to step: set engine: dynamic")
+        name = rules.name_of(self)
+        raise ValueError(f"{name} decodes with shapes that change from step to step: set engine: dynamic")
 
     def constants(self, site: Site) -> Mapping[str, Tensor]:
         """Tensors of a layer that each step reads (on the CPU; moved and cast by the binding); default none."""

@@ -45,7 +45,7 @@ class Ntk(Method):
     prefix: Annotated[int, Within(1)] = 64
     heads: Literal["kv", "query"] = "kv"
     state: Annotated[Mapping[str, Any], Needs("ntk", same=("prefix", "heads"))] = field(default_factory=dict)
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     shape: ClassVar[Literal["direct", "select", "evict"]] = "evict"
 
     def tables(self, site: Site) -> Mapping[str, Tensor]:

@@ -42,7 +42,7 @@ class StreamingLlm(Method):
     sinks: Annotated[int, Within(0)] = 4
     positions: Literal["cache", "text"] = "cache"
     decode: Literal["slide", "grow"] = "slide"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     shape: ClassVar[Literal["direct", "select", "evict"]] = "evict"
 
     def __post_init__(self) -> None:

@@ -170,6 +170,17 @@ def test_streaming_holds_its_budget(args, model):
     assert cache.get_seq_length() == 40
 
 
+def test_a_shorter_text_is_not_charged_for_a_longer_one(model):
+    """A share of a text is fewer rows of a shorter one: what fills the batch up to the longer one's is held by nobody."""
+    ids = tokens(2, 40)
+    ids[1, :20] = 0
+    with bind(model, make_method("streaming_llm", {"keep": 0.5, "sinks": 2})) as binding:
+        cache = binding.cache()
+        model(ids, attention_mask=(ids > 0).long(), past_key_values=cache, use_cache=True)
+        rows, sinks = (20 + 10) * 2 * 2 * DIM * 4, 2 * 2 * 2 * DIM * 4
+        assert [float(m.held_bytes) for m in binding.memories(cache)] == [rows + sinks] * 2
+
+
 def test_streaming_cuts_once_when_it_grows(model):
     """KVCache-Factory's variant: sinks and window of the prompt stay, every later row is added."""
     method = make_method("streaming_llm", {"sinks": 2, "rows": 8, "positions": "text", "decode": "grow"})

@@ -75,6 +75,8 @@ def test_texts_of_unequal_length_lose_their_own_prefix(state):
     feed(method, memory, q[:, :, :9], k[:, :, :9], v[:, :, :9], "prefill")
     feed(method, memory, q[:, :, 9:], k[:, :, 9:], v[:, :, 9:], "decode")
     assert [heads[0] - {-1} for heads in held(memory)] == [set(range(6, 20)), set(range(11, 20))]
+    states = sum(part.nbytes for part in memory.constants.values())
+    assert memory.held_bytes == (14 + 9) * 2 * 2 * DIM * 4 + states  # what stands for a shorter text's rows is no row
 
 
 def test_a_later_prompt_hears_the_state(state):
