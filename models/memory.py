@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -237,14 +237,13 @@ class Memory:
         rows = sum(p.view.shape[0] * p.row_bytes * p.count for p in parts)
         others = sum(c.nbytes for c in (*self.constants.values(), *self.extra.values()))
         whole = self.live * rows + int(others * self.site.live / max(1, len(self.site.kv_heads)))
-        return self.keys.view.new_zeros((), dtype=torch.float64) + whole - self._hole_bytes()
+        return self.keys.view.new_zeros((), dtype=torch.float64) + whole - self._hole_bytes(parts)
 
-    def _hole_bytes(self) -> Tensor | int:
+    def _hole_bytes(self, parts: Sequence[Rows]) -> Tensor | int:
         if self.columns is None:
             return 0
-        like = (p for p in (self.keys, self.values, *self.aux.values()) if p.view.shape[2] == self.columns.shape[2])
-        heads = self.live if self.columns.shape[1] == 1 else 1  # of which these columns tell
-        return (self.columns[:, : self.live] < 0).sum() * heads * sum(p.row_bytes for p in like)
+        holes = (self.columns < 0).expand(-1, self.keys.view.shape[1], -1)[:, : self.live].sum()
+        return holes * sum(p.row_bytes for p in parts if p.view.shape[2] == self.columns.shape[2])
 
     @property
     def dense_row_bytes(self) -> int:
