@@ -173,8 +173,10 @@ class Rows:
         chunk, kept = self.start // self.plan.chunk, self.memory.extra
         before = kept.get("best")
         out = share_BHTN.clone()
-        for number in range(int(chunk.max()) + 1 if chunk.numel() else 0):
-            mine = (chunk == number)[:, None, :, None] & (self.at >= 0)[:, None, :, None]
+        real = self.at >= 0
+        some = chunk[real]
+        for number in range(int(some.min()), int(some.max()) + 1) if some.numel() else ():
+            mine = ((chunk == number) & real)[:, None, :, None]
             seen = share_BHTN.masked_fill(~mine, -torch.inf).cummax(2).values
             out = torch.where(mine, seen, out)
         if before is not None:

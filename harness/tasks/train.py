@@ -29,6 +29,7 @@ class Train(Task):
     landmarks under the control token; `jump` of positions after each. `window` of the recurrence.
     `weights: sharded` cuts weights and moments over the ranks. `heldout` text is scored in
     windows of `heldout_length` (default: the last length), `heldout_windows` at most. State is kept every `save_steps`.
+    The curve has about `points` points; at each the host waits for the device.
     """
 
     corpus: tuple[Annotated[str, Data("harness/data")], ...] = ("calibration",)
@@ -61,6 +62,7 @@ class Train(Task):
     window: Annotated[int, Within(1)] = 256
     weights: Literal["replicated", "sharded"] = "replicated"
     save_steps: Annotated[int, Within(1)] = 500
+    points: Annotated[int, Within(1)] = 200
     version: ClassVar[int] = 2
     headline: ClassVar[str] = "heldout_perplexity"
     better: ClassVar[Literal["lower", "higher"]] = "lower"

@@ -21,7 +21,6 @@ from .schedule import Schedule
 from .sharding import add_up, here, put, whole
 from .state import State
 
-NOTES = 200  # points of a loss curve
 Tell = Callable[[State], None]
 
 
@@ -34,6 +33,7 @@ class Loop:
         model: with weights in float32; under bfloat16 the products are rounded, the weights are not.
         clip: largest norm of the gradients; None: whatever it is.
         save: is given the state every `save_steps` steps or a few more, on every rank alike.
+        points: of the curve, about.
         curve: what was noted: step, tokens, loss (weighted), text_loss (of what was not planted), rate, tok_s.
     """
 
@@ -49,6 +49,7 @@ class Loop:
     clip: float | None
     save_steps: int
     save: Tell
+    points: int = 200
     step: int = 0
     curve: list[dict[str, Any]] = field(default_factory=list)
 
@@ -134,7 +135,7 @@ class _Noted:
     """Sums since the last point of the curve: the device is asked for them there alone."""
 
     def __init__(self, loop: Loop) -> None:
-        self.loop, self.every = loop, max(1, loop.schedule.steps // NOTES)
+        self.loop, self.every = loop, max(1, loop.schedule.steps // loop.points)
         self._begin()
 
     def _begin(self) -> None:

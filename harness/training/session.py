@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
+import time
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +48,9 @@ class Training:
     @torch.enable_grad()
     def outcome(self) -> Outcome:
         """Train and measure."""
-        task, loop = self.task, self._loop()
+        task, began = self.task, time.perf_counter()
+        loop = self._loop()
+        ready_s = time.perf_counter() - began  # nearly all of it the text, where it was not encoded before
         length = task.heldout_length or task.lengths[-1]
         # made before the first step: what is wrong with it is not to be told after hours
         heldout = Heldout.of(task.heldout, loop.batches, length, task.heldout_windows, self._plain_landmarks())
@@ -56,7 +59,11 @@ class Training:
             loop.take_up(state)
         loop.all()
         perplexity = heldout.perplexity(loop)
-        metrics = {"heldout_perplexity": perplexity, "heldout_tokens": len(heldout.windows) * length}
+        metrics = {
+            "ready_s": ready_s,
+            "heldout_perplexity": perplexity,
+            "heldout_tokens": len(heldout.windows) * length,
+        }
         metrics |= {"tokens": loop.schedule.steps * task.step_tokens, "steps": loop.schedule.steps}
         metrics |= {"loss": loop.curve[-1]["loss"], **self._speed(loop)}
         return Outcome(metrics, loop.curve, artifact=self._artifact(loop, metrics))
@@ -128,6 +135,7 @@ class Training:
             clip=task.clip,
             save_steps=task.save_steps,
             save=self._save,
+            points=task.points,
         )
 
     def _kind(self) -> Kind:

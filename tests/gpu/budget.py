@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-PROBED = 40  # steps of each length
+PROBED, POINTS = 60, 4  # steps and points of the curve of each length
 KEPT = 0.94  # of the time: a GPU that warms up, or neighbours, may be slower later
 
 
@@ -24,6 +24,7 @@ def probe(sweep: dict) -> dict:
     task = _training(sweep)
     count = len(task["lengths"])
     task |= {"tokens": PROBED * count * task["step_tokens"], "shares": [1 / count] * count, "heldout_windows": 1}
+    task["points"] = POINTS * count
     return sweep | {"name": sweep["name"] + "-probe"}
 
 

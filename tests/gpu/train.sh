@@ -3,23 +3,33 @@
 # compares landmark's kernels in training, measures the models. DATA holds the texts that the sweeps name. RANKS GPUs
 # (default: all) share a training. Each training is first probed for some seconds, then cut to what is left of its part's
 # LIMIT seconds (default 530). FOLDER gets one pack of logs, tables and records, and one of each model, in pieces of at
-# most 15 MiB: `cat pocket.tar.gz.* | tar xz`. WORK keeps the store between parts; a part may be run again.
+# most 15 MiB: `cat pocket.tar.gz.* | tar xz`. WORK keeps the store between parts; a part may be run again. Where DATA has
+# tokens-*.tar.xz (tokens.py's folder `work`) they are taken, so that nothing is encoded here; likewise the compiled
+# kernels of another run, cache.tar.gz, which comes back in FOLDER.
 set -uo pipefail
 out=$(mkdir -p "${1:?folder for the results}" && cd "$1" && pwd); data=$(cd "${2:?folder of the texts}" && pwd)
 site=$(mktemp -d); ln -sfn "$PWD" "$site/lacuna"; export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 work=${WORK:-/tmp/lacuna-train}; mkdir -p "$work/logs"; export LACUNA_STORE=${LACUNA_STORE:-$work/store}
+export TORCHINDUCTOR_CACHE_DIR=$work/cache/inductor TRITON_CACHE_DIR=$work/cache/triton
+for packed in "$data"/tokens-*.tar.xz; do [ -f "$packed" ] && mkdir -p "$LACUNA_STORE" && tar xJf "$packed" -C "$LACUNA_STORE"; done
+[ -f "$data/cache.tar.gz" ] && tar xzf "$data/cache.tar.gz" -C "$work"
 ranks=${RANKS:-$(nvidia-smi -L | wc -l)}; sweeps=${SWEEPS:-jobs/sweeps}; limit=${LIMIT:-530}; here=tests/gpu; failed=0
-left() { echo $((limit - SECONDS + began)); }
+left() { local seconds=$((limit - SECONDS + began)); echo $((seconds > 1 ? seconds : 1)); }
 lacuna() { python3 -m lacuna "$@" --data "$data"; }
 # without binding: mpirun would give each of two ranks one core, for text, batches and launches alike
-start() { [ "$1" = 1 ] && shift && "$@" || { [ "$1" != 1 ] && mpirun --allow-run-as-root --bind-to none -np "$1" "${@:2}"; }; }
+start() { if [ "$1" = 1 ]; then "${@:2}"; else mpirun --allow-run-as-root --bind-to none -np "$1" "${@:2}"; fi; }
 run() { # SWEEP NAME RANKS
   start "$3" timeout "$(left)" python3 -m lacuna run "$1" --data "$data" --set "ranks=$3" > "$work/logs/$2.log" 2>&1
   local code=$?; echo "-- $2: exit $code, $(left) s left"; [ $code = 0 ] && head -n 14 "$work/logs/$2.log" || tail -n 40 "$work/logs/$2.log"; return $code
 }
 collect() { lacuna collect "$1" --set "ranks=$3" -o "$work/logs/$2.csv"; }
 key() { lacuna plan "$1" --set "ranks=$ranks" --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["cells"][-1]["key"])'; }
-pack() { tar cz -C "$work" "$1" | split -b 15m - "$out/$1.tar.gz."; }
+profile() { # SWEEP NAME: its probe on one GPU, three steps of it profiled
+  python3 $here/budget.py probe "$sweeps/$1.yaml" "$work/$2-profile.yaml" || return 1
+  timeout "$(left)" python3 $here/profile_training.py "$work/$2-profile.yaml" --data "$data" --set ranks=1 > "$work/logs/$2-profile.log" 2>&1
+  local code=$?; echo "-- $2-profile: exit $code, $(left) s left"; head -n 70 "$work/logs/$2-profile.log" | cut -c1-220; return $code
+}
+pack() { [ ! -e "$work/$1" ] || tar cz -C "$work" "$1" | split -b 15m - "$out/$1.tar.gz."; }
 train() { # SWEEP NAME: probe, cut to the time, train, write the checkpoint
   rm -rf "${work:?}/$2"
   python3 $here/budget.py probe "$sweeps/$1.yaml" "$work/$2-probe.yaml" && run "$work/$2-probe.yaml" "$2-probe" "$ranks" || return 1
@@ -38,14 +48,15 @@ measure() { # NAME of a model that was trained
 for part in ${PARTS:-landmark compare pocket measure}; do
   began=$SECONDS; echo "== $part on $ranks GPU(s), $limit s"
   case $part in
+    profile) for name in pocket-landmark pocket; do profile train-$name $name || failed=1; done ;;
     pocket) train train-pocket pocket || failed=1 ;;
     landmark) train train-pocket-landmark pocket-landmark || failed=1 ;;
     compare) { run "$sweeps/train-compare.yaml" compare 1; collect "$sweeps/train-compare.yaml" compare 1; } || failed=1 ;;
     measure) for name in pocket pocket-landmark; do measure $name || failed=1; done ;;
-    *) echo "no part $part: landmark, compare, pocket, measure"; failed=1 ;;
+    *) echo "no part $part: profile, landmark, compare, pocket, measure"; failed=1 ;;
   esac
   [ -d "$LACUNA_STORE/records" ] && cp -r "$LACUNA_STORE/records" "$work/logs/"
-  rm -f "$out"/logs.tar.gz.*; pack logs
+  rm -f "$out"/logs.tar.gz.* "$out"/cache.tar.gz.*; pack logs; pack cache
 done
 ls -l "$out"
 exit $failed
