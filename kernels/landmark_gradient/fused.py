@@ -21,7 +21,7 @@ from ..tiling import power_of_2
 from .of_keys.fused import OF_KEYS, ends_for, key_gradient_kernel
 from .of_tile.fused import logit_gradient, mixed_weights, past_weights
 
-OF_QUERIES = Tiles(128, 64, 8, 2)
+OF_QUERIES = Tiles(128, 64, 8, 3)
 
 
 @triton.jit

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # prefill.sh FOLDER [PART ...] [--tiny]: from the repository's root, the kernels for many query rows verified, then timed
 # against PyTorch's flash and cuDNN attention. Each part ends within 9 minutes; leaves prefill_PART.csv and .log in FOLDER.
-# PART quick, of three minutes or so, verifies all of them, then times the main shapes.
+# PART quick, of three minutes or so, verifies all of them, then times the main shapes; PART scoring times one text of 32768
+# tokens under every method.
 set -uo pipefail
 out=${1:?folder for the results}; shift; mkdir -p "$out"
 tiny=(); parts=()
@@ -12,7 +13,11 @@ site=$(mktemp -d); ln -sfn "$PWD" "$site/lacuna"; export PYTHONPATH="$site${PYTH
 failed=0
 for part in "${parts[@]}"; do
   echo "== $part"
-  command=(tests/gpu/prefill.py "$out" "$part"); [ "$part" = quick ] && command=(tests/gpu/prefill_quick.py "$out")
+  case $part in
+    quick) command=(tests/gpu/prefill_quick.py "$out") ;;
+    scoring) command=(tests/gpu/scoring.py "$out") ;;
+    *) command=(tests/gpu/prefill.py "$out" "$part") ;;
+  esac
   timeout "${LIMIT:-520}" python3 "${command[@]}" ${tiny[@]+"${tiny[@]}"} > "$out/prefill_$part.log" 2>&1 \
     || { failed=1; echo "$part FAILED"; }
   tail -n "${LINES_SHOWN:-70}" "$out/prefill_$part.log"

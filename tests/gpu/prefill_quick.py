@@ -7,17 +7,12 @@ fails, hangs or kills its context costs the others nothing. Lines come to FOLDER
 """
 
 import csv
-import multiprocessing as mp
 import sys
-import time
-import traceback
-from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import prefill
+from turns import run_in_turns
 
 BLOCK = 64
 LENGTHS = (24, 40) if prefill.TINY else (2048, 8192, 16384)
@@ -69,62 +64,9 @@ JOBS = {
 }  # fmt: skip
 
 
-def work(job: str, folder: Path, pipe: Connection) -> None:
-    """What a process does: prepare, say so, wait for its turn, time."""
-    log = (folder / f"prefill_quick_{job}.log").open("w", buffering=1)
-    sys.stdout = sys.stderr = log
-    try:
-        steps = JOBS[job](prefill.Writer(folder, "quick", mode="a"))
-        next(steps)
-        pipe.send("ready")
-        pipe.recv()
-        next(steps, None)
-    except Exception:
-        traceback.print_exc()
-        raise
-
-
-@dataclass
-class Job:
-    """One process and the end of its pipe."""
-
-    name: str
-    process: BaseProcess
-    pipe: Connection
-    ready: bool = False
-
-
-def started(name: str, folder: Path) -> Job:
-    """Start a process of its own for a job."""
-    context = mp.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=work, args=(name, folder, there), daemon=True)
-    process.start()
-    there.close()  # so that the end of the process is the end of the pipe
-    return Job(name, process, here)
-
-
-def prepared(job: Job, until: float) -> None:
-    """Wait until a job is ready, has died, or time is up."""
-    try:
-        job.ready = job.pipe.poll(max(0.0, until - time.monotonic())) and job.pipe.recv() == "ready"
-    except EOFError:
-        job.ready = False
-    print(f"-- {job.name}: {'prepared' if job.ready else 'NOT prepared'}", flush=True)
-
-
-def timed(job: Job) -> bool:
-    """Give a job its turn; whether it ended well."""
-    begun = time.monotonic()
-    if job.ready:
-        job.pipe.send("go")
-        job.process.join(TIME_S)
-    code = job.process.exitcode
-    if job.process.is_alive():
-        job.process.kill()
-        job.process.join()
-    print(f"-- {job.name}: exit {code} after {time.monotonic() - begun:.0f} s", flush=True)
-    return job.ready and code == 0
+def steps(name: str, folder: Path):
+    """What the process of a job does."""
+    return JOBS[name.removeprefix("prefill_quick_")](prefill.Writer(folder, "quick", mode="a"))
 
 
 def table(path: Path) -> bool:
@@ -148,16 +90,8 @@ def main(folder: Path, names: list[str]) -> bool:
     """Run the jobs; whether all ended well."""
     folder.mkdir(parents=True, exist_ok=True)
     prefill.Writer.begin(folder, "quick")
-    jobs = [started(name, folder) for name in names]
-    until = time.monotonic() + PREPARE_S
-    for job in jobs:
-        prepared(job, until)
-    for job in jobs:
-        if not job.ready and job.process.is_alive():
-            job.process.kill()
-            job.process.join()
-    ended = [timed(job) for job in jobs]
-    return table(folder / "prefill_quick.csv") and all(ended)
+    ended = run_in_turns(steps, [f"prefill_quick_{name}" for name in names], folder, PREPARE_S, TIME_S)
+    return table(folder / "prefill_quick.csv") and not any(ended.values())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Tiny random models, and every method that stands in models/methods with arguments that leave gaps at these lengths."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -71,24 +72,25 @@ def model():
 
 @pytest.fixture
 def basis(tmp_path):
-    """Calibrations: random orthogonal bases with falling variances, and thresholds."""
+    """Calibrations of a tiny model, in a folder of the test's own."""
+    return partial(calibrations, tmp_path)
 
-    def write(heads=2, dim=DIM, layers=LAYERS, queries=HEADS):
-        path = tmp_path / f"basis-{heads}-{dim}.safetensors"
-        generator = torch.Generator().manual_seed(1)
-        tensors = {}
-        for layer in range(layers):
-            tensors[f"layer.{layer}.basis"] = torch.linalg.qr(torch.randn(heads, dim, dim, generator=generator)).Q
-            shares = torch.rand(heads, dim, generator=generator).sort(-1, descending=True).values
-            tensors[f"layer.{layer}.variance"] = shares / shares.sum(-1, keepdim=True)
-        save_file({k: v.contiguous() for k, v in tensors.items()}, path)
-        return {
-            "basis": path,
-            "thresholds": thresholds(tmp_path, heads, layers, queries),
-            **trained(tmp_path, heads, dim, layers),
-        }
 
-    return write
+def calibrations(folder, heads=2, dim=DIM, layers=LAYERS, queries=HEADS):
+    """Random orthogonal bases with falling variances, thresholds, and what else methods need; argument -> file."""
+    path = folder / f"basis-{heads}-{dim}.safetensors"
+    generator = torch.Generator().manual_seed(1)
+    tensors = {}
+    for layer in range(layers):
+        tensors[f"layer.{layer}.basis"] = torch.linalg.qr(torch.randn(heads, dim, dim, generator=generator)).Q
+        shares = torch.rand(heads, dim, generator=generator).sort(-1, descending=True).values
+        tensors[f"layer.{layer}.variance"] = shares / shares.sum(-1, keepdim=True)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+    return {
+        "basis": path,
+        "thresholds": thresholds(folder, heads, layers, queries),
+        **trained(folder, heads, dim, layers),
+    }
 
 
 def trained(folder, groups, dim, layers):
