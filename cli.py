@@ -181,6 +181,7 @@ def _sources(args: argparse.Namespace) -> tuple[Sources, str]:
 
 
 def _report(args: argparse.Namespace) -> int:
+    from .analysis.drawings import processes
     from .analysis.render import terminal_tables
     from .analysis.report import write_sources
 
@@ -188,7 +189,7 @@ def _report(args: argparse.Namespace) -> int:
     chosen = [part for condition in args.where for part in ("--where", condition)]
     chosen += ["--paper", args.paper] if args.paper else []
     command = shlex.join(["lacuna", "report", *map(str, args.source), "-o", str(args.output), *chosen])
-    paths = write_sources(found, args.output, title, command, args.paper.replace("-", "_"))
+    paths = write_sources(found, args.output, title, command, args.paper.replace("-", "_"), processes(found))
     if len(found.archive.lean):
         print(terminal_tables(found.study.points, "method"))
     print("\n".join(map(str, paths)))

@@ -59,6 +59,13 @@ def condition(point: pd.Series[Any]) -> str:
     return " ".join(str(part) for part in (point["model"], point["setting"]) if part)
 
 
+def title(points: pd.DataFrame) -> str:
+    """The heading of a panel of scores: its condition and, below, what is one number in it (lengths of a needle)."""
+    pooled = sorted(set(points["pooled"]) - {""})
+    said = f"{pooled[0]}, together" if len(pooled) == 1 else "several arguments together" if pooled else ""
+    return "\n".join(text for text in (condition(points.iloc[0]), said) if text)
+
+
 def _parsed(text: str, kind: type) -> Any | None:
     try:
         found = json.loads(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .label import condition
-from .style import fewer, legend, look, panels, paper, whiskers
+from .label import title
+from .style import MOST_DEALT, MOST_PANELS, dealt, legend, look, panels, paper, whiskers
 
 
 def scores(points: pd.DataFrame, place: str) -> pd.DataFrame:
@@ -28,15 +29,27 @@ def scores(points: pd.DataFrame, place: str) -> pd.DataFrame:
 
 def score_panels(found: pd.DataFrame, place: str, words: str) -> Figure:
     """One panel per model, setting and task: the score by `place`, and the dense one as a line with its interval."""
-    found, note = fewer(found, "method")
-    groups = [g for _, g in found.groupby(["model", "setting", "task_label"], sort=True)]
+    groups, note = dealt(found, ["model", "setting", "task_label"])
     with paper():
-        figure, pairs = panels(groups, min(3, len(found["task_label"].unique())), 2.5, 2.2, note=note)
+        most = max(MOST_PANELS, min(len(groups), MOST_DEALT))
+        figure, pairs = panels(groups, min(3, len(found["task_label"].unique())), 2.5, 2.2, most, note)
         for axis, group in pairs:
             _panel(axis, group, place)
             axis.set_xlabel(words)
+        level([axis for axis, _ in pairs])
         legend(figure, [axis for axis, _ in pairs])
     return figure
+
+
+def level(axes: Sequence[Axes]) -> None:
+    """One scale for panels of one score and condition: methods in different panels are compared too."""
+    same: dict[tuple[str, str, str], list[Axes]] = {}
+    for axis in axes:
+        same.setdefault((axis.get_title(), axis.get_xlabel(), axis.get_ylabel()), []).append(axis)
+    for alike in same.values():
+        lows, highs = zip(*(axis.get_ylim() for axis in alike), strict=True)
+        for axis in alike:
+            axis.set_ylim(min(lows), max(highs))
 
 
 def _panel(axis: Axes, group: pd.DataFrame, place: str) -> None:
@@ -47,7 +60,7 @@ def _panel(axis: Axes, group: pd.DataFrame, place: str) -> None:
     for method, marks in group[~group["is_dense"].astype(bool)].groupby("method", sort=True):
         joined(axis, str(method), marks.sort_values(place), place)
     axis.set(xlim=(0, 1.03), ylabel=f"{first['heading']}\n({first['better']} is better)")
-    axis.set_title(condition(first))
+    axis.set_title(title(group))
 
 
 def joined(axis: Axes, method: str, marks: pd.DataFrame, place: str) -> None:

@@ -14,31 +14,12 @@ from ..results.archive import Archive
 from ..results.plugins import describe
 from . import failures
 from .content import Content
+from .drawings import Drawing
 from .table import TextTable
 
 BAND = re.compile(r" (\[[^\]]*, [^\]]*\])")  # an interval goes below its estimate, in a smaller hand
 CODE = re.compile(r"`([^`]+)`")
 SMALL = r"<span class=band>\1</span>"
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure of the page: its file's docstring is title and caption; `missing` says why there is none."""
-
-    name: str
-    doc: str
-    svg: bytes
-    missing: str
-
-    @property
-    def title(self) -> str:
-        """The docstring's first line."""
-        return self.doc.split("\n", 1)[0]
-
-    @property
-    def caption(self) -> str:
-        """The rest of the docstring."""
-        return " ".join(self.doc.split("\n")[1:]).strip()
 
 
 @dataclass(frozen=True)
@@ -108,7 +89,7 @@ def _drawing(drawing: Drawing) -> str:
     title = f"<h3>{_safe(drawing.title)}</h3>"
     if drawing.missing:
         return f"{title}<p class=small>Not drawn: {_safe(drawing.missing)}.</p>"
-    data = base64.b64encode(drawing.svg).decode()
+    data = base64.b64encode(drawing.images["svg"]).decode()
     image = f'<img alt="{_safe(drawing.title)}" src="data:image/svg+xml;base64,{data}">'
     files = ", ".join(f'<a href="figures/{drawing.name}.{kind}">{kind}</a>' for kind in ("pdf", "svg", "png"))
     caption = f"<figcaption>{_safe(drawing.caption)} ({files})</figcaption>"

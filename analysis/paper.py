@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .page import Drawing
+from .drawings import Drawing
 from .render import escape_latex, to_latex
 from .table import TextTable
 
 HEAD = "% needs: \\usepackage{booktabs,graphicx}; set \\graphicspath{{paper/}} where this folder lies elsewhere\n"
 
 
-def paper_files(
-    drawings: Sequence[Drawing], images: Mapping[str, bytes], tables: Mapping[str, TextTable]
-) -> dict[str, bytes]:
+def paper_files(drawings: Sequence[Drawing], tables: Mapping[str, TextTable]) -> dict[str, bytes]:
     """Paths and contents: each figure that was drawn as PDF, each table as .tex, and `all.tex` with their captions."""
     drawn = [drawing for drawing in drawings if not drawing.missing]
-    figures = {f"paper/{d.name}.pdf": images[f"figures/{d.name}.pdf"] for d in drawn}
+    figures = {f"paper/{d.name}.pdf": d.images["pdf"] for d in drawn}
     texts = {f"paper/{name}.tex": to_latex(table) for name, table in tables.items()}
     blocks = [*(_table(name, table) for name, table in tables.items()), *map(_figure, drawn)]
     texts["paper/all.tex"] = "\n".join([HEAD, *blocks])

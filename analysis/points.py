@@ -38,7 +38,8 @@ class Point:
         held_ratio: bytes held at the end over those that dense attention holds, from the ledger.
         peak_gib: the most that the device's allocator gave out; NaN where nothing measured it.
         energy: joules per token, and `energy_ratio` over dense; NaN where nothing measured it.
-        cells: how many cells it was asked of; `failed` of them did not end well, `reason` says why.
+        cells: how many cells it was asked of; `failed` of them did not end well, `reason` says why;
+            `pooled` says which arguments of the task differ among them (a needle's length).
     """
 
     model: str
@@ -73,6 +74,7 @@ class Point:
     failed: int
     status: str
     reason: str
+    pooled: str
     method_args: dict[str, Any] = field(default_factory=dict)
     task_args: dict[str, Any] = field(default_factory=dict)
 

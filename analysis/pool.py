@@ -77,6 +77,7 @@ class Pool:
             **self.read_share,
             **self.memory,
             **_failures(self.rows),
+            "pooled": _pooled(self.rows),
         }
 
     @functools.cached_property
@@ -109,6 +110,21 @@ def grouped(cells: pd.DataFrame) -> list[Rows]:
 
 def _known(rows: Rows, name: str) -> list[float]:
     return [float(row[name]) for row in rows if name in row and not math.isnan(row[name])]
+
+
+def _pooled(rows: Rows) -> str:
+    """The arguments of the task that differ among cells of one point: `length 256 to 1024`."""
+    names = [name for name in rows[0] if str(name).startswith("task.")] if len(rows) > 1 else []
+    values = {str(name): list(dict.fromkeys(row[name] for row in rows if pd.notna(row[name]))) for name in names}
+    return ", ".join(f"{name.removeprefix('task.')} {_range(v)}" for name, v in values.items() if len(v) > 1)
+
+
+def _range(values: Sequence[Any]) -> str:
+    try:
+        known = [float(value) for value in values]
+    except (TypeError, ValueError):
+        return f"of {len(values)} kinds"
+    return f"{min(known):g} to {max(known):g}"
 
 
 def _ordered(rows: Rows) -> Rows:

@@ -9,6 +9,7 @@ Files carry no time and no random id, so equal records give equal bytes under eq
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -52,11 +53,25 @@ def digests(path: Path) -> dict[str, str]:
     return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
 
 
+def _parser() -> argparse.ArgumentParser:
+    said = (__doc__ or "").split("\n", 1)[0]
+    parser = argparse.ArgumentParser(prog="python -m lacuna.analysis.redraw", description=said)
+    parser.add_argument("archives", type=Path, help="the folder of archives (.csv, .parquet)")
+    parser.add_argument("folder", type=Path, help="where the figures go: ARCHIVE/FIGURE.{pdf,png,svg}")
+    parser.add_argument("--accept", action="store_true", help=f"write what they are now to {DIGESTS} of the archives")
+    return parser
+
+
 def main(arguments: list[str]) -> int:
-    """Redraw and compare: 0 all are what they were (or accepted), 1 some are not."""
-    archives, folder, *flags = arguments
-    now, known = redraw(Path(archives), Path(folder)), Path(archives) / DIGESTS
-    if flags == ["--accept"]:
+    """Redraw and compare: 0 all are what they were (or accepted), 1 some are not, 2 what was asked for is not there."""
+    args = _parser().parse_args(arguments)
+    folder, known = args.folder, args.archives / DIGESTS
+    try:
+        now = redraw(args.archives, folder)
+    except (ValueError, OSError) as error:
+        print(f"redraw: {error}", file=sys.stderr)
+        return 2
+    if args.accept:
         text = "".join(f"{digest}  {name}\n" for name, digest in sorted(now.items()))
         write_atomically(known, text.encode())
     wrong = list(differences(digests(known), now))

@@ -34,3 +34,8 @@ class Study:
     def points(self) -> pd.DataFrame:
         """See `points.points`."""
         return from_cells(self.cells)
+
+    def compute(self) -> None:
+        """Cells and points now, so that copies of this study have them."""
+        if len(self.frame):
+            assert self.points is not None, "points are of cells"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
-import itertools
+import math
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,12 @@ import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
+
+from ..results.plugins import names
 
 Group = TypeVar("Group")
 COLUMN = 3.4  # inches: one column of a two-column paper
@@ -22,7 +29,9 @@ PAGE = 7.0
 MOST_PANELS = 6
 MOST_LINES = 8  # that a reader tells apart in one panel
 MOST_ROWS = 24
+MOST_DEALT = 9  # panels of one figure, where methods are dealt to several
 DENSE_COLOUR = "#000000"
+HANDLE = 0.45  # inches of a legend's stroke with its margins
 
 
 @dataclass(frozen=True)
@@ -33,30 +42,66 @@ class Look:
     marker: str
 
 
-# Okabe and Ito's palette: told apart with any colour vision
+# Okabe and Ito's palette
+BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE, GREY = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999"
+)  # fmt: skip
+PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+MARKERS = "os^DvP"
+# Methods that share a marker have colours that are far apart with any colour vision; kin differ in both.
 LOOKS: Mapping[str, Look] = {
     "full": Look(DENSE_COLOUR, "*"),
-    "topk": Look("#0072B2", "o"),
-    "loki": Look("#D55E00", "s"),
-    "streaming_llm": Look("#009E73", "^"),
-    "h2o": Look("#CC79A7", "D"),
-    "top_theta": Look("#56B4E9", "v"),
-    "landmark": Look("#E69F00", "P"),
-    "snapkv": Look("#999999", "X"),
-    "pyramidkv": Look("#0072B2", "<"),
-    "sparq": Look("#D55E00", ">"),
-    "linear": Look("#009E73", "h"),
-    "loki_theta": Look("#E69F00", "s"),
+    "topk": Look(BLUE, "o"),
+    "tova": Look(ORANGE, "o"),
+    "ntk": Look(GREY, "o"),
+    "loki": Look(VERMILION, "s"),
+    "keydiff": Look(SKY, "s"),
+    "l2norm": Look(GREY, "s"),
+    "streaming_llm": Look(GREEN, "^"),
+    "adakv": Look(ORANGE, "^"),
+    "h2o": Look(PURPLE, "D"),
+    "ratchetkv": Look(SKY, "X"),
+    "top_theta": Look(SKY, "v"),
+    "quest": Look(ORANGE, "v"),
+    "landmark": Look(ORANGE, "P"),
+    "loki_theta": Look(BLUE, "P"),
+    "snapkv": Look(GREY, "X"),
+    "pca_attn": Look(ORANGE, "X"),
+    "pyramidkv": Look(BLUE, "<"),
+    "evict_then_select": Look(VERMILION, "<"),
+    "sparq": Look(SKY, ">"),
+    "linear_residual": Look(VERMILION, ">"),
 }
+SPARE = (Look(GREY, "v"), Look(GREY, "P"), Look(VERMILION, "D"), Look(GREY, "<"), Look(GREY, ">"))
 
 
 def look(method: str) -> Look:
-    """The look of a method; one that has none of its own gets one by its name, the same on every machine."""
-    if method in LOOKS:
-        return LOOKS[method]
-    colours = sorted({v.colour for v in LOOKS.values()} - {DENSE_COLOUR})
-    free = [Look(*pair) for pair in itertools.product(colours, "ospd^v<>DXPh8") if Look(*pair) not in LOOKS.values()]
-    return free[int(hashlib.sha256(method.encode()).hexdigest(), 16) % len(free)]
+    """The look of a method; one that has none of its own gets a spare one, the same on every machine."""
+    return LOOKS.get(method) or _spared().get(method) or SPARE[_place(method)]
+
+
+@functools.cache
+def _spared() -> Mapping[str, Look]:
+    """Spare looks of the methods that this version has: each another one, as long as there are some."""
+    taken: dict[str, Look] = {}
+    for method in (name for name in names("methods") if name not in LOOKS):
+        turns = [SPARE[(_place(method) + i) % len(SPARE)] for i in range(len(SPARE))]
+        taken[method] = next((mine for mine in turns if mine not in taken.values()), turns[0])
+    return taken
+
+
+def _place(method: str) -> int:
+    return int(hashlib.sha256(method.encode()).hexdigest(), 16) % len(SPARE)
+
+
+def nth(place: int) -> Look:
+    """The look of what is no method (a corpus, an operation): by its place in a figure."""
+    return Look(PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)])
+
+
+def filled(colour: str, density: float) -> tuple[float, float, float, float]:
+    """The inside of a mark: budgets of one method share colour and marker, the emptier the smaller the density."""
+    return (*to_rgb(colour), 1.0 if math.isnan(density) else min(1.0, 1.5 * density))
 
 
 @contextlib.contextmanager
@@ -76,6 +121,30 @@ def fewer(found: pd.DataFrame, column: str = "method_label", most: int = MOST_LI
     kept = firsts.assign(turn=turns).sort_values("turn", kind="stable")[column].head(most)
     note = f"{most} of {len(firsts)} methods" if len(firsts) > most else ""
     return found[found[column].isin(kept)], note
+
+
+def turns(found: pd.DataFrame, by: str) -> pd.Series:
+    """Which budget of its method, in the order of `by`, a row is of: methods take turns where not all are shown."""
+    ordered = found.sort_values([by, "method_label"]).drop_duplicates("method_label")
+    return found["method_label"].map(
+        dict(zip(ordered["method_label"], ordered.groupby("method").cumcount(), strict=True))
+    )
+
+
+def dealt(found: pd.DataFrame, by: Sequence[str]) -> tuple[list[pd.DataFrame], str]:
+    """Points as panels: those of equal `by`, and what to say of methods that are not there.
+
+    Of more methods than a reader tells apart in one panel, a few at a time have panels of their own, beside dense,
+    where there is room for all of those; else the first methods alone are shown (see `fewer`).
+    """
+    sparse = ~found["is_dense"].astype(bool)
+    methods, whole = found.loc[sparse, "method"].unique(), len(found[list(by)].drop_duplicates())
+    times = -(-len(methods) // (MOST_LINES - 1))
+    kept, note = (found, "") if times * whole <= MOST_DEALT else fewer(found, "method")
+    hands = [set(hand) for hand in np.array_split(methods, times)] if kept is found else [set(methods)]
+    groups = [g for _, g in kept.groupby(list(by), sort=True)]
+    several = [g[g["is_dense"].astype(bool) | g["method"].isin(hand)] for hand in hands for g in groups]
+    return [g for g in several if not g["is_dense"].all()] or groups, note
 
 
 def panels(
@@ -101,14 +170,35 @@ def panels(
 
 
 def legend(figure: Figure, axes: Iterable[Axes]) -> None:
-    """One legend for all panels, below them."""
+    """One legend for all panels, below them: as few rows as fit into the width; a name longer than that is wrapped."""
     found = {t: h for axis in axes for h, t in zip(*axis.get_legend_handles_labels(), strict=True)}
-    longest = max((len(text) for text in found), default=1)
-    fit = int(figure.get_figwidth() / (0.45 + 0.058 * longest))
-    columns = max(1, min(len(found), fit))
     width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + 0.16 * -(-len(found) // columns))  # the panels keep their height
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
+    texts = [_wrapped(text, width - HANDLE) for text in found]
+    columns = next((c for c in range(len(texts), 1, -1) if _wide(texts, c) <= width), 1)
+    rows = max((sum(text.count("\n") + 1 for text in c) for c in _columns(texts, columns)), default=0)
+    figure.set_size_inches(width, height + 0.16 * rows)  # the panels keep their height
+    figure.legend(found.values(), texts, loc="outside lower center", ncols=columns)
+
+
+def _wrapped(text: str, width: float) -> str:
+    inches = _inches(text)
+    return text if inches <= width else textwrap.fill(text, int(0.95 * len(text) * width / inches))
+
+
+def _inches(text: str) -> float:
+    """The width of the longest line."""
+    font = FontProperties(size=matplotlib.rcParams["legend.fontsize"])
+    lines = [TextPath((0, 0), line, prop=font) for line in text.split("\n") if line.strip()]
+    return max((float(line.get_extents().width) / 72 for line in lines), default=0.0)
+
+
+def _columns(texts: Sequence[str], count: int) -> Iterator[Sequence[str]]:
+    # as matplotlib deals them out: the first columns have one more where they do not come out even
+    return (list(map(str, column)) for column in np.array_split(np.array(texts), count))
+
+
+def _wide(texts: Sequence[str], count: int) -> float:
+    return sum(HANDLE + max(map(_inches, column)) for column in _columns(texts, count))
 
 
 def whiskers(points: pd.DataFrame) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:

@@ -16,6 +16,7 @@ from .points import points
 from .stats import LEVEL
 
 READ = ("density", "bytes_ratio", "held_ratio")
+MOST_POOLED = 6
 ARROWS = {"lower": "↓", "higher": "↑"}
 Point = Mapping[Any, Any]
 Cells = Callable[[Point], tuple[str, str]]
@@ -106,8 +107,15 @@ def about(found: pd.DataFrame) -> str:
         "were nothing but reading the cache. Density: share of the visible rows attended at decode; bytes: bytes read "
         "per token over those of full; held: bytes of the cache at the end over those of full; all three from the "
         "ledger. Peak: of the device's allocator, where it was measured. "
-        f"Samples: {', '.join(sizes) or 'none'}. {_detectable(found)}"
+        f"Samples: {', '.join(sizes) or 'none'}. {_pooled(found)}{_detectable(found)}"
     )
+
+
+def _pooled(found: pd.DataFrame) -> str:
+    pairs = found.loc[found["pooled"] != "", ["heading", "pooled"]].drop_duplicates().sort_values(["heading", "pooled"])
+    texts = [f"{head} ({what})" for head, what in pairs.itertuples(index=False)]
+    said = f"Cells of several arguments in one number: {', '.join(texts[:MOST_POOLED])}"
+    return f"{said}; --where chooses one (`--where task.length=N`). " if texts else ""
 
 
 def _detectable(found: pd.DataFrame) -> str:

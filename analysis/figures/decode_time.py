@@ -12,13 +12,12 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from ..label import condition
 from ..numbers import number, times
 from ..study import Study
-from ..style import COLUMN, MOST_LINES, MOST_ROWS, fewer, legend, look, panels, paper, whiskers
+from ..style import COLUMN, MOST_LINES, MOST_ROWS, fewer, filled, legend, look, panels, paper, whiskers
 
 CONTEXT = "prompt"  # the argument of a timing task that says how many tokens are in the cache
 
@@ -91,8 +90,6 @@ def _line(axis: Axes, label: str, marks: pd.DataFrame, contexts: list[float]) ->
     last = marks.iloc[-1]
     mine, dense = look(last["method"]), bool(last["is_dense"])
     text = f"{label} (dense)" if dense else f"{label}: {times(last['change'])} at {last['context']:g}"
-    # budgets of one method share colour and marker; the emptier the mark, the smaller the budget
-    fill = 1.0 if dense or pd.isna(last["density"]) else min(1.0, float(last["density"]) * 1.5)
     whole = marks.set_index("context")[["value", "low", "high"]].reindex(contexts)  # a cell that failed is a gap
     axis.errorbar(
         whole.index,
@@ -100,7 +97,7 @@ def _line(axis: Axes, label: str, marks: pd.DataFrame, contexts: list[float]) ->
         yerr=whiskers(whole),
         color=mine.colour,
         marker=mine.marker,
-        markerfacecolor=(*to_rgb(mine.colour), fill),
+        markerfacecolor=filled(mine.colour, 1.0 if dense else float(last["density"])),
         linestyle="--" if dense else "-",
         label=text,
     )

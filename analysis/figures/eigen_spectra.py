@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 
 from ..inside import asked, inside, plain_ticks
 from ..study import Study
-from ..style import MOST_PANELS, legend, panels, paper
+from ..style import MOST_PANELS, PALETTE, legend, panels, paper
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 PLACES = {"pre": "--", "post": "-"}
 
 
@@ -45,7 +44,7 @@ def _some(rows: pd.DataFrame) -> list[int]:
 
 
 def _panel(axis: Axes, rows: pd.DataFrame, layer: int) -> None:
-    colours = dict(zip(sorted(set(rows["corpus"])), COLOURS * 9, strict=False))
+    colours = dict(zip(sorted(set(rows["corpus"])), PALETTE * 9, strict=False))
     for row in rows.to_dict("records"):
         for s in (s for s in row["samples"] if s["layer"] == layer):
             stroke = {"color": colours[row["corpus"]], "linestyle": PLACES[row["place"]]}

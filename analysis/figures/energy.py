@@ -46,10 +46,12 @@ def _panel(axis: Axes, group: pd.DataFrame) -> None:
     for place, point in enumerate(group.to_dict("records")):
         said = f"{number(point['energy'], 3)} J" if point["is_dense"] else times(point["energy_ratio"])
         axis.annotate(said, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=6)
-    for value in group.loc[group["is_dense"].astype(bool), "energy"]:
+    dense = group.loc[group["is_dense"].astype(bool), "energy"]
+    for value in dense:
         axis.axvline(value, color=look("full").colour, linestyle="--", linewidth=0.8)
     axis.set_yticks(range(len(group)), group["method_label"], fontsize=6)
-    axis.set(xlim=(0, 1.05 * most), ylim=(-0.6, len(group) - 0.4), xlabel="J per token (dashed: full)")
+    axis.set(xlim=(0, 1.05 * most), ylim=(-0.6, len(group) - 0.4))
+    axis.set_xlabel(f"J per token ({'full has none' if dense.empty else 'dashed: full'})")
     args = {k: v for k, v in first["task_args"].items() if k in ("batch", "prompt")}
     said = json.dumps(args)[1:-1].replace('"', "")
     axis.set_title(heading(" ".join(text for text in (condition(first), said) if text)), fontsize=7)

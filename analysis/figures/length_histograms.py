@@ -16,15 +16,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..headlines import DENSE
 from ..inside import heading
 from ..study import Study
-from ..style import legend, panels, paper
+from ..style import legend, panels, paper, turns
 
 NEEDED = {"prompt_tokens", "completion_tokens", "score"}
 KINDS = {"prompt": "prompt", "completion": "completion", "total": "prompt + completion"}
 RIGHT = 0.5
 MOST_ROWS = 6
-KEYS = ["model_label", "setting", "task_label", "method_label"]
+KEYS = ["model_label", "setting", "task_label", "turn", "order", "method_label"]
 
 
 def draw(study: Study) -> Figure:
@@ -33,7 +34,10 @@ def draw(study: Study) -> Figure:
     Raises:
         ValueError: no cell that ended well has samples with both lengths and a score.
     """
-    rows = [row for cell in study.cells.to_dict("records") if cell["status"] == "ok" for row in _rows(cell)]
+    good = study.cells[study.cells["status"] == "ok"]
+    good = good.assign(falling=-good["density"], order=(good["method"] != DENSE).astype(int))
+    good = good.assign(turn=turns(good, "falling"))
+    rows = [row for cell in good.to_dict("records") for row in _rows(cell)]
     if not rows:
         raise ValueError("needs a cell that ended well whose samples have prompt_tokens, completion_tokens and score")
     groups = [g for _, g in pd.DataFrame(rows).groupby(KEYS, sort=True)]

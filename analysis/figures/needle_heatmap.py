@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from ..headlines import DENSE
 from ..study import Study
-from ..style import panels, paper
+from ..style import panels, paper, turns
 
 MOST = 8  # rows or columns that still leave room for numbers
 MOST_METHODS = 12
-NAMES = ["model", "setting", "order", "method", "falling", "method_label"]
+NAMES = ["model", "setting", "asked", "turn", "order", "method", "method_label"]
 
 
 def draw(study: Study) -> Figure:
@@ -53,24 +53,26 @@ def _titles(cells: pd.DataFrame) -> pd.DataFrame:
     good = cells.assign(falling=-density)[cells["status"] == "ok"]
     planted = [bool(s) and {"length", "depth", "score"} <= s[0].keys() for s in good["samples"]]
     good = good[pd.Series(planted, index=good.index, dtype=bool)]
-    several = {name: len(good[name].unique()) > 1 for name in ("model_label", "setting")}
+    several = {name: len(good[name].unique()) > 1 for name in ("model_label", "setting", "task_label")}
     return good.assign(
         model=good["model_label"] if several["model_label"] else "",
         setting=good["setting"] if several["setting"] else "",
+        asked=good["task_label"] if several["task_label"] else "",
         order=(good["method"] != DENSE).astype(int),
+        turn=turns(good, "falling"),
     )
 
 
 def _needles(cells: pd.DataFrame) -> pd.DataFrame:
     rows = [row for cell in cells.to_dict("records") for row in _rows(cell)]
-    return pd.DataFrame(rows, columns=["model", "setting", "method_label", "length", "depth", "score"])
+    return pd.DataFrame(rows, columns=["model", "setting", "asked", "method_label", "length", "depth", "score"])
 
 
 def _rows(cell: Mapping[Any, Any]) -> list[dict[str, Any]]:
     asked, kept = cell.get("task.length"), [s for s in cell["samples"] if {"length", "depth", "score"} <= s.keys()]
     # the length that was asked for makes a column; prompts differ from it by a few tokens
     column = None if asked is None or pd.isna(asked) else int(asked)
-    title = {name: cell[name] for name in ("model", "setting", "method_label")}
+    title = {name: cell[name] for name in ("model", "setting", "asked", "method_label")}
     return [{**title, "length": column or int(s["length"]), "depth": s["depth"], "score": s["score"]} for s in kept]
 
 
@@ -95,7 +97,7 @@ def _panel(axis: Axes, rows: pd.DataFrame, edges: tuple[list[float], list[float]
 
 
 def _heading(first: pd.Series[Any]) -> str:
-    where = " ".join(text for text in (first["model"], first["setting"]) if text)
+    where = " ".join(text for text in (first["model"], first["setting"], first["asked"]) if text)
     return "\n".join(text for text in (where, *first["method_label"].split(" ", 1)) if text)
 
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ..label import condition
+from ..label import title
 from ..study import Study
 from ..style import fewer, legend, look, panels, paper, whiskers
 
@@ -73,7 +73,7 @@ def _panel(axis: Axes, group: pd.DataFrame) -> None:
     axis.axvline(1.0, color=look("full").colour, linestyle=":", linewidth=0.8, zorder=0)
     context = f"\nat {first['prompt']:g} tokens" if first["prompt"] else ""
     axis.set(xlabel=f"speed-up over full{context}", ylabel=f"{first['heading']}\n({first['better']} is better)")
-    axis.set_title(condition(first))
+    axis.set_title(title(group))
 
 
 def _marks(axis: Axes, method: str, marks: pd.DataFrame, fill: str) -> None:

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from .. import stats
 from ..study import Study
-from ..style import COLUMN, MOST_PANELS, fewer, legend, look, panels, paper, whiskers
+from ..style import COLUMN, MOST_PANELS, fewer, filled, legend, look, panels, paper, whiskers
 
-NAMES = ("model_label", "setting", "task", "method", "method_label")
+NAMES = ("model_label", "setting", "task_label", "method", "method_label")
 
 
 def draw(study: Study) -> Figure:
@@ -30,7 +29,7 @@ def draw(study: Study) -> Figure:
         ValueError: no task has samples with a score at two lengths.
     """
     cells, note = fewer(_planted(study.cells))
-    parts = [rows for _, rows in cells.groupby(["model_label", "setting", "task"], sort=True)]
+    parts = [rows for _, rows in cells.groupby(["model_label", "setting", "task_label"], sort=True)]
     groups = [_shares(rows) for rows in parts[:MOST_PANELS]] + parts[MOST_PANELS:]
     if not any(len(rows["length"].unique()) > 1 for rows in groups[:MOST_PANELS]):
         raise ValueError("needs a cell of a task with planted facts (needle, passkey) that ended well, at two lengths")
@@ -73,13 +72,13 @@ def _panel(axis: Axes, rows: pd.DataFrame) -> None:
     for label, marks in rows.groupby("method_label", sort=False):
         mine, line = look(str(marks["method"].iloc[0])), marks.sort_values("length")
         share = line["density"].iloc[0]
-        fill = (*to_rgb(mine.colour), 1.0 if pd.isna(share) else min(1.0, 1.5 * float(share)))
+        fill = filled(mine.colour, float(share))
         shape: dict[str, Any] = {"color": mine.colour, "marker": mine.marker, "markerfacecolor": fill}
         axis.errorbar(line["length"], line["value"], yerr=whiskers(line), elinewidth=0.7, label=str(label), **shape)
     axis.set_xscale("log", base=2)
     shown = lengths[:: -(-len(lengths) // 8)]
     axis.set_xticks(shown, [f"{n:g}" for n in shown])
     axis.minorticks_off()
-    axis.set(ylim=(-0.03, 1.05), xlabel="prompt's length (tokens)", ylabel=f"{rows['task'].iloc[0]}: share found")
+    axis.set(ylim=(-0.03, 1.05), xlabel="prompt's length (tokens)", ylabel=f"{rows['task_label'].iloc[0]}: share found")
     first = rows.iloc[0]
     axis.set_title(" ".join(text for text in (first["model_label"], first["setting"]) if text), fontsize=7)

@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..label import condition
-from ..marks import varied
+from ..marks import level, varied
 from ..study import Study
-from ..style import fewer, legend, look, panels, paper, whiskers
+from ..style import dealt, legend, look, panels, paper, whiskers
 
 PANEL = ["model", "setting", "task_label"]
 LINES = ("-", ":", "--", "-.")
@@ -36,13 +36,13 @@ def draw(study: Study) -> Figure:
     sparse = pd.concat(parts) if parts else found.iloc[:0]
     if sparse.empty:
         raise ValueError("needs a cell of the task perplexity that ended well, at two values of a budget or more")
-    sparse, note = fewer(sparse, "method")
-    groups = [g for _, g in sparse.groupby([*PANEL, "argument"], sort=True)]
+    groups, note = dealt(sparse, [*PANEL, "argument"])
     with paper():
         figure, pairs = panels(groups, min(3, len(sparse["argument"].unique())), 2.5, 2.2, note=note)
         for axis, group in pairs:
             same = (found[PANEL] == group[PANEL].iloc[0]).all(axis=1)
             _panel(axis, group, found[dense & same])
+        level([axis for axis, _ in pairs])
         legend(figure, [axis for axis, _ in pairs])
     return figure
 

@@ -18,11 +18,9 @@ from matplotlib.ticker import MaxNLocator
 
 from ..label import tell_apart
 from ..study import Study
-from ..style import COLUMN, legend, panels, paper
+from ..style import COLUMN, legend, nth, panels, paper
 
 LAYER = re.compile(r"rank90_layer(\d+)")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osv^dP"
 ROTARY = {"pre": "--", "post": "-"}
 
 
@@ -50,10 +48,18 @@ def draw(study: Study) -> Figure:
     return figure
 
 
+def _kind(line: str) -> str:
+    """A line's name without the place of the rotary embedding, which its stroke tells."""
+    return " ".join(word for word in line.split() if not word.startswith("rotary="))
+
+
 def _panel(axis: Axes, group: pd.DataFrame, layers: Mapping[str, int]) -> None:
-    for index, row in enumerate(group.sort_values("line").to_dict("records")):
+    kinds = sorted({_kind(line) for line in group["line"]})
+    for row in group.sort_values("line").to_dict("records"):
         found = sorted((layer, row[name]) for name, layer in layers.items() if pd.notna(row[name]))
-        shape: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+        mine = nth(kinds.index(_kind(row["line"])))
+        fill = "white" if row["rotary"] == "pre" else mine.colour
+        shape: dict[str, Any] = {"color": mine.colour, "marker": mine.marker, "markerfacecolor": fill}
         axis.plot(*zip(*found, strict=True), linestyle=ROTARY.get(row["rotary"], ":"), label=row["line"], **shape)
     most = float(group[list(layers)].max().max())
     axis.set(ylim=(0, 1.08 * most), xlabel="layer", ylabel="dimensions for 90%\nof the keys' variance")

@@ -13,10 +13,8 @@ from matplotlib.figure import Figure
 
 from ..inside import asked, inside
 from ..study import Study
-from ..style import COLUMN, legend, paper
+from ..style import COLUMN, legend, nth, paper
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osv^dP"
 APART = 0.7  # of the space between two models, for all marks of one
 
 
@@ -47,8 +45,8 @@ def _marks(axis: Axes, rows: pd.DataFrame, models: list[str], shift: float, plac
     at = [models.index(model) + shift for model in rows["model"]]
     means, deviations = [float(np.mean(r)) for r in ranks], [float(np.std(r)) for r in ranks]
     label = str(rows["line"].iloc[0]) or "keys"
-    colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-    axis.errorbar(at, means, yerr=deviations, color=colour, marker=marker, linestyle="none", label=label)
+    mine = nth(place)
+    axis.errorbar(at, means, yerr=deviations, color=mine.colour, marker=mine.marker, linestyle="none", label=label)
 
 
 def _sizes(axis: Axes, found: pd.DataFrame, models: list[str]) -> None:

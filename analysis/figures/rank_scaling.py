@@ -13,13 +13,12 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from .. import stats
 from ..headlines import headline
 from ..study import Study
-from ..style import COLUMN, fewer, legend, look, panels, paper, whiskers
+from ..style import COLUMN, fewer, filled, legend, look, panels, paper, whiskers
 
 SAME = ("model_label", "dtype", "device", "prefill", "query_aware", "task", "task_id")
 
@@ -77,7 +76,7 @@ def _panel(axis: Axes, group: pd.DataFrame) -> None:
     ranks, fewest = sorted(group["ranks"].unique()), int(group["fewest"].min())
     for label, marks in group.groupby("method_label", sort=True):
         mine, density = look(str(marks["method"].iloc[0])), marks["density"].iloc[0]
-        fill = (*to_rgb(mine.colour), 1.0 if pd.isna(density) else min(1.0, 1.5 * float(density)))
+        fill = filled(mine.colour, float(density))
         bars = whiskers(marks)
         shape: dict[str, Any] = {"color": mine.colour, "marker": mine.marker}
         axis.errorbar(marks["ranks"], marks["value"], yerr=bars, markerfacecolor=fill, label=str(label), **shape)

@@ -13,13 +13,12 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from ..label import condition
 from ..numbers import times
 from ..study import Study
-from ..style import COLUMN, MOST_LINES, MOST_ROWS, fewer, legend, look, panels, paper, whiskers
+from ..style import COLUMN, MOST_LINES, MOST_ROWS, fewer, filled, legend, look, panels, paper, whiskers
 
 
 def draw(study: Study) -> Figure:
@@ -111,8 +110,7 @@ def _panel(axis: Axes, group: pd.DataFrame) -> None:
 
 def _line(axis: Axes, label: str, marks: pd.DataFrame) -> None:
     mine, density = look(str(marks["method"].iloc[0])), marks["density"].iloc[-1]
-    # budgets of one method share colour and marker; the emptier the mark, the smaller the budget
-    fill = (*to_rgb(mine.colour), 1.0 if pd.isna(density) else min(1.0, 1.5 * float(density)))
+    fill = filled(mine.colour, float(density))
     speeds = marks[["change", "change_low", "change_high"]].set_axis(["value", "low", "high"], axis=1)
     axis.errorbar(
         marks["context"],

@@ -11,12 +11,12 @@ import itertools
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from ..inside import LINES, Row, heading, inside
 from ..study import Study
-from ..style import COLUMN, paper
+from ..style import COLUMN, PALETTE, paper
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 NAMED = 60  # letters of a line's name
 
 
@@ -31,11 +31,12 @@ def draw(study: Study) -> Figure:
         figure = Figure(figsize=(1.6 * COLUMN, 4.2), layout="constrained")
         loss, speed = figure.subplots(2, 1, sharex=True)
         for number, row in enumerate(found):
-            line = LINES[number // len(COLOURS) % len(LINES)]
-            _line(loss, speed, row, COLOURS[number % len(COLOURS)], line)
+            line = LINES[number // len(PALETTE) % len(LINES)]
+            _line(loss, speed, row, PALETTE[number % len(PALETTE)], line)
         loss.set(ylabel="loss (nats a token)")
         speed.set(xlabel="tokens read (millions)", ylabel="tokens a second")
         speed.set_ylim(bottom=0)
+        speed.yaxis.set_major_formatter(EngFormatter(sep=""))
         if len(found) == 1:
             loss.set_title(heading(found[0]["where"], wide=NAMED))
         handles, names = loss.get_legend_handles_labels()

@@ -1,8 +1,5 @@
 """Every figure by its content: panels, marks, lines, labels."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -128,15 +125,6 @@ def test_time_over_contexts_has_a_gap_where_a_cell_failed(make):
     axis = draw("decode_time", to_frame(records)).axes[0]
     line = next(c[0] for c in axis.containers if c.get_label().startswith("topk k=0.5"))
     assert np.isnan(line.get_ydata().astype(float)).tolist() == [False, True, False]
-
-
-def test_methods_look_different_and_always_the_same():
-    """Broken: two methods share colour and marker, or a new one changes its look from machine to machine."""
-    assert len(set(style.LOOKS.values())) == len(style.LOOKS)
-    code = "from lacuna.analysis.style import look; print(look('quite_new'))"
-    new = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert new == str(style.look("quite_new"))
-    assert style.look("quite_new") not in style.LOOKS.values()
 
 
 def test_bytes_are_the_ledgers_own(make):

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lacuna.analysis import report, study
+from lacuna.analysis import drawings, report, study
 from lacuna.analysis.points import from_cells
 from lacuna.analysis.provenance import notices
 from lacuna.analysis.study import Study
@@ -106,9 +106,9 @@ def test_a_sweep_in_which_all_failed_has_a_page(make, tmp_path):
 def test_a_new_figure_is_one_file(demo, tmp_path, monkeypatch):
     """Broken: adding a figure takes an edit elsewhere."""
     monkeypatch.setattr(report, "names", lambda _: ["mine"])
-    monkeypatch.setattr(report, "load", lambda kind, _: plugins.load(kind, "decode_time"))
+    monkeypatch.setattr(drawings, "load", lambda kind, _: plugins.load(kind, "decode_time"))
     monkeypatch.setattr(
-        report, "describe", lambda kind, name: plugins.describe(kind, "decode_time" if name == "mine" else name)
+        drawings, "describe", lambda kind, name: plugins.describe(kind, "decode_time" if name == "mine" else name)
     )
     assert tmp_path / "figures" / "mine.pdf" in report.write_report(demo, tmp_path, "t", "c")
 

@@ -14,14 +14,16 @@ from lacuna.results.cell import Cell
 from lacuna.results.frame import to_frame
 from lacuna.results.record import Record
 
-# seconds of one core, GiB; a core whose neighbour works takes half as long again as an idle one
-BOUNDS = {10_000: (30, 2), 1_000_000: (60, 4)}
+# seconds by the clock on two idle cores, GiB of the largest process
+BOUNDS = {10_000: (20, 2), 1_000_000: (60, 4)}
 REPORT = """
-import resource, sys
+import resource, sys, time
 from lacuna import cli
+start = time.monotonic()
 code = cli.main(["report", sys.argv[1], "-o", sys.argv[2]])
-used = resource.getrusage(resource.RUSAGE_SELF)
-print(code, used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20)
+own, workers = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+alone, shared = (used.ru_utime + used.ru_stime for used in (own, workers))
+print(code, time.monotonic() - start, alone + shared / 2, max(own.ru_maxrss, workers.ru_maxrss) / 2**20)
 """
 
 
@@ -122,6 +124,7 @@ def test_a_report_of_many_records_keeps_its_bounds(records, tmp_path):
     write(tmp_path / "a.parquet", GRIDS[records])
     command = [sys.executable, "-c", REPORT, str(tmp_path / "a.parquet"), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    code, seconds, gib = map(float, done.stdout.splitlines()[-1].split())
+    code, clock, work, gib = map(float, done.stdout.splitlines()[-1].split())
     assert code == 0
-    assert (np.array([seconds, gib]) < BOUNDS[records]).all(), (seconds, gib)
+    # where others use the cores too the clock tells of them: then what two cores of our own would have taken counts
+    assert (np.array([min(clock, work), gib]) < BOUNDS[records]).all(), (clock, work, gib)

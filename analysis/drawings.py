@@ -1,0 +1,113 @@
+"""Figures as files, drawn in this process or in several: the bytes are the same.
+
+Half of a large report's time is matplotlib's. Workers are started afresh (`spawn`): a copy of a process in which Arrow
+and BLAS have threads may stand still. They get the study once, with its cells and points computed already.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ..results.plugins import describe, load
+from .sources import Sources
+from .study import Study
+from .style import paper as style
+
+# the files are equal for equal records: no time of making, no random ids
+FORMATS: dict[str, dict[str, Any]] = {
+    "pdf": {"metadata": {"CreationDate": None, "Creator": None, "Producer": None}},
+    "png": {"metadata": {"Software": None}, "dpi": 200},
+    "svg": {"metadata": {"Date": None, "Creator": None}},
+}
+MANY = 1000  # records from which drawing takes longer than to start processes
+MOST = 4  # processes; a login node has other users
+STUDY: ContextVar[Study] = ContextVar("study")  # a worker's
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure: its file's docstring is title and caption; `missing` says why there is none.
+
+    Attributes:
+        images: contents by kind (pdf, png, svg).
+    """
+
+    name: str
+    doc: str
+    images: dict[str, bytes]
+    missing: str
+
+    @property
+    def title(self) -> str:
+        """The docstring's first line."""
+        return self.doc.split("\n", 1)[0]
+
+    @property
+    def caption(self) -> str:
+        """The rest of the docstring."""
+        return " ".join(self.doc.split("\n")[1:]).strip()
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """`figures/NAME.KIND` and contents."""
+        return {f"figures/{self.name}.{kind}": data for kind, data in self.images.items()}
+
+
+def processes(sources: Sources) -> int:
+    """In how many processes the figures of a report are drawn soonest."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST, cores) if len(sources.archive.lean) >= MANY else 1
+
+
+def drawings(study: Study, wanted: Sequence[str], workers: int) -> list[Drawing]:
+    """Every wanted figure, in this order; one that the records lack something for says what.
+
+    Args:
+        study: the records.
+        wanted: names of figures.
+        workers: processes that draw; 1: this one. With more, a script that calls this guards its main module
+            (`if __name__ == "__main__"`), which workers import.
+    """
+    if workers == 1:
+        return [draw(study, name) for name in wanted]
+    study.compute()
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=_take, initargs=(study,)) as pool:
+        return list(pool.map(_drawn, wanted))
+
+
+def _take(study: Study) -> None:
+    STUDY.set(study)
+
+
+def _drawn(name: str) -> Drawing:
+    return draw(STUDY.get(), name)
+
+
+def draw(study: Study, name: str) -> Drawing:
+    """One figure in every format."""
+    doc = describe("figures", name).doc
+    try:
+        figure = load("figures", name).draw(study)
+    except ValueError as error:  # a figure says so when the records lack what it shows
+        return Drawing(name, doc, {}, str(error))
+    with style():
+        if engine := figure.get_layout_engine():
+            engine.execute(figure)
+        figure.set_layout_engine("none")  # laid out once, not again for each format
+        return Drawing(name, doc, {kind: _saved(figure, kind) for kind in FORMATS}, "")
+
+
+def _saved(figure: Figure, kind: str) -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, format=kind, **FORMATS[kind])
+    return data.getvalue()

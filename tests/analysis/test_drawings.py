@@ -1,0 +1,31 @@
+"""Figures as files: the same from one process and from several."""
+
+import pytest
+
+from lacuna.analysis import drawings
+from lacuna.analysis.sources import of_frame
+from lacuna.analysis.study import Study
+
+SOME = ["accuracy_density", "energy", "needle_heatmap"]
+
+
+def test_two_processes_draw_the_same_bytes(demo):
+    """Broken: a figure depends on what the process drew before it, or several processes lose one or change the order."""
+    alone = drawings.drawings(Study(demo), SOME, 1)
+    assert [d.name for d in alone] == SOME
+    assert [bool(d.images) for d in alone] == [True, False, True]
+    assert "needs a cell of decode_time" in alone[1].missing
+    assert drawings.drawings(Study(demo), SOME, 2) == alone
+
+
+def test_few_records_are_drawn_in_this_process(demo, monkeypatch):
+    """Broken: a demo's report starts processes that take longer than its figures, or a node's every core is taken."""
+    assert drawings.processes(of_frame(demo)) == 1
+    monkeypatch.setattr(drawings, "MANY", len(demo))
+    assert 1 <= drawings.processes(of_frame(demo)) <= drawings.MOST
+
+
+def test_an_error_in_a_worker_is_told(demo):
+    """Broken: a figure that breaks in another process is missing without a word, or the report waits forever."""
+    with pytest.raises(ValueError, match="no_such_figure"):
+        drawings.drawings(Study(demo), ["no_such_figure", "energy"], 2)
