@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,6 +157,15 @@ class _Layer(CacheLayerMixin):
         feed.write(self.memory, every)
         return self, self
 
+    def land(self, q_BHD: Tensor, k_BGD: Tensor, v_BGD: Tensor, cos_BD: Tensor, sin_BD: Tensor) -> Tensor | None:
+        """Turn and write a single row in one launch; the query as keys are kept, or None where `update` must do it."""
+        memory, binding = self.memory, self.binding
+        if memory is None or memory.clock is None or memory.copies > 1 or binding.observer or binding.feed.kind:
+            return None
+        memory.first = binding.first
+        landing = binding.method.landing(memory, v_BGD[:, :, None])
+        return None if landing is None else landing.write(memory, q_BHD, k_BGD, v_BGD, cos_BD, sin_BD)
+
     def get_seq_length(self) -> int:
         """Tokens seen, evicted ones too: positions go on from there."""
         if self.memory is None:
@@ -191,9 +200,13 @@ def attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    query_in: Literal["model", "memory"] = "model",
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What the model calls: query [B, H, T, D], `key` the cache layer; returns [B, T, H, D]."""
+    """What the model calls: query [B, H, T, D], `key` the cache layer; returns [B, T, H, D].
+
+    `query_in` "memory": the query was brought into the coordinates that keys are kept in, when its row was written.
+    """
     del module, value, kwargs
     if dropout:
         raise ValueError("methods act at inference only: call model.eval() first")
@@ -202,7 +215,7 @@ def attention(
     assert memory is not None
     feed, every = binding.feed, query
     query = feed.of_text(query)
-    call = _call(binding, memory, query, feed.mask(attention_mask), scaling)
+    call = replace(_call(binding, memory, query, feed.mask(attention_mask), scaling), query_in=query_in)
     arrived = None if memory.clock else memory.text_rows_BN(call.first)
     act = call.phase == "decode" or binding.prefill == "sparse"
     attend = binding.method.attend if act else binding.method.attend_dense

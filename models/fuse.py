@@ -1,7 +1,8 @@
 """Llama-shaped layers in few launches, for single tokens: what lies between the matrix products is one op each.
 
-A decoded token meets thirty small elementwise kernels a layer in a model's own code. Nothing else changes: the
-products, the cache and the attention function are the model's.
+A decoded token meets thirty small elementwise kernels a layer in a model's own code. The sum that a layer ends with is
+left to the norm that follows it, in the next layer or behind the last. Nothing else changes: the weights, the cache and
+the attention function are the model's.
 
 Shapes: B texts, E hidden size, H query heads, G key/value heads, D head dimension.
 """
@@ -10,14 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..kernels.add_norm import OP as ADD_NORM
 from ..kernels.gate import OP as GATE
 from ..kernels.rotate_rows import OP as ROTATE_ROWS
+from .joined import joined
 
 PARTS = {
     "": {"input_layernorm", "post_attention_layernorm", "self_attn", "mlp"},
@@ -25,6 +29,20 @@ PARTS = {
     "mlp": {"gate_proj", "up_proj", "down_proj", "act_fn"},
 }
 Attention = Callable[..., tuple[Tensor, None]]
+
+
+@dataclass
+class _Stream:
+    """What the layer before has still to add to the residual stream, [B, E]."""
+
+    delta_BE: Tensor | None = None
+
+    def normed(self, norm: Any, x_BE: Tensor) -> tuple[Tensor, Tensor]:
+        """The stream with all that was added, normalised, and as it is."""
+        delta_BE = torch.zeros_like(x_BE) if self.delta_BE is None else self.delta_BE
+        self.delta_BE = None
+        normed_BE, sum_BE = ADD_NORM(x_BE, delta_BE, norm.weight, norm.variance_epsilon)
+        return normed_BE, sum_BE
 
 
 @contextmanager
@@ -38,16 +56,17 @@ def fused_layers(model: Any, attention: Attention) -> Iterator[None]:
     Raises:
         ValueError: the layers have other parts than Llama's.
     """
-    layers = list(model.base_model.layers)
+    layers, norm, stream = list(model.base_model.layers), model.base_model.norm, _Stream()
     for layer in layers:
         _check(model, layer)
     try:
         for layer in layers:
-            layer.forward = partial(_forward, layer, layer.forward, attention)
+            layer.forward = partial(_forward, layer, layer.forward, stream, attention)
+        norm.forward = partial(_last, norm, norm.forward, stream)
         yield
     finally:
-        for layer in layers:
-            vars(layer).pop("forward", None)
+        for changed in (*layers, norm):
+            vars(changed).pop("forward", None)
 
 
 def _check(model: Any, layer: nn.Module) -> None:
@@ -65,27 +84,36 @@ def _check(model: Any, layer: nn.Module) -> None:
 
 
 def _forward(
-    layer: Any, own: Callable[..., Tensor], attention: Attention, x: Tensor, *args: Any, **kwargs: Any
+    layer: Any, own: Callable[..., Tensor], stream: _Stream, attention: Attention, x: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
     """One layer for one token of each text; x [B, 1, E]."""
     if x.shape[1] != 1:
         return own(x, *args, **kwargs)
-    x_BE = x[:, 0]
-    normed = layer.input_layernorm(x)
-    attended = _attend(layer.self_attn, normed, attention, kwargs["past_key_values"], kwargs["position_embeddings"])
-    after = layer.post_attention_layernorm
-    normed_BE, x_BE = ADD_NORM(x_BE, attended, after.weight, after.variance_epsilon)
+    normed_BE, x_BE = stream.normed(layer.input_layernorm, x[:, 0])
+    stream.delta_BE = _attend(
+        layer.self_attn, normed_BE, attention, kwargs["past_key_values"], kwargs["position_embeddings"]
+    )
+    normed_BE, x_BE = stream.normed(layer.post_attention_layernorm, x_BE)
     mlp = layer.mlp
-    inner = GATE(mlp.gate_proj(normed_BE), mlp.up_proj(normed_BE))
-    return (x_BE + mlp.down_proj(inner))[:, None]
+    stream.delta_BE = mlp.down_proj(GATE(*joined((mlp.gate_proj, mlp.up_proj), normed_BE)))
+    return x_BE[:, None]
 
 
-def _attend(module: Any, normed: Tensor, attention: Attention, cache: Any, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Attention of one token, [B, E]."""
-    batch, dim = normed.shape[0], module.head_dim
-    q, k, v = (project(normed).view(batch, -1, dim) for project in (module.q_proj, module.k_proj, module.v_proj))
+def _last(norm: Any, own: Callable[[Tensor], Tensor], stream: _Stream, x: Tensor) -> Tensor:
+    """The norm behind the last layer, with what that layer adds."""
+    return own(x) if stream.delta_BE is None else stream.normed(norm, x[:, 0])[0][:, None]
+
+
+def _attend(module: Any, normed_BE: Tensor, attention: Attention, cache: Any, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention of one token, [B, E]: in one launch up to the cache where the method lets it."""
+    batch, dim = normed_BE.shape[0], module.head_dim
+    parts = joined((module.q_proj, module.k_proj, module.v_proj), normed_BE)
+    q, k, v = (part.view(batch, -1, dim) for part in parts)
     cos, sin = (part[:, 0].expand(batch, -1) for part in turn)
-    q, k = ROTATE_ROWS(q, k, cos, sin)
-    keys, values = cache.update(k[:, :, None], v[:, :, None], module.layer_idx)
-    out, _ = attention(module, q[:, :, None], keys, values, None, scaling=module.scaling)
+    held, where = cache.layers[module.layer_idx], "memory"
+    query = held.land(q, k, v, cos, sin)
+    if query is None:
+        (query, k), where = ROTATE_ROWS(q, k, cos, sin), "model"
+        held.update(k[:, :, None], v[:, :, None])
+    out, _ = attention(module, query[:, :, None], held, held, None, scaling=module.scaling, query_in=where)
     return module.o_proj(out.reshape(batch, -1))

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .rows import Clock, Rows
+from .rows import Clock, Rows, T
 
 Phase = Literal["prefill", "decode"]
 
@@ -71,8 +71,7 @@ class Memory:
         constants: tensors of this layer that a method reads each step (a PCA basis); charged once.
         extra: further tensors [B, G, ...] of these sequences; charged.
         first: [B] number of the first token that is no padding; the binding says.
-        prompt: [B] tokens of each text at the end of its last prompt, padding left out; None before the first.
-        prompt_seen: `seen` at that moment.
+        prompt: [B] tokens of each text at the end of its last prompt, padding left out, `prompt_seen` all; None before.
         allowed: [B] rows of a head that an evicting method's budget then allowed.
     """
 
@@ -133,8 +132,7 @@ class Memory:
         more = [(self.aux.setdefault(name, Rows(self.room)), rows) for name, rows in (aux or {}).items()]
         for part, rows in ((self.keys, k_BGTD), (self.values, v_BGTD), *more):
             part.append(rows.repeat_interleave(self.copies, 1) if self.copies > 1 else rows)
-        self._number(k_BGTD)
-        self._advance(k_BGTD.shape[2])
+        self.landed(k_BGTD)
 
     def _advance(self, new: int) -> None:
         if self.clock is None:
@@ -142,15 +140,15 @@ class Memory:
         else:
             self._written = self.clock.ticks
 
-    def _number(self, new: Tensor) -> None:
-        if self.columns is None:
-            return
-        if self.clock is not None:
+    def landed(self, new_BGTD: Tensor) -> None:
+        """Note that T rows were written at the end."""
+        if self.columns is not None and self.clock is not None:
             row = self.clock.row.expand(*self.columns.shape[:2], 1)
             self.columns.index_copy_(2, self.keys.place, row)
-            return
-        numbers = torch.arange(self._tokens, self._tokens + new.shape[2], device=new.device)
-        self.columns = torch.cat([self.columns, numbers.expand(*self.columns.shape[:2], -1)], 2)
+        elif self.columns is not None:
+            numbers = torch.arange(self._tokens, self._tokens + new_BGTD.shape[2], device=new_BGTD.device)
+            self.columns = torch.cat([self.columns, numbers.expand(*self.columns.shape[:2], -1)], 2)
+        self._advance(new_BGTD.shape[2])
 
     def keep(self, rows_BNK: Tensor) -> None:
         """Drop all rows but these (indices into the S rows held, ascending; -1, before all others, for a hole)."""
@@ -212,10 +210,10 @@ class Memory:
         self.first = None if self.first is None else self.first[batch]
         self.prompt = None if self.prompt is None else self.prompt[batch]
         self.allowed = None if self.allowed is None else self.allowed[batch]
+        self.columns = None if self.columns is None else self.columns[batch]
         self.extra = {name: part[batch] for name, part in self.extra.items()}
         for part in (self.keys, self.values, *self.aux.values()):
             part.reorder(batch)
-        self.columns = None if self.columns is None else self.columns[batch]
 
     def fork(self, batch: Tensor) -> Memory:
         """A copy with these sequences; this memory stays as it is."""
@@ -265,7 +263,7 @@ class Call:
         first: [B] number of the first token that is no padding.
         phase: prefill (the prompt, at once) or decode (rows that the method acts on, T at once or one by one).
         scale: factor of q.k before the softmax; seen: tokens so far, these T included.
-        query: [B, H, T, D], for methods that evict by it.
+        query: [B, H, T, D], for methods that evict by it; query_in: in whose coordinates a step's query is.
         clock: the memory's, if pinned; group: query heads of a key/value head.
         causal: `visible` says no more than that rows see what is before them, but for padding at the left.
     """
@@ -280,8 +278,9 @@ class Call:
     clock: Clock | None = None
     group: int = 1
     causal: bool = False
+    query_in: Literal["model", "memory"] = "model"
 
-    def once(self, key: Hashable, work: Callable[[], Tensor]) -> Tensor:
+    def once(self, key: Hashable, work: Callable[[], T]) -> T:
         """What does not depend on the layer; computed once a step where the memory is pinned."""
         return work() if self.clock is None else self.clock.once(key, work)
 

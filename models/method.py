@@ -20,6 +20,7 @@ from ..results import rules
 from . import attend, many
 from .budget import Allowance, Amount, Cost, amount_of, asks_for_gaps, in_rows, widest, word_of
 from .inserted import Inserted
+from .landing import Landing
 from .ledger import Ledger, grown
 from .memory import Call, Memory, Site
 
@@ -69,6 +70,14 @@ class Method(ABC):
     def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Put new rows into the memory; default as they are."""
         memory.append(k_BGTD, v_BGTD)
+
+    def landing(self, memory: Memory, v_BGTD: Tensor) -> Landing | None:
+        """How a single row is kept, so that one launch turns, projects and appends it; asked once for each row.
+
+        Default: as it is where `write` is the default, else None, and `write` is called.
+        """
+        del v_BGTD
+        return Landing.plain(memory) if type(self).write is Method.write else None
 
     @abstractmethod
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
@@ -156,7 +165,8 @@ class Select(Method):
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Rank, choose, attend: by index for one row, by mask for many."""
-        return self.attend_projected(self.project(q_BHTD, memory), memory, call, ledger)
+        q_BHTD = q_BHTD if call.query_in == "memory" else self.project(q_BHTD, memory)
+        return self.attend_projected(q_BHTD, memory, call, ledger)
 
     def attend_projected(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """The same, with a query in the coordinates of the memory's keys."""

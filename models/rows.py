@@ -6,9 +6,12 @@ Shapes: B batch, G key/value heads of this rank, N sets of rows, T new rows, S r
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Clock:
@@ -30,7 +33,7 @@ class Clock:
         self.lo_B = first_B.int()
         self.hi_B = torch.full_like(self.lo_B, begun)
         self.context_BT = (begun - first_B)[:, None]
-        self._known: dict[Hashable, Tensor] = {}
+        self._known: dict[Hashable, Any] = {}
 
     def tick(self) -> None:
         """On to the next token."""
@@ -39,11 +42,12 @@ class Clock:
         self.ticks += 1
         self._known = {}
 
-    def once(self, key: Hashable, work: Callable[[], Tensor]) -> Tensor:
+    def once(self, key: Hashable, work: Callable[[], T]) -> T:
         """What is the same in every layer of a step is computed by the first of them."""
         if key not in self._known:
             self._known[key] = work()
-        return self._known[key]
+        known: T = self._known[key]
+        return known
 
 
 class Rows:

@@ -96,17 +96,21 @@ class StepLedger(Ledger):
 
     @staticmethod
     def _beside_LB(counts: list[_Count], real_B: Tensor) -> Tensor:
-        """Bytes beside the rows, where they differ from row to row."""
-        parts = [c.extra[:, 0] * real_B if isinstance(c.extra, Tensor) else torch.zeros_like(real_B) for c in counts]
-        return torch.stack(parts)
+        """Bytes beside the rows, where they differ from row to row; layers often share one tensor of them."""
+        found: dict[int, Tensor] = {}
+        nothing = real_B * 0
+        for extra in (c.extra for c in counts if isinstance(c.extra, Tensor)):
+            if id(extra) not in found:
+                found[id(extra)] = extra[:, 0] * real_B
+        return torch.stack([found.get(id(c.extra), nothing) for c in counts])
 
     @staticmethod
     def _kept_LB(counts: list[_Count], context_B: Tensor) -> Tensor:
-        """Rows of text held after the step, all real heads together."""
-        parts = []
+        """Rows of text held after the step, all real heads together; where all are held, that is known once."""
+        parts, whole = [], {live: context_B.clamp(min=0) * live for live in {c.memory.live for c in counts}}
         for memory in (c.memory for c in counts):
             if memory.columns is None:
-                parts.append(context_B.clamp(min=0) * memory.live)
+                parts.append(whole[memory.live])
                 continue
             rows_BN = memory.text_rows_BN(memory.first) if memory.first is not None else None
             assert rows_BN is not None

@@ -79,7 +79,8 @@ def look_up(table_NL: Tensor, call: Call, sets: int) -> Tensor:
             f"the thresholds are for {table_NL.shape[0]} sets of rows, the method has {sets}: the calibration's "
             "argument `heads` must be the method's"
         )
-    at_BT = (call.context_BT - 1).clamp(0, table_NL.shape[1] - 1)
+    longest = table_NL.shape[1] - 1
+    at_BT = call.once(("length", longest), lambda: (call.context_BT - 1).clamp(0, longest))
     return table_NL[:, at_BT].transpose(0, 1)
 
 

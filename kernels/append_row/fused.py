@@ -13,6 +13,7 @@ import triton.language as tl
 from ..dense_decode.fused import check_contiguous_rows
 from ..interpreter import storage_dtype, upcasts
 from ..overlap.fused import overlap, start_after_others
+from ..rotate_rows.fused import one_text
 from ..tiling import power_of_2
 
 # Columns of one block: a head of 128 is shared by two.
@@ -66,16 +67,17 @@ def turned(base, stride, line, column, there, cos_ptr, sin_ptr, DIM: tl.constexp
 
 @triton.jit
 def append_kernel(q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, lead_ptr, rest_ptr, place_ptr, out_ptr, keys_ptr, values_ptr,
-                  leads_ptr, place_batch, keys_batch, keys_head, keys_row, values_batch, values_head, values_row,
-                  leads_batch, leads_head, leads_row, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
-                  LEAD: tl.constexpr, BLOCK_LINES: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_OUT: tl.constexpr,
-                  UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+                  leads_ptr, q_batch, k_batch, v_batch, place_batch, keys_batch, keys_head, keys_row, values_batch,
+                  values_head, values_row, leads_batch, leads_head, leads_row, KV_HEADS: tl.constexpr,
+                  GROUP: tl.constexpr, DIM: tl.constexpr, LEAD: tl.constexpr, BLOCK_LINES: tl.constexpr,
+                  BLOCK_DIM: tl.constexpr, BLOCK_OUT: tl.constexpr, UPCAST: tl.constexpr,
+                  OVERLAP: tl.constexpr):  # fmt: skip
     """Write some columns of one (text, KV head); the grid is (B * G, D / BLOCK_OUT).
 
     Args:
-        q_ptr: (B, H, D) queries, contiguous.
-        k_ptr: (B, G, D) keys, contiguous.
-        v_ptr: (B, G, D) values, contiguous.
+        q_ptr: (B, H, D) queries, those of a text contiguous.
+        k_ptr: (B, G, D) keys, those of a text contiguous.
+        v_ptr: (B, G, D) values, those of a text contiguous.
         cos_ptr: (B, D) cosines, contiguous.
         sin_ptr: (B, D) sines, contiguous.
         lead_ptr: (G, D, R) leading columns of the basis, contiguous.
@@ -85,6 +87,9 @@ def append_kernel(q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, lead_ptr, rest_ptr, pla
         keys_ptr: Cache of keys, written.
         values_ptr: Cache of values, written.
         leads_ptr: Cache of leading columns, written; not used if R is 0.
+        q_batch: Stride of the queries.
+        k_batch: Stride of the keys.
+        v_batch: Stride of the values.
         place_batch: Stride of the rows' numbers.
         keys_batch: Stride of the keys.
         keys_head: Stride of the keys.
@@ -111,8 +116,8 @@ def append_kernel(q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, lead_ptr, rest_ptr, pla
     line, out = tl.arange(0, BLOCK_LINES), part * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     cos_ptr += batch * DIM
     sin_ptr += batch * DIM
-    q_lines = q_ptr + pair.to(tl.int64) * GROUP * DIM
-    k_line = k_ptr + pair.to(tl.int64) * DIM
+    q_lines = q_ptr + batch * q_batch + head * GROUP * DIM
+    k_line = k_ptr + batch * k_batch + head * DIM
     is_query, is_key = (line < GROUP)[:, None], (line == GROUP)[:, None]
     kind = out_ptr.dtype.element_ty
     if LEAD > 0:
@@ -147,7 +152,7 @@ def append_kernel(q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, lead_ptr, rest_ptr, pla
     if LEAD > 0:
         lead = leads_ptr + batch * leads_batch + head * leads_head + place * leads_row
         tl.store(lead + line[:, None] * 0 + out[None, :], y.to(stored), mask=is_key & (out < LEAD)[None, :])
-    v = tl.load(v_ptr + pair.to(tl.int64) * DIM + out, mask=out < DIM, other=0.0)
+    v = tl.load(v_ptr + batch * v_batch + head * DIM + out, mask=out < DIM, other=0.0)
     value = values_ptr + batch * values_batch + head * values_head + place * values_row + out
     tl.store(value, v, mask=out < DIM)
 
@@ -194,9 +199,11 @@ def append_row(
     filled = (part.contiguous() if lead else q_BHD for part in (lead_GDR, rest_GDQ))
     leads = leads_BGSR if lead else keys_BGSD
     block_out = min(COLUMNS, max(16, power_of_2(dim)))
+    q_BHD, k_BGD, v_BGD = map(one_text, (q_BHD, k_BGD, v_BGD))
     append_kernel[(batch * groups, triton.cdiv(dim, block_out))](
-        *(part.contiguous() for part in (q_BHD, k_BGD, v_BGD, cos_BD, sin_BD)), *filled, place_B, out_BHD, keys_BGSD,
-        values_BGSD, leads, place_B.stride(0), *keys_BGSD.stride()[:3], *values_BGSD.stride()[:3], *leads.stride()[:3],
+        q_BHD, k_BGD, v_BGD, cos_BD.contiguous(), sin_BD.contiguous(), *filled, place_B, out_BHD, keys_BGSD,
+        values_BGSD, leads, q_BHD.stride(0), k_BGD.stride(0), v_BGD.stride(0), place_B.stride(0),
+        *keys_BGSD.stride()[:3], *values_BGSD.stride()[:3], *leads.stride()[:3],
         KV_HEADS=groups, GROUP=heads // groups, DIM=dim, LEAD=lead,
         BLOCK_LINES=max(16, power_of_2(heads // groups + 1)), BLOCK_DIM=max(16, power_of_2(dim)), BLOCK_OUT=block_out,
         UPCAST=upcasts(q_BHD.dtype), num_warps=4, **overlap(q_BHD.device),

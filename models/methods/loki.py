@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...results import rules
 from ...results.fields import ByteCount, Keep, Needs, RowCount, Share, Within
+from ..landing import Landing
 from ..memory import Memory, Site
 from ..method import Select
 
@@ -80,6 +81,11 @@ class Loki(Select):
         lead = k_BGTD @ memory.constants["lead"]
         rotated = torch.cat([lead, k_BGTD @ memory.constants["rest"]], -1)
         memory.append(rotated, v_BGTD, {"lead": lead})
+
+    def landing(self, memory: Memory, v_BGTD: Tensor) -> Landing:
+        """The same of a single row, in one launch."""
+        del v_BGTD
+        return Landing(memory.constants["lead"], memory.constants["rest"], memory.aux["lead"])
 
     def project(self, q_BHTD: Tensor, memory: Memory) -> Tensor:
         """Q P, with the basis of each query head's key/value head."""

@@ -15,6 +15,7 @@ from ...results import rules
 from ...results.fields import ByteCount, Keep, Needs, RowCount, Share, Within
 from .. import attend, running, threshold
 from ..budget import Allowance, Cost, asks_for_gaps, in_rows, widest
+from ..landing import Landing
 from ..ledger import Ledger
 from ..memory import Call, Memory, Site
 from ..method import Method
@@ -94,13 +95,19 @@ class LokiTheta(Method):
             running.add(memory, v_BGTD)
         self._loki.write(memory, k_BGTD, v_BGTD)
 
+    def landing(self, memory: Memory, v_BGTD: Tensor) -> Landing:
+        """The same of a single row, in one launch but for the sum."""
+        if self.vmc == "mean":
+            running.add(memory, v_BGTD)
+        return self._loki.landing(memory, v_BGTD)
+
     def attend_dense(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Dense, in the basis."""
         return super().attend_dense(self._loki.project(q_BHTD, memory), memory, call, ledger)
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Compare low-rank scores, attend what is left: one row through ops, many through masks."""
-        q = self._loki.project(q_BHTD, memory)
+        q = q_BHTD if call.query_in == "memory" else self._loki.project(q_BHTD, memory)
         if call.new == 1 and self.heads == "kv" and ledger.watch is None:
             return self._one(q, memory, call, ledger)
         parts = [self._rows(q, memory, call, rows) for rows in attend.pieces(call)]
@@ -117,11 +124,12 @@ class LokiTheta(Method):
 
     def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         lead, (lo, hi) = memory.aux["lead"].view, attend.span(memory, call)
-        dense, least, most = self._bounds(memory, call)
+        key = (self._cost(memory, call), memory.site.live)
+        dense, least, most = call.once(("bounds", key), lambda: self._row_bounds(memory, call))
         theta = threshold.look_up(memory.constants["theta"], call, lead.shape[1])
-        theta = theta.masked_fill(dense[:, None], -torch.inf)[..., 0]
+        theta = theta.masked_fill(dense, -torch.inf)[..., 0]
         index, count, share = THETA_ROWS(
-            q_BHTD[:, :, 0, : lead.shape[-1]], lead, lo, hi, call.scale, theta, least[:, 0].int(), most[:, 0].int(),
+            q_BHTD[:, :, 0, : lead.shape[-1]], lead, lo, hi, call.scale, theta, least, most,
             self._segments(memory, call),
         )  # fmt: skip
         self._count(memory, call, ledger, count.sum(-1, keepdim=True))
@@ -174,6 +182,11 @@ class LokiTheta(Method):
         least = torch.where(dense, context, (k * self.least).floor().long().clamp(min=1))
         return dense, least, (k * self.most).ceil().long().minimum(context)
 
+    def _row_bounds(self, memory: Memory, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a single row: whether it stays dense, [B, 1, 1], and the bounds, [B] int32."""
+        dense, least, most = self._bounds(memory, call)
+        return dense[:, None], least[:, 0].int(), most[:, 0].int()
+
     def _aim(self, memory: Memory, call: Call) -> Tensor:
         """What the thresholds aim at, [B, T]."""
         return in_rows(self, memory.site, call.context_BT, self._cost(memory, call))
@@ -194,8 +207,9 @@ class LokiTheta(Method):
         basis = sum(memory.constants[name].nbytes for name in ("lead", "rest"))
         fixed = basis * part / read_BGT.shape[0] + theta.shape[0] * theta.element_size() * part
         fixed += running.mean_bytes(memory) if self.vmc == "mean" else 0
-        low = call.context_BT.double() * (site.live * memory.aux["lead"].row_bytes)
-        ledger.count(memory, call, read_BGT, low + fixed)
+        low = site.live * memory.aux["lead"].row_bytes
+        beside = call.once(("beside", low, fixed), lambda: call.context_BT.double() * low + fixed)
+        ledger.count(memory, call, read_BGT, beside)
 
 
 def _exponents(scores: Tensor) -> Tensor:

@@ -11,14 +11,16 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 STEPS = 12
 
 
-@pytest.mark.parametrize("pick", [greedy, Sampled(1.3)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    ("pick", "layers"), [(greedy, "own"), (greedy, "fused"), (Sampled(1.3), "own")], ids=["greedy", "fused", "sampled"]
+)
 @pytest.mark.parametrize(("name", "args"), CASES)
-def test_a_replayed_step_is_the_step_itself(name, args, pick, basis):
+def test_a_replayed_step_is_the_step_itself(name, args, pick, layers, basis):
     """A graph would read where the step before did not write, or a value that was the host's when it was captured."""
     model, method, files = make_model(head_dim=64).cuda(), make_method(name, args), basis(dim=64)
     with (
         session_of(model, method, files) as session,
-        engine(session, session.prefill(texts()), STEPS + 1, pick) as steps,
+        engine(session, session.prefill(texts()), STEPS + 1, pick, layers) as steps,
     ):
         steps.capture()
         assert pick is not greedy or steps.agrees()

@@ -1,0 +1,49 @@
+"""A single row turned, projected and written in one launch, where a method does nothing else with it.
+
+Shapes: B texts, H query heads, G key/value heads, D head dimension, R leading columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..kernels.append_row import OP as APPEND_ROW
+from .memory import Memory
+from .rows import Rows
+
+
+@dataclass(frozen=True)
+class Landing:
+    """How a single row is kept.
+
+    Attributes:
+        lead: [G, D, R] leading columns of the basis that keys are kept in; of no columns: keys are kept as they are.
+        rest: [G, D, D - R] the others.
+        leads: rows of the leading columns, kept once more beside the keys.
+    """
+
+    lead: Tensor
+    rest: Tensor
+    leads: Rows | None = None
+
+    @classmethod
+    def plain(cls, memory: Memory) -> Landing:
+        """As it is."""
+        keys = memory.keys.view
+        nothing = keys.new_empty(keys.shape[1], keys.shape[3], 0)
+        return cls(nothing, nothing)
+
+    def write(
+        self, memory: Memory, q_BHD: Tensor, k_BGD: Tensor, v_BGD: Tensor, cos_BD: Tensor, sin_BD: Tensor
+    ) -> Tensor:
+        """Turn, project and append the row to a pinned memory; the queries [B, H, D] as keys are kept."""
+        place_B = memory.keys.place.expand(q_BHD.shape[0])
+        keys, values = memory.keys.view, memory.values.view
+        leads = keys[..., :0] if self.leads is None else self.leads.view
+        query: Tensor = APPEND_ROW(
+            q_BHD, k_BGD, v_BGD, cos_BD, sin_BD, self.lead, self.rest, place_B, keys, values, leads
+        )[0]
+        memory.landed(k_BGD[:, :, None])
+        return query

@@ -1,0 +1,111 @@
+"""How many launches a decode step makes between its matrix products: each costs a GPU about two microseconds."""
+
+from collections import Counter
+from contextlib import contextmanager
+
+import pytest
+import torch
+from conftest_models import make_method, make_model, tokens
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lacuna.harness.engine import engine
+from lacuna.harness.lm import LM, Session
+from lacuna.harness.ranks import Ranks
+from lacuna.harness.world import World
+from lacuna.kernels.op import watched
+from lacuna.models.bind import bind
+from lacuna.models.joined import joined
+from lacuna.models.shard import Shard
+
+# What only gives a tensor another shape, or room, launches nothing.
+NOTHING = {
+    "view", "_unsafe_view", "expand", "slice", "select", "unsqueeze", "squeeze", "transpose", "t", "permute", "detach",
+    "alias", "unbind", "split", "split_with_sizes", "as_strided", "empty", "empty_like", "new_empty", "lift_fresh",
+}  # fmt: skip
+
+
+class Launches(TorchDispatchMode):
+    """Counts what is called; an op of ours counts once, whatever its eager twin does."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.inside = Counter(), False
+
+    def __torch_dispatch__(self, function, _types, arguments=(), keywords=None):
+        name = function.overloadpacket.__name__
+        if not self.inside and name not in NOTHING:
+            self.found[name] += 1
+        return function(*arguments, **(keywords or {}))
+
+    def op(self, op, arguments, twin):
+        """An op of ours."""
+        self.inside = True
+        out = twin(*arguments)
+        self.inside = False
+        self.found[op.name] += 1
+        return out
+
+
+@contextmanager
+def stepping(model, method, files):
+    with bind(model, method, artifacts=files) as binding:
+        session = Session(LM(model, None, Shard.whole(), World(Ranks(), "cpu")), method, None, binding)
+        texts = [tokens(1, n, seed=n)[0].tolist() for n in (30, 24)]
+        with engine(session, session.prefill(texts), 6, layers="fused") as steps:
+            steps.step()
+            steps.step()
+            yield steps
+
+
+def launches(layers, name, args, basis):
+    """Of one step of a model of so many layers."""
+    model = make_model(num_key_value_heads=2, num_hidden_layers=layers)
+    with stepping(model, make_method(name, args), basis(layers=layers)) as steps, Launches() as seen, watched(seen.op):
+        steps.step()
+    return seen.found
+
+
+def a_layer(name, args, basis):
+    """Launches of one layer more."""
+    more, fewer = (launches(layers, name, args, basis) for layers in (3, 2))
+    more.subtract(fewer)
+    return {op: count for op, count in more.items() if count}
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "most"),
+    [
+        ("full", {}, 9),
+        ("topk", {"rows": 5}, 11),
+        ("loki", {"keep": 0.25, "d": 0.25}, 11),
+        ("loki_theta", {"keep": 0.25, "d": 0.25, "sdc": "none", "vmc": "none"}, 16),
+        ("loki_theta", {"keep": 0.25, "d": 0.25}, 35),
+    ],
+)
+def test_a_layer_makes_few_launches(name, args, most, basis):
+    """Small kernels between the products crept in: at 30 a layer they took a third of a step on a GPU."""
+    found = a_layer(name, args, basis)
+    assert sum(found.values()) <= most, found
+    assert found["mm"] == 4
+    assert found["append_row"] == 1
+
+
+def test_weights_that_are_joined_are_held_once(basis):
+    """Products would be joined by a second copy of the weights, or give what other weights give."""
+    model = make_model(num_key_value_heads=2)
+    layer = model.model.layers[0]
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    with stepping(model, make_method("full", {}), basis()):
+        parts = [layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight, layer.self_attn.v_proj.weight]
+        whole = parts[0].untyped_storage()
+        assert {part.untyped_storage().data_ptr() for part in parts} == {whole.data_ptr()}
+        assert whole.nbytes() == sum(part.nbytes for part in parts)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+
+
+def test_projections_of_different_make_are_refused():
+    """A bias, or a layer that is no plain product, would silently be left out."""
+    with pytest.raises(ValueError, match="different make"):
+        joined((torch.nn.Linear(4, 4), torch.nn.Linear(4, 4, bias=False)), torch.zeros(1, 4))
+    with pytest.raises(ValueError, match="Identity"):
+        joined((torch.nn.Linear(4, 4), torch.nn.Identity()), torch.zeros(1, 4))
