@@ -44,10 +44,17 @@ class Headline:
         if self.is_time:
             rows = [[s["ms"]] for s in samples if "ms" in s and s.get("phase", "decode") == "decode"]
         elif self.metric == "perplexity":
-            rows = [[s["nll_nats"], s["tokens"]] for s in samples if "nll_nats" in s and "tokens" in s]
+            rows = [_weighed(s) for s in samples if "nll_nats" in s and "tokens" in s]
         else:
             rows = [[s["score"]] for s in samples if "score" in s]
         return np.array(rows, dtype=np.float64) if rows else np.empty((0, 2))
+
+
+def _weighed(sample: Mapping[str, Any]) -> list[float]:
+    """A window's loss and its weight: its tokens, unless the sample says that windows count alike."""
+    if "weight" not in sample:
+        return [sample["nll_nats"], sample["tokens"]]
+    return [sample["nll_nats"] / sample["tokens"] * sample["weight"], sample["weight"]]
 
 
 def units(samples: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:

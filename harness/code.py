@@ -40,17 +40,6 @@ class Trial:
     limits: Limits
     unsafe: bool
 
-    def check(self) -> None:
-        """Refuse what gives no number, or another than it says.
-
-        Raises:
-            ValueError: a k beyond the draws, several draws that would all be equal.
-        """
-        if max(self.ks) > self.draws:
-            raise ValueError(f"pass@{max(self.ks)} needs as many draws, got draws: {self.draws}: raise draws")
-        if self.draws > 1 and self.rule.temperature == 0:
-            raise ValueError(f"{self.draws} greedy draws are one draw: give a temperature, or draws: 1")
-
     def run(self, session: Session, problems: Sequence[Problem]) -> Outcome:
         """Write, run, count; one sample a completion."""
         rank = session.lm.world.ranks.rank

@@ -41,6 +41,11 @@ class Question:
         """Tokens of the prompt of the first turn."""
         return len(self.context) + len(self.turns[0])
 
+    @property
+    def whole(self) -> int:
+        """Tokens of context and all turns."""
+        return len(self.context) + sum(map(len, self.turns))
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -94,6 +99,7 @@ def ask(session: Session, questions: Sequence[Question], rule: Rule, judge: Judg
         replies = _answer(session, batch, rule)
         return [_sample(q, r, judge) for q, r in zip(batch, replies, strict=True)]
 
+    session.mind(max(q.whole + rule.new * len(q.turns) for q in questions))
     ready = [_split(q, session.cell.query_aware) for q in questions]
     return session.each(ready, _batches, work)
 

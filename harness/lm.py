@@ -148,6 +148,11 @@ class Session:
         """Tokens that the model was made for."""
         return int(self.lm.model.config.get_text_config().max_position_embeddings)
 
+    def mind(self, tokens: int) -> None:
+        """Tell when texts are longer than the model was made for: nothing is cut, and scores may be of that alone."""
+        if tokens > self.context_length:
+            self.journal.tell(f"  texts of {tokens} tokens, the model was made for {self.context_length}: none is cut")
+
     def each(
         self, items: Sequence[T], batches: Batches[T], work: Callable[[list[T]], Sequence[Mapping[str, Any]]]
     ) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import functools
 import gzip
 import io
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -149,6 +150,7 @@ def _of_hub(name: str) -> list[Row]:
     found = HUB.fullmatch(name)
     assert found
     datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its tries
     try:
         data = datasets.load_dataset(
             found["repo"], found["config"] or None, split=found["split"], revision=found["revision"]

@@ -57,6 +57,18 @@ def pinned(plugin: plugins.Plugin, args: Mapping[str, Any], inputs: Inputs) -> S
     return Spec(plugin.name, plugin.version, args, "-".join(digests))
 
 
+def check_columns(plugin: plugins.Plugin, args: Mapping[str, Any], inputs: Inputs) -> None:
+    """Hold data files against the columns that other arguments name.
+
+    Raises:
+        ValueError: a first row lacks one.
+    """
+    for one in plugin.fields:
+        data = data_of(one.kind)
+        if data and data.by and args[one.name] is not None:
+            inputs.data(data.folder, args[one.name], (args[data.by],))
+
+
 @dataclass(frozen=True)
 class Arguments:
     """Reads the alternatives of one file."""

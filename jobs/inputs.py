@@ -29,9 +29,9 @@ class Inputs:
 
     def __init__(self, beside: Path, store: Store, data: Path | None = None) -> None:
         self.beside, self.store, self.folder = beside.resolve(), store, None if data is None else data.resolve()
-        self.known: dict[tuple[str, str], tuple[str, str]] = {}
+        self.known: dict[tuple[str, str, tuple[str, ...]], tuple[str, str]] = {}
 
-    def data(self, folder: str, name: str, fields: Sequence[str] = ()) -> tuple[str, str]:
+    def data(self, folder: str, name: str, fields: tuple[str, ...] = ()) -> tuple[str, str]:
         """The argument's final text (a name of the package or the Hub, or an absolute path) and the content's digest.
 
         Raises:
@@ -40,13 +40,13 @@ class Inputs:
         revision = hub_revision(name)
         if revision is not None:
             return name, revision[:16]
-        if (folder, name) not in self.known:
+        if (folder, name, fields) not in self.known:
             path = plugins.ROOT / folder / f"{name}{DATA_SUFFIX}"
             inside = "/" not in name and _is_file(path)
             path = path if inside else self._elsewhere(folder, name)
             _check_first_row(path, fields)
-            self.known[folder, name] = (name if inside else str(path.resolve()), self._digest([path]))
-        return self.known[folder, name]
+            self.known[folder, name, fields] = (name if inside else str(path.resolve()), self._digest([path]))
+        return self.known[folder, name, fields]
 
     def _elsewhere(self, folder: str, name: str) -> Path:
         path = next((p / name for p in (self.beside, self.folder) if p and _is_file(p / name)), None)

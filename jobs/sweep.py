@@ -17,7 +17,7 @@ from ..results import plugins
 from ..results.cell import Cell, Spec
 from ..results.fields import Needs, Within, mark, near, problem
 from ..results.store import Store
-from .arguments import Arguments, Axis, pinned
+from .arguments import Arguments, Axis, check_columns, pinned
 from .block import PARTS, Block, Zip, check_zips
 from .document import Faults, Node, SweepError, parse, shown
 from .exclude import Rule, RuleReader
@@ -204,6 +204,7 @@ class _Reader:
         self.checked[id(spec)] = spec
         try:
             plugins.check(kind, spec.name, spec.args)
+            check_columns(plugins.describe(kind, spec.name), spec.args, self.inputs)
         except ValueError as error:
             self.faults.add(block.line(told), str(error))
 

@@ -69,3 +69,14 @@ def observed(args: Any) -> None:
     rows_above(args, args.window, f"leaves nothing beside the window of {args.window}")
     alone = args.heads == "query" and args.group != "mean"
     refuse(args, when=alone, why="with heads: query no group is joined: leave group at its default")
+
+
+def drawn(args: Any) -> None:
+    """Completions that pass@k is estimated from (`draws`, `ks`, `temperature`).
+
+    Raises:
+        ValueError: a k beyond the draws, or several draws that would all be equal.
+    """
+    most, greedy = max(args.ks), args.draws > 1 and args.temperature == 0
+    refuse(args, when=most > args.draws, why=f"pass@{most} needs as many draws, got draws: {args.draws}: raise draws")
+    refuse(args, when=greedy, why=f"{args.draws} greedy draws are one draw: give a temperature, or draws: 1")

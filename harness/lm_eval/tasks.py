@@ -60,7 +60,8 @@ def build(wanted: Wanted) -> dict[str, Any]:
         ValueError: no such task, or its data cannot be had.
     """
     datasets.disable_progress_bars()
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every default that a task takes
+    for library in ("lm_eval", "huggingface_hub"):  # they tell of every default that a task takes, and of each try
+        logging.getLogger(library).setLevel(logging.ERROR)
     name = wanted.name
     manager = _manager(name)
     entries = _leaves(name, manager.task_index)

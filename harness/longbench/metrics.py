@@ -76,7 +76,7 @@ def code(answer: str, truth: str, classes: Sequence[str] = ()) -> float:
     del classes
     lines = answer.lstrip("\n").split("\n")
     first = next((line for line in lines if not any(mark in line for mark in ("`", "#", "//"))), "")
-    return float(fuzz.ratio(first, truth)) / 100
+    return round(fuzz.ratio(first, truth)) / 100  # in whole percent, as there
 
 
 METRICS: Mapping[str, Metric] = {

@@ -64,7 +64,7 @@ class LongBench(Task):
     length: Annotated[int, Within(64)] | None = None
     chat: Literal["none", "model"] = "none"
     newline: Literal["samsum", "all", "none"] = "samsum"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     headline: ClassVar[str] = "score"
     better: ClassVar[Literal["lower", "higher"]] = "higher"
 

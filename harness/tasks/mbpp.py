@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+from ...results import rules
 from ...results.fields import Data, Within
 from ..code import Problem, Trial
 from ..generation import Rule
@@ -43,7 +44,7 @@ class Mbpp(Task):
     better: ClassVar[Literal["lower", "higher"]] = "higher"
 
     def __post_init__(self) -> None:
-        self._trial.check()
+        rules.drawn(self)
 
     @property
     def _trial(self) -> Trial:

@@ -41,7 +41,7 @@ class Needle(Task):
     repeats: Annotated[int, Within(1)] = 4
     keys: Annotated[int, Within(1, 30)] = 1
     asked: Annotated[int, Within(1, 30)] = 1
-    haystack: Annotated[str, Data("harness/data")] = "prose"
+    haystack: Annotated[str, Data("harness/data", ("text",))] = "prose"
     score: Literal["digits", "rouge1", "words"] = "digits"
     version: ClassVar[int] = 2
     headline: ClassVar[str] = "accuracy"

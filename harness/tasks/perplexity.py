@@ -32,7 +32,7 @@ class Perplexity(Task):
     document), or each window.
     """
 
-    corpus: Annotated[str, Data("harness/data")] = "prose"
+    corpus: Annotated[str, Data("harness/data", by="field")] = "prose"
     field: str = "text"
     window: Annotated[int, Within(2)] = 1024
     windows: Annotated[int, Within(1)] | None = 8
@@ -54,8 +54,12 @@ class Perplexity(Task):
             raise ValueError(f"perplexity: a stride of {self.stride} would leave tokens out, at most {most} fits")
 
     def run(self, session: Session) -> Outcome:
-        """Score every window; samples hold each window's sum."""
-        samples = session.each(self._windows(session), _batches, lambda batch: _score(session, batch))
+        """Score every window; samples hold each window's sum, and its weight where that is not its tokens."""
+        windows = self._windows(session)
+        session.mind(max(len(w.tokens) for w in windows))
+        samples = session.each(windows, _batches, lambda batch: _score(session, batch))
+        if self.average == "windows":  # else a window weighs as much as its tokens
+            samples = [{**s, "weight": 1} for s in samples]
         losses, tokens = [s["nll_nats"] for s in samples], [s["tokens"] for s in samples]
         means = {
             "tokens": sum(losses) / sum(tokens),

@@ -49,7 +49,7 @@ class Ruler(Task):
     ] = "niah_single_1"
     length: Annotated[int, Within(256)] = 2048
     samples: Annotated[int, Within(1)] = 50
-    haystack: Annotated[str, Data("harness/data")] = "prose"
+    haystack: Annotated[str, Data("harness/data", ("text",))] = "prose"
     documents: Annotated[str, Data("harness/data", ("question", "answers", "context"))] | None = None
     version: ClassVar[int] = 1
     headline: ClassVar[str] = "accuracy"

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 
 import pytest
 
@@ -35,6 +36,16 @@ def test_pass_at_k_is_the_share_of_subsets():
             continue
         subsets = list(itertools.combinations([1] * right + [0] * (draws - right), k))
         assert pass_at(k, draws, right) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.07, 0.5, 0.93, 1.0])
+def test_pass_at_k_has_no_bias(chance):
+    """Of a model that solves a problem with a chance p, pass@k must be 1 - (1 - p)^k on average, for any number of draws."""
+    for draws, k in itertools.product((1, 5, 20), (1, 3, 5, 20)):
+        if k <= draws:
+            weights = [math.comb(draws, c) * chance**c * (1 - chance) ** (draws - c) for c in range(draws + 1)]
+            mean = sum(w * pass_at(k, draws, c) for c, w in enumerate(weights))
+            assert mean == pytest.approx(1 - (1 - chance) ** k, abs=1e-12)
 
 
 def test_completions_are_put_together_and_counted(under, rows, monkeypatch):

@@ -8,6 +8,9 @@ import torch
 
 from lacuna.harness import generation
 from lacuna.harness.generation import Question, Rule, ask, choose
+from lacuna.harness.journal import Journal
+from lacuna.harness.lm import Session
+from lacuna.models.ledger import summary
 
 TEXTS = (
     "The king said to the queen that",
@@ -130,3 +133,68 @@ def test_drawn_answers_are_the_samples_own(under, monkeypatch):
             samples = ask(session, questions(session), Rule(8, to_the_end=False, temperature=1.0), verbatim)
             found[seed, at_once] = [s["text"] for s in samples]
     assert found[0, 1] == found[0, 10_000] != found[1, 10_000]
+
+
+@pytest.mark.parametrize("query_aware", [False, True])
+def test_what_is_prefilled_and_what_is_fed(lm, under, query_aware):
+    """A cache that was compressed with the question in view is another protocol than one that was compressed before."""
+    contexts, asks = (
+        (lm.encode("Once there were a king and a queen."), lm.encode("He saw her.")),
+        lm.encode(" The old king"),
+    )
+    asked = [Question(f"q{i}", c, (asks,)) for i, c in enumerate(contexts)]
+    with under(query_aware=query_aware) as session:
+        got = ask(session, asked, Rule(3, to_the_end=False), verbatim)
+        whole = summary([session.sums()])
+    counted = {phase: whole[phase]["tokens"] for phase in ("prefill", "decode")}
+    seen = sum(map(len, contexts)) + (2 * (len(asks) - 1) if query_aware else 0)
+    assert counted == {"prefill": seen, "decode": 2 * ((1 if query_aware else len(asks)) + 3 - 1)}
+    assert [g["prompt_tokens"] for g in got] == [len(c) + len(asks) for c in contexts]
+    assert [g["tokens"] for g in got] == [stock_reply_of(lm, [*c, *asks], 3) for c in contexts]
+
+
+def test_later_turns_are_fed_to_the_compressed_cache(lm, under):
+    """A second question that is prefilled would be answered from a cache that was compressed knowing it."""
+    context, first, second = (lm.encode(t) for t in ("Once there were a king and a queen.", " The king", ". The queen"))
+    with under({"snapkv": {"rows": 4, "window": 2}}) as session:
+        (got,) = ask(
+            session, [Question("t", context, (first, second))], Rule(5, to_the_end=False), lambda _, r: {"n": r.tokens}
+        )
+        counted = summary([session.sums()])
+    assert counted["prefill"]["tokens"] == len(context)
+    assert (
+        counted["decode"]["tokens"] == len(first) + 5 - 1 + 1 + len(second) + 5 - 1
+    )  # the last of a turn opens the next
+    assert got["completion_tokens"] == 10
+    rows = [4 + n for n in range(1, int(counted["decode"]["tokens"]) + 1)]  # what the cut left, and what came since
+    assert counted["decode"]["rows_attended_mean"] == pytest.approx(sum(rows) / len(rows))
+
+
+def test_length_and_time_of_an_answer(lm, under, monkeypatch):
+    """A compressed model that rambles looks as good as one that answers at once, unless both are told."""
+    now = [0.0]
+    monkeypatch.setattr(generation.time, "perf_counter", lambda: now[0])
+    for name, seconds in (("start", 100.0), ("step", 1.0)):
+        own = getattr(Session, name)
+        monkeypatch.setattr(Session, name, lambda *a, own=own, s=seconds: (now.__setitem__(0, now[0] + s), own(*a))[1])
+    texts = ("It was", "He was")
+    replies = [stock_reply(lm, t, 6) for t in texts]
+    end = next(t for t in replies[0] if t not in replies[1])  # ends the first answer alone
+    length = replies[0].index(end) + 1
+    monkeypatch.setattr(lm.model.generation_config, "eos_token_id", end)
+    with under() as session:
+        samples = ask(session, questions(session, texts), Rule(6), verbatim)
+    assert [s["completion_tokens"] for s in samples] == [length, 6]  # the end is counted, and cut off the text
+    assert [s["answer_s"] for s in samples] == [100 + length - 1, 100 + 5]  # an early end is an early answer
+    mean = generation.output(samples)
+    assert mean == {"completion_tokens_mean": (length + 6) / 2, "answer_s_mean": 100 + (length - 1 + 5) / 2}
+
+
+def test_texts_beyond_the_model_are_told(lm, under, monkeypatch):
+    """A score of nothing but unseen positions would be read as the method's."""
+    told = []
+    monkeypatch.setattr(lm.model.config, "max_position_embeddings", 8)
+    with under(journal=Journal(tell=told.append)) as session:
+        ask(session, questions(session, TEXTS[:1]), Rule(4), verbatim)
+    longest = len(lm.encode(TEXTS[0])) + 4
+    assert told == [f"  texts of {longest} tokens, the model was made for 8: none is cut"]

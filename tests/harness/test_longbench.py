@@ -27,7 +27,8 @@ from lacuna.harness.tasks.longbench import PROMPTS, LongBench
         ("paragraph", "12", "Paragraph 2", 0),
         ("paragraph_zh", "段落5", "段落5", 1),
         ("code", "\n# a comment\n    return x\nmore", "    return x", 1),
-        ("code", "```\nab\n", "abcd", 2 * 2 / 6),
+        ("code", "```\nab\n", "abcd", 0.67),  # 2 * 2 / 6, in whole percent
+        ("code", "x = 1", "x = 2", 0.8),
         ("code", "// only comments", "x", 0),
     ],
 )
@@ -114,6 +115,21 @@ def test_answers_are_judged_and_averaged(under, rows):
     assert [outcome.metrics[f"score_{b}"] for b in ("0_4k", "4_8k", "8k_up")] == scores
     assert [s["id"] for s in outcome.samples] == ["hotpotqa-r0", "hotpotqa-r1", "hotpotqa-r2"]
     assert all(1 <= s["completion_tokens"] <= 32 for s in outcome.samples)
+
+
+def test_bins_of_longbench_e():
+    """A row of 4000 words in the wrong bin, and the curve over length is another one."""
+    words = {3999: 1.0, 4000: 2.0, 7999: 4.0, 8000: 8.0}
+    samples = [
+        {"score": s, "words": w, "truncated": False, "completion_tokens": 1, "answer_s": 0.1} for w, s in words.items()
+    ]
+    found = LongBench("lcc", data="x")._metrics([*samples, {**samples[0], "score": 0.0, "words": 0}])
+    assert {k: v for k, v in found.items() if k.startswith("score_")} == {
+        "score_0_4k": 0.5,
+        "score_4_8k": 3,
+        "score_8k_up": 8,
+    }
+    assert found["score"] == 3
 
 
 def test_a_chat_format_goes_around_both_parts(under, rows, lm, monkeypatch):
