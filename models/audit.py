@@ -5,7 +5,9 @@ Shapes: B batch, G key/value heads, T query rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +21,43 @@ WHAT = ("rows_attended", "rows_held", "bytes")
 SLACK = 1e-3
 
 
+Allowing = Callable[[Memory, Call], Allowance | None]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One call of one layer, when it was over: what it read and left, and what else its budget depends on.
+
+    Attributes:
+        tokens: of the batch so far.
+        rows: held, holes among them.
+        attended_BT: rows summed over this rank's real heads, copies of heads too; read_BT bytes of the same.
+        text_BN: rows of text held.
+        held_bytes: of all texts.
+        acted: whether the method's own attention did it.
+    """
+
+    memory: Memory
+    call: Call
+    allowing: Allowing
+    tokens: int
+    rows: int
+    attended_BT: Tensor | None
+    read_BT: Tensor | None
+    text_BN: Tensor
+    held_bytes: Tensor
+    acted: bool
+
+    def allowance(self) -> Allowance | None:
+        """What the call was allowed, also when the memory has gone on by steps."""
+        memory = self.memory
+        if self.tokens != memory.seen:
+            memory = copy.copy(memory)
+            memory.seen = self.tokens
+            memory.keys, memory.values = memory.keys.leading(self.rows), memory.values.leading(self.rows)
+        return self.allowing(memory, self.call)
+
+
 @dataclass
 class Audit:
     """The largest excess of each layer, as (rows attended, rows held, bytes); at most 0 while every budget was kept.
@@ -30,31 +69,60 @@ class Audit:
     over_layers: list[Tensor | None] = field(default_factory=lambda: [None, None, None])
     attended_BT: Tensor | None = None
     read_BT: Tensor | None = None
+    text_BN: Tensor | None = None
+    held_bytes: Tensor | None = None
+    waiting: list[Moment] | None = None
 
     def read(self, attended_BT: Tensor, read_BT: Tensor) -> None:
         """Note what this call read: rows summed over this rank's real heads, and bytes of the same."""
         self.attended_BT, self.read_BT = attended_BT, read_BT
 
-    def hold(self, memory: Memory, call: Call, allowance: Allowance | None, *, acted: bool) -> None:
+    def left(self, text_BN: Tensor, held_bytes: Tensor) -> None:
+        """Note what this call left: rows of text, and bytes of all texts."""
+        self.text_BN, self.held_bytes = text_BN, held_bytes
+
+    def hold(self, memory: Memory, call: Call, allowing: Allowing, *, acted: bool) -> None:
         """Hold a call against what it may use; a dense prompt's reads are nobody's budget, what it leaves is."""
-        attended, read = self.attended_BT, self.read_BT
-        self.attended_BT = self.read_BT = None
+        assert self.text_BN is not None
+        assert self.held_bytes is not None
+        tokens, rows = int(memory.seen), memory.keys.view.shape[2]
+        read = (self.attended_BT, self.read_BT)
+        moment = Moment(memory, call, allowing, tokens, rows, *read, self.text_BN, self.held_bytes, acted)
+        self.attended_BT = self.read_BT = self.text_BN = self.held_bytes = None
+        if self.waiting is None:
+            self._hold(moment)
+        else:
+            self.waiting.append(moment)
+
+    @contextmanager
+    def put_off(self) -> Iterator[None]:
+        """Hold these calls afterwards, while nobody measures time: those without a budget have nothing to hold."""
+        self.waiting = []
+        try:
+            yield
+        finally:
+            moments, self.waiting = self.waiting, None
+            for moment in moments:
+                self._hold(moment)
+
+    def _hold(self, moment: Moment) -> None:
+        memory, allowance = moment.memory, moment.allowance()
         site = memory.site
         if allowance is None or not site.live:
             return
         part = site.live / site.kv_heads_real  # of a layer's bytes, this rank's
-        if acted and attended is not None and read is not None:
+        if moment.acted and moment.attended_BT is not None and moment.read_BT is not None:
             if allowance.attended_BT is not None:
-                self._note(memory, 0, attended / site.live - allowance.attended_BT, allowance)
+                attended_BT = moment.attended_BT / memory.copies
+                self._note(memory, 0, attended_BT / site.live - allowance.attended_BT, allowance)
             if allowance.read_bytes is not None:
-                self._note(memory, 2, read - allowance.read_bytes * part, allowance)
+                self._note(memory, 2, moment.read_BT - allowance.read_bytes * part, allowance)
         if allowance.held_B is not None:
-            held_BN = memory.text_rows_BN(call.first).double()
-            heads = held_BN.expand(-1, memory.keys.view.shape[1])[:, : memory.live]
+            heads = moment.text_BN.double().expand(-1, memory.keys.view.shape[1])[:, : memory.live]
             self._note(memory, 1, heads.mean(-1) - allowance.held_B, allowance)
         if allowance.held_bytes is not None:
             texts = memory.keys.view.shape[0]
-            self._note(memory, 2, memory.held_bytes / texts - allowance.held_bytes * part, allowance)
+            self._note(memory, 2, moment.held_bytes / texts - allowance.held_bytes * part, allowance)
 
     def _note(self, memory: Memory, what: int, over: Tensor, allowance: Allowance) -> None:
         layer, last = memory.site.layer, memory.site.layers - 1

@@ -227,7 +227,7 @@ def attention(
     binding.method.settle(memory, call)
     binding.ledger.settle(memory, call, arrived, binding.method.kept)
     if memory.clock is None:  # a captured step is counted at its end
-        binding.ledger.audit.hold(memory, call, binding.method.allowance(memory, call), acted=act)
+        binding.ledger.hold(memory, call, binding.method.allowance, acted=act)
     memory.settle()
     return out.transpose(1, 2).contiguous(), None
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .audit import WHAT, Audit
+from .audit import WHAT, Allowing, Audit
 from .memory import Call, Memory
 
 PHASES = ("prefill", "decode")
@@ -87,7 +87,7 @@ class Ledger:
         each = memory.keys.row_bytes + memory.values.row_bytes if row_bytes is None else row_bytes
         attended_BT = attended_BGT[:, : memory.live].double().sum(1) * real
         read_BT = attended_BT * each + real * extra_bytes_BT
-        self.audit.read(attended_BT / memory.copies, read_BT)
+        self.audit.read(attended_BT, read_BT)
         tally.rows += real.sum()
         tally.visible += live * context.sum()
         tally.attended += attended_BT.sum() / memory.copies
@@ -107,9 +107,15 @@ class Ledger:
             :, : memory.live
         ]
         self._tally(memory, call).kept += heads.sum() / memory.copies
-        held, zero = memory.held_bytes, torch.zeros_like(memory.held_bytes)
+        held = memory.held_bytes
+        zero = torch.zeros_like(held)
+        self.audit.left(after, held)
         new = torch.stack([held, zero + memory.dense_bytes, zero + memory.site.live])
         self.held[memory.site.layer] = new.maximum(self.held.get(memory.site.layer, new))
+
+    def hold(self, memory: Memory, call: Call, allowing: Allowing, *, acted: bool) -> None:
+        """Hold the call that was counted and settled against its budget."""
+        self.audit.hold(memory, call, allowing, acted=acted)
 
     def _tally(self, memory: Memory, call: Call) -> Tally:
         place = (memory.site.layer, call.phase)

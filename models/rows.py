@@ -5,6 +5,7 @@ Shapes: B batch, G key/value heads of this rank, N sets of rows, T new rows, S r
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
@@ -96,6 +97,12 @@ class Rows:
         found = Rows()
         found._buffer = self.view.flatten(0, 1)[:, None]
         found._count = found._buffer.shape[2]
+        return found
+
+    def leading(self, count: int) -> Rows:
+        """The first rows; a view, to be read only."""
+        found = copy.copy(self)
+        found._count = count  # noqa: SLF001 - its own kind
         return found
 
     @property

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .audit import Allowing
 from .ledger import PHASES, Kept, Ledger
 from .memory import Call, Memory
 from .method import Method
@@ -74,6 +75,11 @@ class StepLedger(Ledger):
         """In a step nothing is evicted that is not overwritten at once: `close` counts what is held."""
         if call.clock is not self.clock:
             self.before.settle(memory, call, arrived_BN, kept)
+
+    def hold(self, memory: Memory, call: Call, allowing: Allowing, *, acted: bool) -> None:
+        """Steps are held against their budgets in the end."""
+        if call.clock is not self.clock:
+            self.before.hold(memory, call, allowing, acted=acted)
 
     def close(self) -> None:
         """Add up a step; nothing is asked of the device."""

@@ -1,10 +1,12 @@
 """Budgets in all three words, against what the ledger counted, and the audit that holds every call against them."""
 
+import contextlib
 import dataclasses
 
 import pytest
 import torch
-from conftest_models import DIM, gap_cases, make_method, make_model, run_rows, tokens
+from conftest_models import DIM, GAPS, gap_cases, make_method, make_model, run_rows, tokens
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lacuna.models import audit, budget
 from lacuna.models.bind import bind
@@ -138,6 +140,39 @@ def test_the_audit_sees_one_row_too_many(name, args, monkeypatch, model):
     over = told(ledger)["over_budget"]
     assert over["rows_attended"] == over["rows_held"] * (name != "topk") + (name == "topk") == layers
     assert "went beyond its budget, at the most by" in audit.overdrawn({"over_budget": over})
+
+
+def stepped(model, method, artifacts, put_off):
+    """A ledger of some steps, and how many operations the last of them took."""
+    count = Operations()
+    with bind(model, method, artifacts=artifacts) as binding:
+        cache = binding.cache()
+        model(tokens(2, 17), past_key_values=cache, use_cache=True)
+        with binding.ledger.audit.put_off() if put_off else contextlib.nullcontext():
+            for step in range(8):
+                with count if step == 7 else contextlib.nullcontext():
+                    model(tokens(2, 1, seed=step), past_key_values=cache, use_cache=True)
+        return binding.ledger, count.made
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is asked of the device."""
+
+    made = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.made += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "args"), [(name, cases[0]) for name, cases in GAPS.items()])
+def test_steps_that_are_timed_are_held_against_budgets_afterwards(name, args, basis, model, monkeypatch):
+    """The audit would slow methods with a budget in comparison with dense attention, or not see what timed steps spend."""
+    method = make_method(name, args)
+    at_once, timed = (stepped(model, method, basis(), put_off) for put_off in (False, True))
+    assert timed[0].audit.excess == at_once[0].audit.excess
+    monkeypatch.setattr(type(method), "allowance", lambda *_: None)
+    assert timed[1] == stepped(model, method, basis(), put_off=False)[1]
 
 
 def test_kept_budgets_say_nothing():
