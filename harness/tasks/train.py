@@ -29,7 +29,8 @@ class Train(Task):
     landmarks under the control token; `jump` of positions after each. `window` of the recurrence.
     `weights: sharded` cuts weights and moments over the ranks. `heldout` text is scored in
     windows of `heldout_length` (default: the last length), `heldout_windows` at most. State is kept every `save_steps`.
-    The curve has about `points` points; at each the host waits for the device.
+    The curve has about `points` points; at each the host waits for the device. On a GPU a part's passes are launched as
+    one CUDA graph where they are the same each time; `launch: call` does without.
     """
 
     corpus: tuple[Annotated[str, Data("harness/data")], ...] = ("calibration",)
@@ -63,6 +64,7 @@ class Train(Task):
     weights: Literal["replicated", "sharded"] = "replicated"
     save_steps: Annotated[int, Within(1)] = 500
     points: Annotated[int, Within(1)] = 200
+    launch: Literal["graph", "call"] = "graph"
     version: ClassVar[int] = 2
     headline: ClassVar[str] = "heldout_perplexity"
     better: ClassVar[Literal["lower", "higher"]] = "lower"

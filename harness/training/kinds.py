@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,10 @@ Loss = Callable[..., Tensor]
 class Kind(Protocol):
     """How rows are attended, and in how many passes a batch is gone through."""
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether batches of a shape go through the same kernels each time, without dice, in one pass."""
+
     def attend(
         self, module: Any, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, mask: None, **kwargs: Any
     ) -> tuple[Tensor, None]:
@@ -35,6 +39,8 @@ class Kind(Protocol):
 @dataclass(frozen=True)
 class Standard:
     """Causal attention."""
+
+    is_fixed: ClassVar[bool] = True
 
     def attend(
         self, module: Any, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, mask: None, **kwargs: Any
@@ -57,6 +63,11 @@ class WithLandmarks:
 
     dropout: float = 0.0
     block: int | None = None
+
+    @property
+    def is_fixed(self) -> bool:
+        """Without dropout."""
+        return not self.dropout
 
     def attend(
         self, module: Any, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, mask: None, **kwargs: Any
@@ -89,6 +100,7 @@ class Recurrent:
     which rotary embeddings give by themselves.
     """
 
+    is_fixed: ClassVar[bool] = False
     window: int
     kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     before: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 
 from ...models.load import attending
 from ..world import World
 from .batches import Batches, Fed, ahead
+from .compiled import Replayed, compiled_layers
 from .kinds import Kind
 from .optimiser import Optimiser
 from .schedule import Schedule
@@ -22,6 +26,7 @@ from .sharding import add_up, here, put, whole
 from .state import State
 
 Tell = Callable[[State], None]
+Sums = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -34,6 +39,7 @@ class Loop:
         clip: largest norm of the gradients; None: whatever it is.
         save: is given the state every `save_steps` steps or a few more, on every rank alike.
         points: of the curve, about.
+        launch: of a part on a GPU: `graph` or `call`; `in_place`: gradients stay where they are, for a graph.
         curve: what was noted: step, tokens, loss (weighted), text_loss (of what was not planted), rate, tok_s.
     """
 
@@ -50,6 +56,8 @@ class Loop:
     save_steps: int
     save: Tell
     points: int = 200
+    launch: str = "graph"
+    in_place: bool = False
     step: int = 0
     curve: list[dict[str, Any]] = field(default_factory=list)
 
@@ -80,35 +88,45 @@ class Loop:
         ranks = self.world.ranks
         parts = self.schedule.parts(self.step, ranks.rank, ranks.size)
         self.model.train()
-        with attending(self.model, self.kind.attend):
-            loss = self._loss()
-            noted = _Noted(self)
+        with attending(self.model, self.kind.attend), self._compiled() as loss:
+            backward, noted = self._launched(partial(self._backward, loss)), _Noted(self)
             sums = torch.zeros(4, device=self.device)
             for fed in ahead(self.batches.make, parts, self.device):
-                sums = sums + self._backward(loss, fed)
+                torch.manual_seed(hash((self.seed, fed.part.step, fed.part.number)) % 2**31)  # dropout, on any rank
+                sums = sums + backward(fed)
                 if fed.part.last:
                     self._change(sums)
                     noted.add(sums, fed.part.length)
                     sums = torch.zeros_like(sums)
+        self.model.zero_grad()
         self.model.eval()
 
-    def _loss(self) -> Callable[..., Tensor]:
-        """Of a batch: sum of weighted losses; sum and count of those that weigh 1."""
-        loss = self.losses
-        return torch.compile(loss, dynamic=False) if self.device.type == "cuda" else loss
+    @contextmanager
+    def _compiled(self) -> Iterator[Callable[..., Tensor]]:
+        """The loss of a batch, on a GPU of compiled parts where these are the same for all layers and batches."""
+        if self.device.type != "cuda" or not self.kind.is_fixed:
+            yield self.losses
+            return
+        with compiled_layers(self.model):
+            yield partial(self.losses, sums_of=torch.compile(weighted, dynamic=False))
 
-    def losses(self, ids: Tensor, targets: Tensor, weights: Tensor, **more: Tensor) -> Tensor:
-        """The three sums of `ids` [B, T] and their `targets`."""
+    def _launched(self, work: Callable[[Fed], Tensor]) -> Callable[[Fed], Tensor]:
+        """As one CUDA graph, where that is asked for and the passes are the same each time."""
+        parameters = list(self.model.parameters())
+        whole_weights = not any(isinstance(p, DTensor) for p in parameters)
+        self.in_place = self.launch == "graph" and self.device.type == "cuda" and self.kind.is_fixed and whole_weights
+        return Replayed(work, parameters) if self.in_place else work
+
+    def losses(
+        self, ids: Tensor, targets: Tensor, weights: Tensor, sums_of: Sums | None = None, **more: Tensor
+    ) -> Tensor:
+        """The three sums of `ids` [B, T] and their `targets`; see `weighted`."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
             logits = self.model(input_ids=ids, use_cache=False, **more).logits
-        nll = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-        weight = weights.flatten()
-        plain = (weight == 1).to(nll.dtype)
-        return torch.stack([(nll * weight).sum(), (nll.detach() * plain).sum(), plain.sum()])
+        return (sums_of or weighted)(logits, targets, weights)
 
     def _backward(self, loss: Callable[..., Tensor], fed: Fed) -> Tensor:
         """Gradients of a part; its sums and its weight."""
-        torch.manual_seed(hash((self.seed, fed.part.step, fed.part.number)) % 2**31)  # dropout, whoever forwards it
         sums = torch.zeros(3, device=self.device)
         for found in self.kind.sums(loss, fed):
             found[0].backward()
@@ -127,8 +145,16 @@ class Loop:
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.clip)
         self.optimiser.step(self.schedule.factor(self.step))
-        self.model.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=not self.in_place)
         self.step += 1
+
+
+def weighted(logits_BTV: Tensor, targets_BT: Tensor, weights_BT: Tensor) -> Tensor:
+    """Sum of weighted losses; sum and count of those that weigh 1."""
+    nll = cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="none")
+    weight = weights_BT.flatten()
+    plain = (weight == 1).to(nll.dtype)
+    return torch.stack([(nll * weight).sum(), (nll.detach() * plain).sum(), plain.sum()])
 
 
 class _Noted:

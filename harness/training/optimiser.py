@@ -76,8 +76,6 @@ class Muon:
             shapes[parameter.shape].append((name, parameter))
         self._stacks = [([n for n, _ in found], [p for _, p in found]) for found in shapes.values()]
         self._momenta = [torch.zeros_like(torch.stack([p.detach() for p in stack])) for _, stack in self._stacks]
-        on_gpu = all(p.is_cuda for p in parameters.values())
-        self._direction = torch.compile(direction) if on_gpu else direction
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
@@ -85,7 +83,7 @@ class Muon:
         rate = self._rate * factor
         for (_, stack), momentum in zip(self._stacks, self._momenta, strict=True):
             grads = torch.stack([p.grad for p in stack if p.grad is not None])
-            along = self._direction(grads, momentum)
+            along = direction(grads, momentum)
             size = rate * max(1.0, stack[0].shape[0] / stack[0].shape[1]) ** 0.5
             weights: list[Tensor] = list(stack)
             torch._foreach_mul_(weights, 1 - rate * self._decay)

@@ -136,6 +136,7 @@ class Training:
             save_steps=task.save_steps,
             save=self._save,
             points=task.points,
+            launch=task.launch,
         )
 
     def _kind(self) -> Kind:

@@ -4,15 +4,13 @@
 # (default: all) share a training. Each training is first probed for some seconds, then cut to what is left of its part's
 # LIMIT seconds (default 530). FOLDER gets one pack of logs, tables and records, and one of each model, in pieces of at
 # most 15 MiB: `cat pocket.tar.gz.* | tar xz`. WORK keeps the store between parts; a part may be run again. Where DATA has
-# tokens-*.tar.xz (tokens.py's folder `work`) they are taken, so that nothing is encoded here; likewise the compiled
-# kernels of another run, cache.tar.gz, which comes back in FOLDER.
+# cache.tar.gz.*, the compiled kernels of another run, they are taken; they come back in FOLDER.
 set -uo pipefail
 out=$(mkdir -p "${1:?folder for the results}" && cd "$1" && pwd); data=$(cd "${2:?folder of the texts}" && pwd)
 site=$(mktemp -d); ln -sfn "$PWD" "$site/lacuna"; export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 work=${WORK:-/tmp/lacuna-train}; mkdir -p "$work/logs"; export LACUNA_STORE=${LACUNA_STORE:-$work/store}
 export TORCHINDUCTOR_CACHE_DIR=$work/cache/inductor TRITON_CACHE_DIR=$work/cache/triton
-for packed in "$data"/tokens-*.tar.xz; do [ -f "$packed" ] && mkdir -p "$LACUNA_STORE" && tar xJf "$packed" -C "$LACUNA_STORE"; done
-[ -f "$data/cache.tar.gz" ] && tar xzf "$data/cache.tar.gz" -C "$work"
+[ ! -f "$data/cache.tar.gz.aa" ] || cat "$data"/cache.tar.gz.* | tar xz -C "$work"
 ranks=${RANKS:-$(nvidia-smi -L | wc -l)}; sweeps=${SWEEPS:-jobs/sweeps}; limit=${LIMIT:-530}; here=tests/gpu; failed=0
 left() { local seconds=$((limit - SECONDS + began)); echo $((seconds > 1 ? seconds : 1)); }
 lacuna() { python3 -m lacuna "$@" --data "$data"; }

@@ -1,13 +1,19 @@
 """What training does on a GPU alone, as far as a CPU can try it: what the fused kernel is given, runs cut to a time."""
 
 import importlib.util
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lacuna.harness.training import kinds
-from lacuna.results.plugins import ROOT
+sys.path[:0] = [str(Path(__file__).parent)]
+
+from training_cells import assert_close, train  # noqa: E402
+
+from lacuna.harness.training import kinds  # noqa: E402
+from lacuna.results.plugins import ROOT  # noqa: E402
 
 
 def test_the_fused_kernel_gets_one_dtype(monkeypatch):
@@ -55,3 +61,15 @@ def test_the_probe_runs_what_the_training_compiles(budget):
     assert {name: made[name] for name in ("lengths", "step_tokens", "part_tokens")} == {
         name: task[name] for name in ("lengths", "step_tokens", "part_tokens")
     }
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
+@pytest.mark.parametrize("attention", ["standard", "landmark"])
+def test_a_graph_trains_what_calls_train(tmp_path, attention):
+    """Gradients that a replay loses, or adds to those of the step before, would train another model."""
+    more = {"attention": attention, "block": 16, "lengths": [64, 32], "launch": "call"}
+    called = train(tmp_path, "call", name="call", device="cuda", **more)
+    graphed = train(tmp_path, "graph", name="graph", device="cuda", **{**more, "launch": "graph"})
+    assert called[0].status == "ok", called[0].trace
+    assert graphed[0].status == "ok", graphed[0].trace
+    assert_close(called, graphed, atol=1e-3, rtol=1e-3)
