@@ -24,6 +24,10 @@ TIMED = tuple(
 COMPILED = (
     RowsCase("shared", 1, 8, 2, 256, kept=64, purpose="compile"),
     RowsCase("apart", 1, 3, 1, 256, head_dim=64, kept=64, reduce="none", dtype="float32", purpose="compile"),
+    *(
+        RowsCase("long", 1, 4, 1, 40000, queries=16, kept=64, dtype=dtype, purpose="compile")
+        for dtype in ("bfloat16", "float32")
+    ),
 )
 
 

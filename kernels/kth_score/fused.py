@@ -1,4 +1,6 @@
-"""Scores at the border of the k best of each row: scores are computed anew for each step of a search, never stored.
+"""Scores at the border of the k best of each row.
+
+Up to 32768 key rows `stored/` does it. In longer ones scores are computed anew for each step of a search, never stored.
 
 Shape legend: B batch, H query heads, G KV heads, J = H / G, T query rows (the last T of the S key rows), S key rows,
 R dims of the scores, N keys of a tile, M tokens of a tile, JP = J padded to a power of two.
@@ -10,14 +12,12 @@ import triton.language as tl
 
 from ..dense_decode.fused import check_contiguous_rows
 from ..grouped_rows.fused import load_keys, load_lines, place_of_rows, ranks_of
-from ..interpreter import upcasts
 from ..many_rows import Tiles, tiles_of
 from ..op import Reduce
 from ..select_topk.search.fused import first_guesses, next_guesses, ordered_key, score_of
-from ..tiling import power_of_2
 from .eager import check_reduce
+from .stored.fused import LINES, MOST_ROWS, border_of_stored, shape_of
 
-LINES = Tiles(128, 128, 8, 2)
 # Steps after which a row is given up: halving the range alone ends after 32.
 STEPS = 72
 LONG_ROWS = 8192
@@ -184,17 +184,15 @@ def kth_score(
     """
     check_reduce(reduce)
     check_contiguous_rows(q_BHTR, k_BGSR)
-    batch, heads, new, dims = q_BHTR.shape
+    budget_BNT = k_BNT.to(torch.int32).contiguous()
+    if k_BGSR.shape[2] <= MOST_ROWS:
+        return border_of_stored(q_BHTR, k_BGSR, budget_BNT, first_B, scale, plan)
+    batch, _, new, dims = q_BHTR.shape
     groups, rows = k_BGSR.shape[1:3]
-    plan = plan or tiles_of(LINES, q_BHTR.element_size(), dims)
-    padded = power_of_2(heads // groups)
     kth_BNT, next_BNT = (torch.empty(k_BNT.shape, dtype=torch.float32, device=q_BHTR.device) for _ in range(2))
-    tokens = max(1, plan.queries // padded)
-    score_border_kernel[(triton.cdiv(new, tokens), batch * groups)](
-        q_BHTR, k_BGSR, k_BNT.to(torch.int32).contiguous(), first_B, kth_BNT, next_BNT, scale, new, rows,
-        *q_BHTR.stride()[:3], *k_BGSR.stride()[:3], KV_HEADS=groups, GROUP=heads // groups, DIM=dims,
-        BLOCK_DIM=max(16, power_of_2(dims)), M=tokens, JP=padded, N=plan.keys, SHARED=int(reduce == "max"),
-        SAMPLE=8 if rows >= LONG_ROWS else 1, STEPS=STEPS, UPCAST=upcasts(q_BHTR.dtype),
-        num_warps=plan.num_warps, num_stages=plan.num_stages,
+    shape = shape_of(q_BHTR, groups, k_BNT.shape[1], plan or tiles_of(LINES, q_BHTR.element_size(), dims))
+    score_border_kernel[(triton.cdiv(new, shape["M"]), batch * groups)](
+        q_BHTR, k_BGSR, budget_BNT, first_B, kth_BNT, next_BNT, scale, new, rows, *q_BHTR.stride()[:3],
+        *k_BGSR.stride()[:3], SAMPLE=8 if rows >= LONG_ROWS else 1, STEPS=STEPS, **shape,
     )  # fmt: skip
     return kth_BNT, next_BNT

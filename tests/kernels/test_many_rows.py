@@ -32,6 +32,22 @@ def test_tiles_do_not_change_the_result(name, case, device):
     assert verdict.passed, verdict
 
 
+@pytest.mark.parametrize("case", [case for name, case in CASES if name == "kth_score"], ids=lambda case: case.name)
+def test_borders_of_rows_that_are_not_stored_are_the_same(case, device, monkeypatch):
+    """Broken: in texts of more than 32768 tokens other rows are kept."""
+    monkeypatch.setattr("lacuna.kernels.kth_score.fused.MOST_ROWS", 0)
+    verdict = verify(load_op("kth_score"), case, device)
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("case", [case for name, case in CASES if name == "kth_score"], ids=lambda case: case.name)
+def test_borders_found_some_rows_at_a_time_are_the_same(case, device, monkeypatch):
+    """Broken: where all scores are too many to be held at one time, the rows of later pieces are ranked wrongly."""
+    monkeypatch.setattr("lacuna.kernels.kth_score.stored.fused.SCORES_AT_ONCE", 11 * case.batch * case.sets * case.rows)
+    verdict = verify(load_op("kth_score"), case, device)
+    assert verdict.passed, verdict
+
+
 def scores_of(q, k, first, scale, b, h, t):
     """(rows, scores) that query t of head h sees, float64."""
     row = k.shape[2] - q.shape[2] + t
