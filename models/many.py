@@ -45,11 +45,25 @@ def best(
     Returns:
         What `threshold_prefill` returns.
     """
-    first, sets = call.first.int(), k_BGSW.shape[1] if how == "max" else q_BHTW.shape[1]
-    budget = budget_BT[:, None].expand(-1, sets, -1).int()
-    kth, after = KTH_SCORE(q_BHTW, k_BGSW, budget, first, call.scale, how)
+    kth, after = border(q_BHTW, k_BGSW, budget_BT, call, how)
     # Halfway: another order of summation cannot move a score across.
     return above(q_BHTD, memory, call, (kth + after) / 2, how, rank=(q_BHTW, k_BGSW))
+
+
+def border(q_BHTW: Tensor, k_BGSW: Tensor, budget_BT: Tensor, call: Call, how: str) -> tuple[Tensor, Tensor]:
+    """The smallest product of each row that the budget takes, and the largest that it leaves, [B, N, T].
+
+    Args:
+        q_BHTW: queries that rank.
+        k_BGSW: keys that rank.
+        budget_BT: rows of each query row.
+        call: the call.
+        how: "max" ranks once for the query heads of a group, "none" for each.
+    """
+    sets = k_BGSW.shape[1] if how == "max" else q_BHTW.shape[1]
+    budget = budget_BT[:, None].expand(-1, sets, -1).int()
+    kth, after = KTH_SCORE(q_BHTW, k_BGSW, budget, call.first.int(), call.scale, how)
+    return kth, after
 
 
 def above(

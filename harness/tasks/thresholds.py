@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...models import attend, threshold
+from ...models import attend, many, threshold
 from ...models.budget import amount_of, in_rows, word_of
 from ...models.ledger import Ledger
 from ...models.memory import Call, Memory, Site
@@ -183,15 +183,38 @@ class Watch(Full):
         layer = memory.site.layer
         self.lengths[layer] = self.task.lengths(memory, call)
         at = self.lengths[layer].to(q.device) - 1
+        after_softmax_of_a_group = self.task.placement == "post" and self.task.heads == "kv"
+        if many.fits(q, memory, call) and not after_softmax_of_a_group:
+            return self._without_masks(q, memory, call, ledger, at)
         found = [self._note(q, memory, call, part) for part in at.split(attend.ROWS_AT_ONCE)]
-        groups, batch = memory.keys.view.shape[1], q.shape[0]
-        new = Notes(groups, batch, *(torch.cat(part, -1) for part in zip(*found, strict=True)))
-        self.notes[layer] = self.notes[layer].plus(new) if layer in self.notes else new
+        groups = memory.keys.view.shape[1]
+        self._add(memory, q, *(torch.cat(part, -1) for part in zip(*found, strict=True)))
         if self.task.tac == "none":
             return super().attend(q, memory, call, ledger)
         keep = self._kept(q, memory, call)
         ledger.count(memory, call, attend.union_BGT(keep, groups), 0.0)
         return attend.masked(q, memory, keep, call)
+
+    def _add(self, memory: Memory, q: Tensor, total: Tensor, squares: Tensor, mass: Tensor) -> None:
+        layer = memory.site.layer
+        new = Notes(memory.keys.view.shape[1], q.shape[0], total, squares, mass)
+        self.notes[layer] = self.notes[layer].plus(new) if layer in self.notes else new
+
+    def _without_masks(self, q: Tensor, memory: Memory, call: Call, ledger: Ledger, at: Tensor) -> Tensor:
+        """The same through the kernels for many rows, in memory that grows with the window."""
+        how = "none" if self.task.heads == "query" else "max"
+        ranked = self.scores.score_rows(q, memory)
+        kth, after = many.border(*ranked, self.task.aim(memory, call, call.context_BT), call, how)
+        kept = many.above(q, memory, call, (kth + after) / 2, how, rank=ranked)
+        mass = (kept.total_BHT - kept.kept_BHT).clamp(min=0)[..., at].double().sum(0)
+        if self.task.signal == "post":  # of each query head: the softmax keeps the order
+            after = (after - many.weight_sums(q, memory, call)).exp()
+        next_ = after[..., at].double()
+        self._add(memory, q, next_.sum(0), next_.square().sum(0), mass)
+        if self.task.tac == "none":
+            return super().attend(q, memory, call, ledger)
+        ledger.count(memory, call, kept.read_BGT, 0.0)
+        return kept.out_BHTD
 
     def _kept(self, q: Tensor, memory: Memory, call: Call) -> Tensor:
         every = torch.arange(call.new, device=q.device)

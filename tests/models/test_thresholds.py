@@ -17,7 +17,7 @@ from lacuna.harness.task import read_corpus
 from lacuna.harness.tasks.pca import Pca
 from lacuna.harness.tasks.thresholds import Notes, Thresholds
 from lacuna.harness.world import World
-from lacuna.models import attend, shard
+from lacuna.models import attend, many, shard
 from lacuna.models.bind import bind
 from lacuna.models.ledger import summary
 from lacuna.models.methods.full import Full
@@ -147,6 +147,25 @@ def test_thresholds_on_low_rank_scores(corpus, model, tmp_path):
         found.score(text, 1)
         told = summary([found.binding.ledger.sums()])["decode"]
     assert told["density"] == pytest.approx(EXACT, abs=ONE_ROW)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [{}, {"placement": "post"}, {"heads": "kv", "tac": "none"}, {"d": 0.5, "basis": {}}, {"keep": 0.25, "heads": "kv"}],
+    ids=str,
+)
+def test_calibration_without_masks_finds_the_same(args, corpus, model, basis, monkeypatch):
+    """Broken: thresholds that were calibrated on a GPU are those of other rows than those of a CPU."""
+    files = {"basis": basis()["basis"]}
+    want = calibrate(model, corpus, files, **args)
+    taken = []
+    monkeypatch.setattr(many, "fits", lambda q, memory, call: taken.append(many.plain(memory, call)) or taken[-1])
+    found = calibrate(model, corpus, files, **args)
+    assert taken
+    assert all(taken)
+    assert found.keys() == want.keys()
+    for name, part in found.items():
+        torch.testing.assert_close(part, want[name], atol=2e-5, rtol=1e-4)
 
 
 def test_smoothing_over_lengths(corpus, model):
