@@ -45,8 +45,8 @@ class Model(TemplateLM):  # type: ignore[misc]  # the library is untyped
         return self.eot_token_id if first is None else int(first)
 
     @property
-    def tokenizerrequest_name(self) -> str:
-        """For the names of lm-eval's caches, which are not used."""
+    def tokenizer_name(self) -> str:
+        """For the names of lm-eval's caches, which are not used; it asks for it where prompts become chats."""
         return "lacuna"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:  # noqa: FBT001

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from ...results.fields import Data, Within, near
+from ..chat import check_chat
 from ..lm import Session
 from ..lm_eval.model import Model
 from ..lm_eval.tasks import Wanted, build, judge
@@ -50,6 +51,8 @@ class LmEval(Task):
 
     def run(self, session: Session) -> Outcome:
         """Let lm-eval build requests and judge answers; samples hold each document's score."""
+        if self.chat != "none":
+            check_chat(session.lm.tokenizer)
         model = Model(session, self.length or session.context_length)
         tasks = build(Wanted(self.file or self.task, self.data, self.shots_data, self.shots, self.limit))
         return self._outcome(judge(model, tasks, self.limit, self.chat), model)

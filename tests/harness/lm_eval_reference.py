@@ -15,6 +15,8 @@ def theirs(lm, task, length):
         build(Wanted(task.file or task.task, task.data, task.shots_data, task.shots, task.limit)),
         limit=task.limit,
         bootstrap_iters=0,
+        apply_chat_template=task.chat != "none",
+        fewshot_as_multiturn=task.chat == "turns",
     )
     return {m: v for r in found["results"].values() for m, v in r.items() if isinstance(v, float)}, found["samples"]
 

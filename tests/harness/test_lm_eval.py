@@ -1,6 +1,7 @@
 """lm-eval's tasks over our session, held against lm-eval's own Hugging Face model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from lm_eval_reference import same, theirs
@@ -82,6 +83,29 @@ def test_dense_results_are_lm_eval_s_own(lm, under, files, file, args):
         assert (ours.metrics["truncated"] > 0) == ("length" in args)
     if file == "write":
         assert all(s["completion_tokens"] <= 12 and s["answer_s"] > 0 for s in ours.samples)
+
+
+FORMAT = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} / {% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+
+
+@pytest.mark.parametrize("chat", ["message", "turns"])
+@pytest.mark.parametrize("file", ["choice", "write"])
+def test_chats_are_those_of_lm_eval(lm, under, files, monkeypatch, file, chat):
+    """A chat model that is asked outside its format answers another question than the published one."""
+    monkeypatch.setattr(lm.tokenizer, "chat_template", FORMAT, raising=False)
+    shots = {"shots": 2, "shots_data": files["rows.jsonl"]} if file == "choice" else {"shots": 0}
+    task = LmEval(file=files[f"{file}.yaml"], data=files["rows.jsonl"], chat=chat, **shots)
+    plain = replace(task, chat="none")
+    with under() as session:
+        ours = task.run(session)
+    with under() as session:
+        bare = plain.run(session)
+    same(ours, theirs(lm, task, 4096))
+    longer = [a["prompt_tokens"] - b["prompt_tokens"] for a, b in zip(ours.samples, bare.samples, strict=True)]
+    assert min(longer) > 5  # the format was there
+    monkeypatch.setattr(lm.tokenizer, "chat_template", None, raising=False)
+    with under() as session, pytest.raises(ValueError, match="has no chat template: leave chat at none"):
+        task.run(session)
 
 
 def test_a_method_acts_on_what_is_scored(under, files):

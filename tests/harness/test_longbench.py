@@ -21,11 +21,13 @@ from lacuna.harness.tasks.longbench import PROMPTS, LongBench
         ("rouge_l", "", "anything", 0),
         ("rouge_l", ". . .", "anything", 0),
         ("rouge_l_zh", "我爱北京", "我爱北京", 1),
+        ("rouge_l_zh", "我爱北京", "我爱上海", 2 / 3),  # 我 / 爱 of three words each
         ("count", "It is 5, not 7 or 5", "5", 2 / 3),
         ("count", "none", "5", 0),
         ("paragraph", "Paragraph 12 and 13", "Paragraph 12", 1 / 2),
         ("paragraph", "12", "Paragraph 2", 0),
         ("paragraph_zh", "段落5", "段落5", 1),
+        ("paragraph_zh", "段落5或段落6, 段落5", "段落5", 2 / 3),
         ("code", "\n# a comment\n    return x\nmore", "    return x", 1),
         ("code", "```\nab\n", "abcd", 0.67),  # 2 * 2 / 6, in whole percent
         ("code", "x = 1", "x = 2", 0.8),
