@@ -53,7 +53,7 @@ def pinned(plugin: plugins.Plugin, args: Mapping[str, Any], inputs: Inputs) -> S
     """The Spec of a plug-in whose arguments are complete, with the digests of its data files."""
     marks = ((data_of(f.kind), args[f.name]) for f in plugin.fields)
     files = [(data, name) for data, value in marks if data and value is not None for name in _each(value)]
-    digests = [inputs.data(data.folder, name, data.fields)[1] for data, name in files]
+    digests = [inputs.data(data, name)[1] for data, name in files]
     return Spec(plugin.name, plugin.version, args, "-".join(digests))
 
 
@@ -66,7 +66,7 @@ def check_columns(plugin: plugins.Plugin, args: Mapping[str, Any], inputs: Input
     for one in plugin.fields:
         data = data_of(one.kind)
         if data and data.by and args[one.name] is not None:
-            inputs.data(data.folder, args[one.name], (args[data.by],))
+            inputs.data(Data(data.folder, (args[data.by],)), args[one.name])
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Arguments:
         if not data or value is None:
             return exact(value, one.kind)
         try:
-            found = [self.inputs.data(data.folder, name, data.fields)[0] for name in _each(value)]
+            found = [self.inputs.data(data, name)[0] for name in _each(value)]
             return found if isinstance(value, (list, tuple)) else found[0]
         except ValueError as error:
             self.faults.add(node.line, f"{name}: {error}")

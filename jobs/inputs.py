@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..harness.rows import check_row, first_row, hub_revision
 from ..results import plugins
 from ..results.cell import Spec
 from ..results.digest import tree_digest
-from ..results.fields import near, problem
+from ..results.fields import Data, near, problem
 from ..results.store import Store
 
 # what makes a model: weights, configuration, tokenizer (a README beside them changes no result)
@@ -29,9 +29,9 @@ class Inputs:
 
     def __init__(self, beside: Path, store: Store, data: Path | None = None) -> None:
         self.beside, self.store, self.folder = beside.resolve(), store, None if data is None else data.resolve()
-        self.known: dict[tuple[str, str, tuple[str, ...]], tuple[str, str]] = {}
+        self.known: dict[tuple[Data, str], tuple[str, str]] = {}
 
-    def data(self, folder: str, name: str, fields: tuple[str, ...] = ()) -> tuple[str, str]:
+    def data(self, wanted: Data, name: str) -> tuple[str, str]:
         """The argument's final text (a name of the package or the Hub, or an absolute path) and the content's digest.
 
         Raises:
@@ -40,13 +40,14 @@ class Inputs:
         revision = hub_revision(name)
         if revision is not None:
             return name, revision[:16]
-        if (folder, name, fields) not in self.known:
+        if (wanted, name) not in self.known:
+            folder = wanted.folder
             path = plugins.ROOT / folder / f"{name}{DATA_SUFFIX}"
             inside = "/" not in name and _is_file(path)
             path = path if inside else self._elsewhere(folder, name)
-            _check_first_row(path, fields)
-            self.known[folder, name, fields] = (name if inside else str(path.resolve()), self._digest([path]))
-        return self.known[folder, name, fields]
+            _check_first_row(path, wanted)
+            self.known[wanted, name] = (name if inside else str(path.resolve()), self._digest([path]))
+        return self.known[wanted, name]
 
     def _elsewhere(self, folder: str, name: str) -> Path:
         path = next((p / name for p in (self.beside, self.folder) if p and _is_file(p / name)), None)
@@ -126,14 +127,15 @@ def _pinned(repo: str, revision: str, name: str, args: Mapping[str, Any]) -> Spe
     return Spec(name or repo, args=args, digest=revision, source=f"{repo}@{revision}")
 
 
-def _check_first_row(path: Path, fields: Sequence[str]) -> None:
+def _check_first_row(path: Path, wanted: Data) -> None:
     """What can be known at once need not wait for a job: whether there is a row, and what it has."""
     if ".tar" in path.suffixes:
         return  # of texts, to train on: it has no rows
     row = first_row(path)
     if row is None:
         raise ValueError(f"{path} has no rows")
-    check_row(str(path), 1, row, fields)
+    if not wanted.others or not all(name in row for name in wanted.others):
+        check_row(str(path), 1, row, wanted.fields)
 
 
 def _is_file(path: Path) -> bool:

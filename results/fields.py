@@ -90,12 +90,13 @@ class Needs:
 class Data:
     """A name in a folder of the package that holds data files (`prose` is harness/data/prose.jsonl.gz), or a path.
 
-    Or data of the Hub, as hub:ORG/NAME@COMMIT:CONFIG:SPLIT. The first row of a file has to have the `fields`, and the
-    one that the argument `by` of the same plug-in names.
+    Or data of the Hub, as hub:ORG/NAME@COMMIT:CONFIG:SPLIT. The first row of a file has to have the `fields`, or all
+    of the `others` in their place, and the one that the argument `by` of the same plug-in names.
     """
 
     folder: str
     fields: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
     by: str = ""
 
     def problem(self, value: str) -> str | None:

@@ -59,7 +59,7 @@ class LongBench(Task):
         "lcc",
         "repobench-p",
     ]
-    data: Annotated[str, Data("harness/data")]
+    data: Annotated[str, Data("harness/data", ("context", "input", "answers"), ("task", "prompt", "gold"))]
     limit: Annotated[int, Within(1)] | None = None
     length: Annotated[int, Within(64)] | None = None
     chat: Literal["none", "model"] = "none"

@@ -131,3 +131,27 @@ def test_bad_data_is_one_sentence_and_code_2(tmp_path, capsys, argument, said):
     told = capsys.readouterr().err
     assert said in told
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("perplexity: {corpus: rows.jsonl, field: body}", "lacks the field 'body'; it has: question, prompt"),
+        ("needle: {haystack: rows.jsonl}", "lacks the field 'text'"),
+        ("ruler: {kind: qa_1, documents: rows.jsonl}", "lacks the field 'answers'"),
+        ("longbench: {task: trec, data: rows.jsonl}", "lacks the field 'context'"),
+        ("humaneval: {data: rows.jsonl}", "lacks the field 'task_id'"),
+        ("mbpp: {data: rows.jsonl}", "lacks the field 'task_id'"),
+        ("perplexity: {corpus: rows.jsonl, field: question}", ""),
+        ("longbench: {task: trec, data: mini.jsonl}", ""),  # MiniLongBench's columns are as good
+    ],
+)
+def test_a_missing_column_is_told_before_anything_runs(tmp_path, capsys, task, said):
+    """A job would wait for hours in a queue, to say that a column has another name."""
+    (tmp_path / "rows.jsonl").write_text('{"question": "who?", "prompt": "x"}\n')
+    (tmp_path / "mini.jsonl").write_text('{"task": "trec", "prompt": "x", "gold": []}\n')
+    (tmp_path / "s.yaml").write_text(f"model: pocket\nmethod: full\ntask: {{{task}}}\n")
+    assert main(["plan", str(tmp_path / "s.yaml"), "--store", str(tmp_path / "store")]) == (2 if said else 0)
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == bool(said)
