@@ -50,18 +50,18 @@ def best(
     return above(q_BHTD, memory, call, (kth + after) / 2, how, rank=(q_BHTW, k_BGSW))
 
 
-def border(q_BHTW: Tensor, k_BGSW: Tensor, budget_BT: Tensor, call: Call, how: str) -> tuple[Tensor, Tensor]:
+def border(q_BHTW: Tensor, k_BGSW: Tensor, budget: Tensor, call: Call, how: str) -> tuple[Tensor, Tensor]:
     """The smallest product of each row that the budget takes, and the largest that it leaves, [B, N, T].
 
     Args:
         q_BHTW: queries that rank.
         k_BGSW: keys that rank.
-        budget_BT: rows of each query row.
+        budget: rows of each query row, [B, T], or of each set, [B, N, T].
         call: the call.
         how: "max" ranks once for the query heads of a group, "none" for each.
     """
     sets = k_BGSW.shape[1] if how == "max" else q_BHTW.shape[1]
-    budget = budget_BT[:, None].expand(-1, sets, -1).int()
+    budget = (budget if budget.ndim == 3 else budget[:, None].expand(-1, sets, -1)).int()
     kth, after = KTH_SCORE(q_BHTW, k_BGSW, budget, call.first.int(), call.scale, how)
     return kth, after
 
@@ -93,6 +93,21 @@ def above(
     rank_q, rank_k = rank or (q_BHTD, k)
     arguments = (threshold_BNT.float(), shift_BHT, call.first.int(), call.scale, how)
     kept: Kept = THRESHOLD_PREFILL(q_BHTD, k, v, rank_q, rank_k, *arguments)
+    return kept
+
+
+def ranks_above(rank: tuple[Tensor, Tensor], call: Call, threshold_BNT: Tensor, how: str) -> Kept:
+    """Count what ranks strictly above a threshold, and weigh it by the ranks themselves; the output means nothing.
+
+    Args:
+        rank: queries and keys that rank.
+        call: the call.
+        threshold_BNT: in units of scaled scores.
+        how: "max" ranks once for the query heads of a group, "none" for each.
+    """
+    queries, keys = rank
+    arguments = (threshold_BNT.float(), None, call.first.int(), call.scale, how)
+    kept: Kept = THRESHOLD_PREFILL(queries, keys, keys, queries, keys, *arguments)
     return kept
 
 

@@ -13,7 +13,7 @@ from ...kernels.theta_rows import OP as THETA_ROWS
 from ...kernels.tiling import gather_plan, multiprocessors
 from ...results import rules
 from ...results.fields import ByteCount, Keep, Needs, RowCount, Share, Within
-from .. import attend, running, threshold
+from .. import attend, many, running, threshold
 from ..budget import Allowance, Cost, asks_for_gaps, in_rows, widest
 from ..landing import Landing
 from ..ledger import Ledger
@@ -110,6 +110,8 @@ class LokiTheta(Method):
         q = q_BHTD if call.query_in == "memory" else self._loki.project(q_BHTD, memory)
         if call.new == 1 and self.heads == "kv" and ledger.watch is None:
             return self._one(q, memory, call, ledger)
+        if ledger.watch is None and many.fits(q, memory, call):
+            return self._many(q, memory, call, ledger).to(q_BHTD.dtype)
         parts = [self._rows(q, memory, call, rows) for rows in attend.pieces(call)]
         out, lack, keep = (torch.cat(part, 2) for part in zip(*parts, strict=True))
         ledger.chosen(memory, call, q, keep)
@@ -139,6 +141,25 @@ class LokiTheta(Method):
         dropped = (1 - share).clamp(min=0) * self.sdc_scale
         lack = (dropped / (share + dropped).clamp(min=torch.finfo(share.dtype).tiny))[..., None]
         return self._compensated(out.float() * (1 - lack)[..., None], lack, memory, call).to(q_BHTD.dtype)
+
+    def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        lead = memory.aux["lead"].view
+        how, ranked = "max" if self.heads == "kv" else "none", (q_BHTD[..., : lead.shape[-1]], lead)
+        theta = threshold.look_up(memory.constants["theta"], call, lead.shape[1] if how == "max" else q_BHTD.shape[1])
+        dense, least, most = (part[:, None] for part in self._bounds(memory, call))
+        theta = theta.masked_fill(dense, -torch.inf)
+        low = many.ranks_above(ranked, call, theta, how)
+        wanted = low.count_BNT.maximum(least).minimum(most)
+        stray = wanted != low.count_BNT
+        if bool(stray.any()):  # only those rows need a selection
+            kth, after = many.border(*ranked, wanted.masked_fill(~stray, 0), call, how)
+            theta = torch.where(stray, (kth + after) / 2, theta)
+            low = many.ranks_above(ranked, call, theta, how)
+        kept = many.above(q_BHTD, memory, call, theta, how, rank=ranked)
+        self._count(memory, call, ledger, kept.read_BGT)
+        dropped = (low.total_BHT - low.kept_BHT).clamp(min=0) * (0.0 if self.sdc == "none" else self.sdc_scale)
+        lack = dropped / (low.kept_BHT + dropped).clamp(min=torch.finfo(dropped.dtype).tiny)
+        return self._compensated(kept.out_BHTD.float() * (1 - lack)[..., None], lack, memory, call)
 
     def _segments(self, memory: Memory, call: Call) -> int:
         """As many as the attention over the rows that are aimed at has blocks for each set."""

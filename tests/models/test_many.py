@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from lacuna.models import many
 from lacuna.models.ledger import summary
 
-WIRED = ("topk", "loki", "top_theta", "snapkv", "pyramidkv", "h2o", "tova")
+WIRED = ("topk", "loki", "top_theta", "loki_theta", "snapkv", "pyramidkv", "h2o", "tova")
 CASES = [case for case in gap_cases() if case.values[0] in WIRED]
 
 
