@@ -10,8 +10,11 @@ from torch.profiler import ProfilerActivity, profile
 # the beginning of a kernel's name, or a part of it -> what it is for; the first that fits counts
 STAGES = (
     ("append", ("append_kernel", "index_copy", "index_put", "indexFunc")),
-    ("score", ("score_kernel", "score_and_keep", "score_and_weigh", "sparq_score", "page_score", "theta_score")),
-    ("select", ("select_kernel", "count_kernel", "tally", "write_kernel", "write_passing", "bound_kernel")),
+    ("score", ("score_kernel", "score_and_keep", "score_and_weigh", "sparq")),
+    (
+        "select",
+        ("select_kernel", "narrow_kernel", "settle_kernel", "tally", "write_kernel", "write_passing", "bound_kernel"),
+    ),
     ("gather", ("attend_chosen", "value_gather")),
     ("attend", ("attend_kernel", "flash", "fmha", "cudnn_generated")),
     ("merge", ("combine_kernel", "merge_kernel")),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -54,11 +54,14 @@ class Clock:
 class Rows:
     """Rows [B, G, S, W] in a buffer that doubles when full, so that an append copies only what is new.
 
+    Laid out "rows" by rows, as S contiguous rows, or "columns" by columns: the view is the same, its strides are not.
+
     Once pinned, the buffer is all there will be: the view is the whole of it, what lies past `count` is undefined, and
     an append writes where a clock says.
     """
 
-    def __init__(self, room: int = 0) -> None:
+    def __init__(self, room: int = 0, by: Literal["rows", "columns"] = "rows") -> None:
+        self._by = by
         self._buffer: Tensor | None = None
         self._count, self._room = 0, room
         self._clock: Clock | None = None
@@ -86,7 +89,7 @@ class Rows:
         assert self._buffer is not None
         self._size = self._count + more
         if self._buffer.shape[2] < self._size:
-            whole = self._buffer.new_empty(*self._buffer.shape[:2], self._size, self._buffer.shape[3])
+            whole = self._empty(self._buffer, self._size)
             whole[:, :, : self._count] = self.view
             self._buffer = whole
         self._buffer[:, :, : self._size][:, :, self._count :] = 0  # a product with a masked weight must not meet NaN
@@ -123,11 +126,20 @@ class Rows:
         self._count = end
 
     def _grow(self, like: Tensor, end: int) -> None:
-        batch, heads, _, width = like.shape
-        bigger = like.new_empty(batch, heads, max(end + 64, 2 * self._count, self._room), width)
+        bigger = self._empty(like, max(end + 64, 2 * self._count, self._room))
         if self._buffer is not None:
             bigger[:, :, : self._count] = self.view
         self._buffer = bigger
+
+    def _empty(self, like: Tensor, rows: int) -> Tensor:
+        batch, heads, _, width = like.shape
+        if self._by == "rows":
+            return like.new_empty(batch, heads, rows, width)
+        return like.new_empty(batch, heads, width, rows).transpose(2, 3)
+
+    def _laid(self, rows: Tensor) -> Tensor:
+        """The same, in this layout."""
+        return rows if self._by == "rows" else rows.transpose(2, 3).contiguous().transpose(2, 3)
 
     def keep(self, rows_BNK: Tensor) -> None:
         """Hold only these rows from now on, in this order; in place, but a buffer left mostly empty is given back."""
@@ -141,7 +153,7 @@ class Rows:
 
     def repeat(self, times: int) -> None:
         """Hold each head so many times, copies side by side."""
-        self._buffer = self.view.repeat_interleave(times, 1)
+        self._buffer = self._laid(self.view.repeat_interleave(times, 1))
 
     def put(self, rows_BK: Tensor, new_BGKW: Tensor) -> None:
         """Overwrite rows in place."""
@@ -151,4 +163,4 @@ class Rows:
     def reorder(self, batch: Tensor) -> None:
         """Rearrange the sequences of the batch (beam search)."""
         if self._buffer is not None:
-            self._buffer = self._buffer[batch]
+            self._buffer = self._laid(self._buffer[batch])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.select_topk import OP as SELECT_TOPK
+from ...kernels.sparq_score import OP as SPARQ_SCORE
 from ...results import rules
 from ...results.fields import ByteCount, Keep, RowCount, Share
 from .. import attend, running
@@ -16,6 +17,7 @@ from ..budget import Allowance, Cost, amount_of, asks_for_gaps, in_rows, share, 
 from ..ledger import Ledger
 from ..memory import Call, Memory
 from ..method import Method
+from ..rows import Rows
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,18 @@ class Sparq(Method):
     local: Annotated[int | float, Share("the budget")] = 0.25
     rest: Literal["mean", "none"] = "mean"
     budget_rule: Literal["exact", "released"] = "exact"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
 
     def __post_init__(self) -> None:
         rules.one_budget(self)
         over = self.budget_rule == "released" and self.bytes is not None
         rules.refuse(self, when=over, why="budget_rule: released reads a row more than asked: give keep or rows")
+
+    def room(self, memory: Memory, steps: int) -> int:
+        """A row a step."""
+        del memory
+        return steps
 
     def expects_gaps(self) -> bool:
         """A share of 1 asks for everything."""
@@ -63,6 +70,7 @@ class Sparq(Method):
         """Append, with the second copy of the keys and the sum of the values."""
         if self.rest == "mean":
             running.add(memory, v_BGTD)
+        memory.aux.setdefault("by_component", Rows(memory.room, "columns"))
         memory.append(k_BGTD, v_BGTD, {"by_component": k_BGTD})
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
@@ -76,17 +84,24 @@ class Sparq(Method):
 
     def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> tuple[Tensor, Tensor]:
         """Output [B, H, 1, D], and the approximate weight [B, H, 1] inside the rows chosen."""
-        rows, seen = slice(0, 1), attend.visible_BTS(memory, call)
-        weights = self._weights(q_BHTD, memory, seen, call)
+        lo, hi = attend.span(memory, call)
+        by_component = memory.aux["by_component"].view.transpose(2, 3)
+        key = self.cost(memory, call)
+        budget, local = call.once(("sparq", key), lambda: self._row_budget(memory, call))
         held = memory.keys.view.shape[2]
-        width = min(widest(self, memory.site, held, self.cost(memory, call)) + self._more, held)
-        rank = self._rank(weights, memory, seen, call, rows)[:, :, 0]
-        index, count = SELECT_TOPK(rank, self._budget(memory, call)[:, 0].int(), width)
+        width = min(widest(self, memory.site, held, key) + self._more, held)
+        rank, weights = SPARQ_SCORE(q_BHTD[:, :, 0], by_component, lo, hi, local, self._components(memory), call.scale)
+        index, count = SELECT_TOPK(rank, budget, width)
         self._count(memory, call, ledger, count[..., None])
         chosen = index.clamp(min=0).long().repeat_interleave(q_BHTD.shape[1] // index.shape[1], 1)
         valid = (index >= 0).repeat_interleave(q_BHTD.shape[1] // index.shape[1], 1)
-        inside = (weights[:, :, 0].gather(-1, chosen) * valid).sum(-1)
+        inside = (weights.gather(-1, chosen) * valid).sum(-1)
         return attend.gathered(q_BHTD, memory, index, count, call), inside[..., None]
+
+    def _row_budget(self, memory: Memory, call: Call) -> tuple[Tensor, Tensor]:
+        """Rows to choose and local rows among them, of a single row; [B] int32."""
+        kept = self._budget(memory, call)[:, 0]
+        return kept.int(), (share(self.local, kept - self._more) + self._more).int()
 
     def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> tuple[Tensor, Tensor]:
         visible, budget = attend.visible_BTS(memory, call), self._budget(memory, call)
@@ -113,7 +128,7 @@ class Sparq(Method):
         """The query with all but the r largest components of its group set to zero."""
         groups = memory.keys.view.shape[1]
         size = q_BHTD.float().abs().unflatten(1, (groups, -1)).sum(2)
-        best = size.topk(self._components(memory), -1).indices
+        best = size.sort(dim=-1, descending=True, stable=True).indices[..., : self._components(memory)]
         keep = torch.zeros_like(size, dtype=torch.bool).scatter_(-1, best, True)
         return q_BHTD * keep.repeat_interleave(q_BHTD.shape[1] // groups, 1)
 

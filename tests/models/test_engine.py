@@ -32,6 +32,8 @@ CASES = [
     ("top_theta", {"rows": 4, "sdc": "exp_threshold"}),
     ("top_theta", {"rows": 4, "placement": "post", "vmc": "mean"}),
     ("pca_attn", {"d": 0.5}),
+    ("sparq", {"rows": 9, "r": 0.5}),
+    ("sparq", {"keep": 0.25, "r": 4, "rest": "none", "budget_rule": "released"}),
 ]
 LENGTHS = (30, 24, 19)
 

@@ -1,0 +1,87 @@
+"""Approximate weights of every row from the largest components of the query (SparQ), and the rank of the rows.
+
+Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, R components.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+
+from ..op import Case, Comparison, Inputs, Op, compare_values
+from ..shapes import CASES
+from ..visible import draw, draw_intervals
+from .eager import sparq_score
+
+
+def make(case: Case, device: torch.device, seed: int) -> Inputs:
+    """Draw the inputs of a case; some components of the queries stand out, as they do in models.
+
+    Args:
+        case: Its shape.
+        device: Where the tensors live.
+        seed: Of the draw.
+
+    Returns:
+        The arguments of `sparq_score`.
+    """
+    lo_B, hi_B = draw_intervals(case, device, seed)
+    # magnitudes that fall with the component: what is largest is not left to the last bit
+    fall_D = torch.linspace(2.0, 0.5, case.head_dim, device=device)
+    q_BHD = draw((case.batch, case.q_heads, case.head_dim), replace(case, dtype="float32"), device, seed + 1)
+    cache = (case.batch, case.kv_heads, case.head_dim, case.rows)
+    return {
+        "q_BHD": (q_BHD * fall_D).to(case.torch_dtype),
+        "k_BGDS": draw(cache, case, device, seed + 2),
+        "lo_B": lo_B,
+        "hi_B": hi_B,
+        "local_B": torch.full_like(lo_B, max(1, case.kept // 4)),
+        "components": case.low_dims,
+        "scale": case.head_dim**-0.5,
+    }
+
+
+def moved_bytes(case: Case) -> int:
+    """Count the fewest bytes: R of the D components of keys and the queries read, float32 ranks and weights written.
+
+    Args:
+        case: All of its rows count as visible.
+
+    Returns:
+        Bytes.
+    """
+    keys = case.kv_heads * case.rows * case.low_dims * case.item_bytes
+    written = 4 * (case.kv_heads + case.q_heads) * case.rows
+    return case.batch * (keys + case.q_heads * case.head_dim * case.item_bytes + written)
+
+
+def flops(case: Case) -> int:
+    """Count the operations of the matrix product.
+
+    Args:
+        case: All of its rows count as visible.
+
+    Returns:
+        Operations.
+    """
+    return 2 * case.batch * case.q_heads * case.rows * case.low_dims
+
+
+def compare(
+    inputs: Inputs, output: tuple[torch.Tensor, torch.Tensor], reference: tuple[torch.Tensor, torch.Tensor]
+) -> Comparison:
+    """Compare ranks and weights; rows must be forced and hidden in the same places.
+
+    Args:
+        inputs: Not used.
+        output: rank_BGS and weight_BHS.
+        reference: The same in float64.
+
+    Returns:
+        The comparison of the weights or of the ranks, whichever is worse.
+    """
+    rank, weight = (compare_values(inputs, mine, theirs) for mine, theirs in zip(output, reference, strict=True))
+    return Comparison(max(rank.error, weight.error), math.fsum([weight.scale]), rank.reason or weight.reason)
+
+
+OP = Op("sparq_score", "1", __name__, sparq_score, make, moved_bytes, flops, CASES, compare)

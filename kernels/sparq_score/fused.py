@@ -1,0 +1,196 @@
+"""SparQ's weights: the components are chosen on chip, and only these are read, each a contiguous row of the cache.
+
+Two launches. The first scores, keeping each block's maximum and sum of weights; the second makes weights of the scores,
+in place, and sums them over the group.
+
+Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, D head dim, R components, X splits.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..interpreter import upcasts
+from ..overlap.fused import overlap, start_after_others
+from ..tiling import Plan, multiprocessors, power_of_2, score_plan
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def sparq_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, score_ptr, sums_ptr, scale_log2, rows, q_batch, q_head, k_batch,
+                       k_head, k_component, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
+                       COMPONENTS: tl.constexpr, SPLITS: tl.constexpr, TILES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+                       BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_COMPONENTS: tl.constexpr,
+                       UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+    """Score a run of tiles of one (sequence, KV head); the grid is (B * G, X).
+
+    Args:
+        q_ptr: Queries.
+        k_ptr: Keys by component.
+        lo_ptr: (B,) first visible row.
+        hi_ptr: (B,) one past the last visible row.
+        score_ptr: (B, H, S) float32 result, in units of log2.
+        sums_ptr: (B * H, X, 2) float32 result: largest score, sum of exp2(score - it).
+        scale_log2: Factor of the whole products, times log2(e).
+        rows: S.
+        q_batch: Stride of the queries.
+        q_head: Stride of the queries.
+        k_batch: Stride of the keys.
+        k_head: Stride of the keys.
+        k_component: Stride of the keys.
+        KV_HEADS: G.
+        GROUP: J.
+        DIM: D.
+        COMPONENTS: R.
+        SPLITS: X.
+        TILES: Tiles of one block.
+        BLOCK_ROWS: Rows of a tile.
+        BLOCK_GROUP: Power of two, at least 16 and J.
+        BLOCK_DIM: Power of two, at least D.
+        BLOCK_COMPONENTS: Power of two, at least 16 and R.
+        UPCAST: Cast to float32 after each load.
+        OVERLAP: Whether the launch overlaps the kernel before.
+    """
+    start_after_others(OVERLAP)
+    pair, split = tl.program_id(0), tl.program_id(1)
+    batch, head = (pair // KV_HEADS).to(tl.int64), (pair % KV_HEADS).to(tl.int64)
+    lo, hi = tl.load(lo_ptr + batch), tl.load(hi_ptr + batch)
+    member, column, row = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_ROWS)
+    in_group = (member < GROUP)[:, None]
+    q_rows = q_ptr + batch * q_batch + (head * GROUP + member)[:, None] * q_head
+    whole = tl.load(q_rows + column[None, :], mask=in_group & (column < DIM)[None, :], other=0.0).to(tl.float32)
+    size = tl.where(column < DIM, tl.sum(tl.abs(whole), 0), -1.0)
+    # the place of each component among all, by counting those before it
+    ahead = (size[None, :] > size[:, None]) | ((size[None, :] == size[:, None]) & (column[None, :] < column[:, None]))
+    place = tl.sum(ahead.to(tl.int32), 1)
+    slot = tl.arange(0, BLOCK_COMPONENTS)
+    component = tl.sum(tl.where(place[None, :] == slot[:, None], column[None, :], 0), 1)
+    chosen = slot < COMPONENTS
+    q = tl.load(q_rows + component[None, :], mask=in_group & chosen[None, :], other=0.0)
+    held = tl.sum(tl.where(place < COMPONENTS, tl.abs(whole), 0.0), 1)
+    part = tl.where(held > 0.0, held, 1.0) / tl.where(held > 0.0, tl.sum(tl.abs(whole), 1), 1.0)
+    factor = scale_log2 * tl.rsqrt(part)
+    first = split * TILES * BLOCK_ROWS
+    k_tile = k_ptr + batch * k_batch + head * k_head + component.to(tl.int64)[:, None] * k_component
+    out = score_ptr + pair.to(tl.int64) * GROUP * rows + member.to(tl.int64)[:, None] * rows
+    top = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_GROUP], tl.float32)
+    if UPCAST:
+        q = q.to(tl.float32)
+    for tile in range(first, tl.minimum(first + TILES * BLOCK_ROWS, rows), BLOCK_ROWS):
+        at = tile + row
+        seen = (at >= lo) & (at < hi)
+        k = tl.load(k_tile + at[None, :], mask=chosen[:, None] & seen[None, :], other=0.0)
+        if UPCAST:
+            k = k.to(tl.float32)
+        score = tl.dot(q, k, input_precision="ieee") * factor[:, None]
+        score = tl.where(seen[None, :] & in_group, score, float("-inf"))
+        tl.store(out + at[None, :], score, mask=in_group & (at < rows)[None, :])
+        new_top = tl.maximum(top, tl.max(score, 1))
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)
+        total = total * tl.exp2(top - base) + tl.sum(tl.exp2(score - base[:, None]), 1)
+        top = new_top
+    sums = sums_ptr + ((pair * GROUP + member) * SPLITS + split) * 2
+    tl.store(sums, top, mask=member < GROUP)
+    tl.store(sums + 1, total, mask=member < GROUP)
+
+
+@triton.jit
+def sparq_score_weigh_kernel(score_ptr, sums_ptr, lo_ptr, hi_ptr, local_ptr, rank_ptr, rows, KV_HEADS: tl.constexpr,
+                             GROUP: tl.constexpr, SPLITS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+                             BLOCK_GROUP: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
+                             OVERLAP: tl.constexpr):  # fmt: skip
+    """Make weights of the scores of some rows, and rank them; the grid is (B * G, S / BLOCK_ROWS).
+
+    Args:
+        score_ptr: (B, H, S) float32, changed in place.
+        sums_ptr: (B * H, X, 2) float32: largest score, sum of exp2(score - it).
+        lo_ptr: (B,) first visible row.
+        hi_ptr: (B,) one past the last visible row.
+        local_ptr: (B,) how many of the last visible rows are forced.
+        rank_ptr: (B, G, S) float32 result.
+        rows: S.
+        KV_HEADS: G.
+        GROUP: J.
+        SPLITS: X.
+        BLOCK_ROWS: Rows of a block.
+        BLOCK_GROUP: Power of two, at least J.
+        BLOCK_SPLITS: Power of two, at least X.
+        OVERLAP: Whether the launch overlaps the kernel before.
+    """
+    start_after_others(OVERLAP)
+    pair = tl.program_id(0)
+    batch = pair // KV_HEADS
+    lo, hi = tl.load(lo_ptr + batch), tl.load(hi_ptr + batch)
+    member, split = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_SPLITS)
+    known = (member < GROUP)[:, None] & (split < SPLITS)[None, :]
+    sums = sums_ptr + ((pair * GROUP + member)[:, None] * SPLITS + split[None, :]) * 2
+    tops = tl.load(sums, mask=known, other=float("-inf"))
+    top = tl.max(tops, 1)
+    base = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.sum(tl.load(sums + 1, mask=known, other=0.0) * tl.exp2(tops - base[:, None]), 1)
+    at = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    there = (member < GROUP)[:, None] & (at < rows)[None, :]
+    place = score_ptr + (pair * GROUP + member).to(tl.int64)[:, None] * rows + at[None, :]
+    score = tl.load(place, mask=there, other=float("-inf"))
+    weight = tl.exp2(score - base[:, None]) / tl.where(total == 0.0, 1.0, total)[:, None]
+    tl.store(place, weight, mask=there)
+    rank = tl.sum(weight, 0)
+    rank = tl.where(at >= hi - tl.load(local_ptr + batch), float("inf"), rank)
+    rank = tl.where((at >= lo) & (at < hi), rank, float("-inf"))
+    tl.store(rank_ptr + pair.to(tl.int64) * rows + at, rank, mask=at < rows)
+
+
+def sparq_score(
+    q_BHD: torch.Tensor,
+    k_BGDS: torch.Tensor,
+    lo_B: torch.Tensor,
+    hi_B: torch.Tensor,
+    local_B: torch.Tensor,
+    components: int,
+    scale: float,
+    plan: Plan | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weigh and rank as the eager twin does, in one read of the chosen components.
+
+    Args:
+        q_BHD: (B, H, D) queries, the last dim contiguous.
+        k_BGDS: (B, G, D, S) keys by component, the last dim contiguous.
+        lo_B: (B,) int32, first visible row.
+        hi_B: (B,) int32, one past the last visible row.
+        local_B: (B,) int32, so many of the last visible rows come before all others.
+        components: R.
+        scale: Factor of the whole products.
+        plan: How to cut the work; chosen from the shape if absent.
+
+    Returns:
+        rank_BGS and weight_BHS as the eager twin.
+
+    Raises:
+        ValueError: If the last dim of queries or keys is not contiguous.
+    """
+    if q_BHD.stride(-1) != 1 or k_BGDS.stride(-1) != 1:
+        raise ValueError(f"expected stride 1 in the last dim, got {q_BHD.stride()} and {k_BGDS.stride()}")
+    batch, heads, dim = q_BHD.shape
+    groups, rows = k_BGDS.shape[1], k_BGDS.shape[3]
+    group = heads // groups
+    plan = plan or score_plan(batch * groups, rows, components, k_BGDS.element_size(), multiprocessors(q_BHD.device))
+    weight_BHS = torch.empty(batch, heads, rows, dtype=torch.float32, device=q_BHD.device)
+    rank_BGS = torch.empty(batch, groups, rows, dtype=torch.float32, device=q_BHD.device)
+    sums = torch.empty(batch * heads, plan.splits, 2, dtype=torch.float32, device=q_BHD.device)
+    shared = {"KV_HEADS": groups, "GROUP": group, "SPLITS": plan.splits, **overlap(q_BHD.device)}
+    sparq_score_kernel[(batch * groups, plan.splits)](
+        q_BHD, k_BGDS, lo_B, hi_B, weight_BHS, sums, scale * LOG2_E.value, rows, *q_BHD.stride()[:2],
+        *k_BGDS.stride()[:3], DIM=dim, COMPONENTS=components,
+        TILES=triton.cdiv(triton.cdiv(rows, plan.block_rows), plan.splits), BLOCK_ROWS=plan.block_rows,
+        BLOCK_GROUP=max(16, power_of_2(group)), BLOCK_DIM=power_of_2(dim),
+        BLOCK_COMPONENTS=max(16, power_of_2(components)), UPCAST=upcasts(q_BHD.dtype), num_warps=plan.num_warps,
+        num_stages=plan.num_stages, **shared,
+    )  # fmt: skip
+    block = max(16, min(1024, 4096 // power_of_2(group), power_of_2(rows)))
+    sparq_score_weigh_kernel[(batch * groups, triton.cdiv(rows, block))](
+        weight_BHS, sums, lo_B, hi_B, local_B, rank_BGS, rows, BLOCK_ROWS=block, BLOCK_GROUP=power_of_2(group),
+        BLOCK_SPLITS=power_of_2(plan.splits), num_warps=4, **shared,
+    )  # fmt: skip
+    return rank_BGS, weight_BHS

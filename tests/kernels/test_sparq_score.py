@@ -1,0 +1,74 @@
+"""SparQ's weights, number by number as the paper has them.
+
+Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, D head dim, R components.
+"""
+
+import math
+
+import pytest
+import torch
+
+from lacuna.kernels.op import Case
+from lacuna.kernels.sparq_score import OP as SPARQ_SCORE
+from lacuna.kernels.tiling import Plan
+from lacuna.kernels.verify import poisoned_memory
+
+CASES = (
+    Case("gqa4", 2, 8, 2, 37, head_dim=64, low_dims=16, kept=8, dtype="float32"),
+    Case("gqa1", 2, 3, 3, 21, head_dim=96, low_dims=20, kept=9, dtype="float32"),
+    Case("gqa16", 1, 16, 1, 33, head_dim=128, low_dims=128, kept=4, dtype="float32"),
+)
+
+
+def weights_of(q_JD, k_DS, components, scale):
+    """Algorithm 1 of the paper, the components shared by the heads of a group."""
+    size = [sum(abs(float(q[d])) for q in q_JD) for d in range(q_JD.shape[1])]
+    best = sorted(range(len(size)), key=lambda d: (-size[d], d))[:components]
+    found = []
+    for q in q_JD.double():
+        part = q[best].abs().sum() / q.abs().sum()
+        found.append((q[best] @ k_DS[best].double() * scale / math.sqrt(part)).softmax(-1))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("twin", ["eager", "fused"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_weights_are_those_of_the_paper(case, twin, device):
+    """Broken: other components are read, the temperature is wrong, hidden rows weigh something, local ones come late."""
+    inputs = SPARQ_SCORE.make(case, device, 3)
+    plan = {} if twin == "eager" else {"plan": Plan(16, 2, 4, 2)}
+    with poisoned_memory():
+        rank_BGS, weight_BHS = getattr(SPARQ_SCORE, twin)(**inputs, **plan)
+    group = case.q_heads // case.kv_heads
+    for b, (lo, hi) in enumerate(zip(inputs["lo_B"].tolist(), inputs["hi_B"].tolist(), strict=True)):
+        for g in range(case.kv_heads):
+            heads = slice(g * group, (g + 1) * group)
+            want = torch.zeros(group, case.rows, dtype=torch.float64)
+            if hi > lo:
+                k_DS = inputs["k_BGDS"][b, g, :, lo:hi].cpu()
+                want[:, lo:hi] = weights_of(inputs["q_BHD"][b, heads].cpu(), k_DS, case.low_dims, inputs["scale"])
+            torch.testing.assert_close(weight_BHS[b, heads].cpu().double(), want, atol=1e-6, rtol=1e-5)
+            rank = want.sum(0)
+            rank[max(0, hi - int(inputs["local_B"][b])) : hi] = math.inf
+            rank[:lo], rank[hi:] = -math.inf, -math.inf
+            torch.testing.assert_close(rank_BGS[b, g].cpu().double(), rank, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("twin", ["eager", "fused"])
+def test_a_head_without_the_components_weighs_all_rows_alike(twin, device):
+    """Broken: a head whose own largest components are not its group's divides by zero, and spreads NaN."""
+    inputs = SPARQ_SCORE.make(CASES[0], device, 3)
+    inputs["q_BHD"][:, 0] = 0.0
+    with poisoned_memory():
+        _, weight_BHS = getattr(SPARQ_SCORE, twin)(**inputs)
+    lo, hi = int(inputs["lo_B"][0]), int(inputs["hi_B"][0])
+    torch.testing.assert_close(weight_BHS[0, 0, lo:hi], torch.full((hi - lo,), 1 / (hi - lo), device=device))
+
+
+def test_keys_by_component_are_read_in_place(device):
+    """Broken: a cache that grows by whole columns must be copied to be read."""
+    inputs = SPARQ_SCORE.make(CASES[0], device, 3)
+    expected = SPARQ_SCORE.fused(**inputs)
+    longer = torch.full((*inputs["k_BGDS"].shape[:3], 60), float("nan"), device=device)[..., : CASES[0].rows]
+    found = SPARQ_SCORE.fused(**inputs | {"k_BGDS": longer.copy_(inputs["k_BGDS"])})
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
