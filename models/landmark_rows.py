@@ -27,12 +27,14 @@ class Plan:
 
     Attributes:
         most: blocks before a chunk that can be chosen at all.
+        cutoff: share of the control token below which a row reads no block; None: the model has no such token.
     """
 
     chunk: int
     most: int
     choose: str
     block: int
+    cutoff: float | None = None
 
 
 def pieces(q_BHTD: Tensor, k_BT: Tensor, block: int) -> Iterator[slice]:
@@ -86,10 +88,11 @@ class Rows:
         chosen, slot = self._choose(q_BHTD)
         near, near_v = self._near(q_BHTD)
         logits, values = self._far(q_BHTD, chosen, slot)
-        weight = torch.cat([near, logits.flatten(3)], 3)
+        weight = torch.cat([near, self._controlled(q_BHTD, logits.flatten(3))], 3)
         nothing = (self.at < 0)[:, None, :, None]
         weight = weight.masked_fill(nothing, 0.0).softmax(-1).masked_fill(nothing, 0.0)
         width, groups = near.shape[3], near_v.shape[1]
+        weight, chosen = self._cut_off(weight, width, chosen)
         here = weight[..., :width].to(near_v.dtype)
         shape = here.shape
         out = (here.reshape(shape[0], groups, -1, width) @ near_v).view(*shape[:3], -1)
@@ -173,10 +176,8 @@ class Rows:
         chunk, kept = self.start // self.plan.chunk, self.memory.extra
         before = kept.get("best")
         out = share_BHTN.clone()
-        real = self.at >= 0
-        some = chunk[real]
-        for number in range(int(some.min()), int(some.max()) + 1) if some.numel() else ():
-            mine = ((chunk == number) & real)[:, None, :, None]
+        for number in chunk[self.at >= 0].unique().tolist():
+            mine = ((chunk == number) & (self.at >= 0))[:, None, :, None]
             seen = share_BHTN.masked_fill(~mine, -torch.inf).cummax(2).values
             out = torch.where(mine, seen, out)
         if before is not None:
@@ -244,6 +245,22 @@ class Rows:
         gate = (marks[..., None, :] @ query)[..., 0, 0] * scale
         logit = score + (gate - score.logsumexp(-1))[..., None]
         return logit.masked_fill((chosen < 0)[..., None], -torch.inf), _gathered(memory.values.view, index, heads)
+
+    def _controlled(self, q_BHTD: Tensor, logits_BHTW: Tensor) -> Tensor:
+        """Logits by which the control token, which stands at -1, weighs all blocks, and they weigh among themselves."""
+        if self.plan.cutoff is None or not logits_BHTW.shape[3]:
+            return logits_BHTW
+        query = self._turned(q_BHTD, self._before() + self._place() + 1)
+        gate = attend.group_scores(query, self.memory.extra["control"].float(), "none") * self.call.scale
+        return logits_BHTW.log_softmax(-1).masked_fill(logits_BHTW == -torch.inf, -torch.inf) + gate
+
+    def _cut_off(self, weight_BHTW: Tensor, width: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Without the blocks of rows that give the control token too little; what is left is not scaled up."""
+        if not self.plan.cutoff:
+            return weight_BHTW, chosen
+        few = weight_BHTW[..., width:].sum(-1, keepdim=True) < self.plan.cutoff
+        there = weight_BHTW[..., width:].masked_fill(few, 0.0)
+        return torch.cat([weight_BHTW[..., :width], there], 3), chosen.masked_fill(few, -1)
 
     def _before_slots(self, q_BHTD: Tensor, slot_BHTK: Tensor) -> Tensor:
         """Queries [B, H, T, K, D] turned back by the slots: few queries in place of all the keys that are in a slot."""

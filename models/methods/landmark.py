@@ -18,6 +18,8 @@ from ..ledger import Ledger
 from ..memory import Call, Memory
 from ..method import Method
 
+NONE, CONTROL = -1, -2  # marks of what is no landmark
+
 
 @dataclass(frozen=True)
 class Landmark(Method):
@@ -40,7 +42,9 @@ class Landmark(Method):
     distances above grow with the text, beyond what training saw. `chunk` in tokens, a multiple of the model's block;
     `choose` a set of blocks for each row and query head, for each `row` (the highest score of any head), or for each
     `head` (the highest score of any row of the chunk so far: the paper takes later rows of the chunk too, which
-    decoding cannot know). Where query heads choose apart, `rows` and `keep` are of each of them.
+    decoding cannot know). Where query heads choose apart, `rows` and `keep` are of each of them. In a model that was
+    trained with a control token (section 4.4) all blocks before the chunk are under it; a row that gives it a weight
+    below `cutoff` reads none of them, and what is left is not scaled up.
     """
 
     keep: Keep = None
@@ -49,6 +53,7 @@ class Landmark(Method):
     chunk: Annotated[int, Within(1)] = 250
     blocks: Annotated[int, Within(1)] | None = None
     choose: Literal["row_and_head", "row", "head"] = "row_and_head"
+    cutoff: Annotated[float, Within(0, 1)] = 0.0
     version: ClassVar[int] = 3
     shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
 
@@ -64,12 +69,12 @@ class Landmark(Method):
         """The landmark tokens.
 
         Raises:
-            ValueError: the model was trained without them, with a control token, or with a block that does not divide
-                the chunk or is more than `rows` leave beside it.
+            ValueError: the model was trained without them, without the control token that `cutoff` is of, or with a
+                block that does not divide the chunk or is more than `rows` leave beside it.
         """
         said = Landmarked.of(config)
-        if said.gated:
-            raise ValueError("landmark: the control token is for training only yet; train with `control: 0`")
+        if self.cutoff and not said.gated:
+            raise ValueError("landmark: this model was trained without a control token: leave out cutoff")
         if self.chunk % said.block:
             near = max(1, round(self.chunk / said.block)) * said.block
             raise ValueError(
@@ -81,7 +86,7 @@ class Landmark(Method):
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Choose, gather, attend."""
-        plan = self.plan(Landmarked.of(memory.site.config).block)
+        plan = self.plan(Landmarked.of(memory.site.config))
         at_BT = call.numbers_T[None] - call.first[:, None]
         k_BT = self.allowed(memory, call, at_BT)
         parts, read, kept = [], [], []
@@ -97,7 +102,8 @@ class Landmark(Method):
             ledger.chosen(memory, call, q_BHTD, torch.cat(kept, 2))
         cached_BT = (at_BT // plan.chunk * (plan.chunk // plan.block)).clamp(max=plan.most)
         landmarks_BT = (cached_BT + at_BT % plan.chunk // plan.block).clamp(min=0)
-        extra = landmarks_BT.double() * memory.keys.row_bytes * memory.site.live
+        marks_BT = landmarks_BT + (0 if plan.cutoff is None else 1)
+        extra = marks_BT.double() * memory.keys.row_bytes * memory.site.live
         ledger.count(memory, call, torch.cat(read, 2), extra)
         return torch.cat(parts, 2)
 
@@ -126,16 +132,18 @@ class Landmark(Method):
         reach = (self.blocks or 0) * Landmarked.of(memory.site.config).block
         return (next_ // self.chunk * self.chunk - reach).clamp(min=0)
 
-    def plan(self, block: int) -> Plan:
-        """These arguments for a model of that block."""
-        return Plan(self.chunk, self.blocks or NO_BOUND, self.choose, block)
+    def plan(self, said: Landmarked) -> Plan:
+        """These arguments for a model that was trained so."""
+        cutoff = self.cutoff if said.gated else None
+        return Plan(self.chunk, self.blocks or NO_BOUND, self.choose, said.block, cutoff)
 
     def cost(self, memory: Memory, call: Call) -> Cost:
         """Landmarks of all blocks, and the rows chosen; the chunk is read once for all heads of a group."""
         heads, row = memory.site.kv_heads_real, memory.keys.row_bytes + memory.values.row_bytes
         sets = self._sets(call)
-        marks = memory.keys.row_bytes / Landmarked.of(memory.site.config).block
-        return Cost(row * sets * heads, marks * heads, -(sets - 1) * self.chunk * row * heads)
+        said, key = Landmarked.of(memory.site.config), memory.keys.row_bytes
+        fixed = key * said.gated - (sets - 1) * self.chunk * row
+        return Cost(row * sets * heads, key / said.block * heads, fixed * heads)
 
     def allowed(self, memory: Memory, call: Call, at_BT: Tensor) -> Tensor:
         """Blocks that a row may choose whose text's last token is this one, [B, T]; the same for all of a chunk."""
@@ -167,7 +175,10 @@ class Landmark(Method):
 
 @dataclass(frozen=True)
 class Blocks(Inserted):
-    """The landmarks: one behind each block that is full. A mark is the block's number within its text."""
+    """The landmarks: one behind each block that is full. A mark is the block's number within its text.
+
+    A model that has a control token gets it where a text begins, with the mark CONTROL.
+    """
 
     method: Landmark
     said: Landmarked
@@ -177,12 +188,21 @@ class Blocks(Inserted):
         old, new = before_B // self.said.block, after_B // self.said.block
         most = int((new - old).max())
         mark = old[:, None] + torch.arange(most, device=old.device)
-        mark = mark.masked_fill(mark >= new[:, None], -1)
-        return torch.full_like(mark, self.said.token), mark
+        mark = mark.masked_fill(mark >= new[:, None], NONE)
+        token = torch.full_like(mark, self.said.token)
+        begins = (before_B == 0) & (after_B > 0)
+        if not self.said.gated or not bool(begins.any()):
+            return token, mark
+        first = torch.where(begins, CONTROL, NONE)[:, None]
+        return torch.cat([torch.full_like(first, self.said.control), token], 1), torch.cat([first, mark], 1)
 
     def write(self, memory: Memory, k_BGMD: Tensor, mark_BM: Tensor) -> None:
-        """Each text's landmarks at their blocks' numbers."""
+        """Each text's landmarks at their blocks' numbers, and its control token."""
         batch, groups, _, dim = k_BGMD.shape
+        if self.said.gated:
+            here = (mark_BM == CONTROL)[:, None, :, None]
+            new = k_BGMD.masked_fill(~here, 0.0).sum(2, keepdim=True)
+            memory.extra["control"] = torch.where(here.any(2, keepdim=True), new, memory.extra.get("control", new))
         before = memory.extra.get("landmarks", k_BGMD.new_zeros(batch, groups, 0, dim))
         most = max(int(mark_BM.max()) + 1 if mark_BM.numel() else 0, before.shape[2])
         grown = k_BGMD.new_zeros(batch, groups, most + 1, dim)  # what is none goes into the last row, and out
@@ -191,8 +211,11 @@ class Blocks(Inserted):
         memory.extra["landmarks"] = grown.scatter(2, place, k_BGMD)[:, :, :most]
 
     def attend(self, q_BHMD: Tensor, memory: Memory, call: Call, mark_BM: Tensor) -> Tensor:
-        """A landmark reads what the last row of its block reads, one position later; it is no row of the text."""
-        plan = self.method.plan(self.said.block)
+        """A landmark reads what the last row of its block reads, one position later; it is no row of the text.
+
+        A control token reads nothing.
+        """
+        plan = self.method.plan(self.said)
         at_BM = torch.where(mark_BM < 0, -1, (mark_BM + 1) * plan.block - 1)
         later, k_BM = torch.ones_like(at_BM), self.method.allowed(memory, call, at_BM)
         parts = [

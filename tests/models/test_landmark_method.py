@@ -2,12 +2,17 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest_models import DIM as WIDE
 from conftest_models import make_method, make_model, run_rows, tokens
 
+from lacuna.harness.training.kinds import WithLandmarks
+from lacuna.harness.training.landmarks import Batch, Landmarks
+from lacuna.models.bind import bind
 from lacuna.models.ledger import Ledger, summary
+from lacuna.models.load import attending
 from lacuna.models.memory import Call, Memory, Site
 
 BLOCK, DIM, HEADS, GROUPS = 3, 4, 4, 2
@@ -25,8 +30,8 @@ def one(x, by):
     return turn(x.view(1, 1, 1, -1), torch.tensor([[by]])).flatten()
 
 
-def by_the_paper(q, k, v, marks, args, number, head, so_far):
-    """Section 3.3 for one row of one head: slots, scores, top-k and groups in plain numbers."""
+def by_the_paper(q, k, v, marks, args, number, head, so_far, control=None):
+    """Section 3.3 for one row of one head: slots, scores, top-k and groups in plain numbers; `control`: section 4.4."""
     size, chunk, top = BLOCK + 1, args["chunk"], (args["rows"] - args["chunk"]) // BLOCK
     group = head * GROUPS // HEADS
     start = number // chunk * chunk
@@ -50,6 +55,9 @@ def by_the_paper(q, k, v, marks, args, number, head, so_far):
         groups.append(
             (float(query @ one(marks[0, group, b], at + BLOCK)) * scale, rows, v[0, group, b * BLOCK : (b + 1) * BLOCK])
         )
+    if control is not None:
+        groups = under_control(groups, float(query @ one(control[0, group, 0], -1)) * scale)
+    cached = len(groups)
     logits, values = [], []
     for n in range(start, number + 1):
         at = base + n - start + (n - start) // BLOCK
@@ -65,7 +73,18 @@ def by_the_paper(q, k, v, marks, args, number, head, so_far):
     for lead, rows, its in groups:
         logits.append(lead)
         values.append((torch.tensor(rows).softmax(0)[:, None] * its).sum(0))
-    return (torch.tensor(logits).softmax(0)[:, None] * torch.stack(values)).sum(0), chosen
+    weight = torch.tensor(logits).softmax(0)
+    far = weight[len(logits) - len(groups) :][:cached]
+    if float(far.sum()) < args.get("cutoff", 0.0):
+        far.zero_()
+        chosen = []
+    return (weight[:, None] * torch.stack(values)).sum(0), chosen
+
+
+def under_control(groups, gate):
+    """Section 4.4: blocks among themselves, all of them by the token that stands before all."""
+    among = torch.tensor([lead for lead, _, _ in groups] or [0.0]).logsumexp(0)
+    return [(float(lead - among + gate), rows, its) for lead, rows, its in groups]
 
 
 def own(score, block):
@@ -104,6 +123,57 @@ def test_rows_are_attended_by_the_papers_rules(args, length):
             picked[head * GROUPS // HEADS] |= set(chosen)
         read += sum(len(p) * BLOCK + number % args["chunk"] + 1 for p in picked.values())
     assert float(ledger.sums()[0, 1, 2]) == read
+
+
+@pytest.mark.parametrize("cutoff", [0.0, 0.3])
+def test_the_control_token_weighs_all_blocks_before_the_chunk(cutoff):
+    """Blocks that compete with the chunk one by one, or a cut that scales up what is left, are not what was trained."""
+    dice, length, args = torch.Generator().manual_seed(0), 26, {"rows": 12, "chunk": 6, "cutoff": cutoff}
+    q = torch.randn(1, HEADS, length, DIM, generator=dice) * 2
+    k, v = (torch.randn(1, GROUPS, length, DIM, generator=dice) for _ in range(2))
+    marks, control = (torch.randn(1, GROUPS, n, DIM, generator=dice) for n in (length // BLOCK, 1))
+    config = SimpleNamespace(lacuna_landmark={**CONFIG.lacuna_landmark, "gated": True})
+    method = make_method("landmark", args)
+    memory = Memory(Site(0, 1, (0, 1), 2, DIM, turn, config=config), {})
+    method.write(memory, k, v)
+    numbers = torch.tensor([[-2, *range(length // BLOCK)]])
+    method.inserts(config).write(memory, torch.cat([control, marks], 2), numbers)
+    ledger = Ledger()
+    call = Call(None, torch.zeros(1, dtype=torch.long), "decode", 0.5, length, length)
+    out = method.attend(q, memory, call, ledger)
+    cut = 0
+    for number in range(length):
+        for head in range(HEADS):
+            want, chosen = by_the_paper(q, k, v, marks, args, number, head, own, control)
+            torch.testing.assert_close(out[0, head, number], want, atol=1e-5, rtol=1e-4)
+            cut += number >= args["chunk"] and not chosen
+    assert (cut > 0) == (cutoff > 0)
+
+
+@torch.no_grad()
+def test_a_model_with_a_control_token_reads_as_it_was_trained():
+    """The token at another place, or missing in a padded text, would shift all that the gate was trained on."""
+    model, ids = make_model(), tokens(1, 22)
+    said = model.config.lacuna_landmark | {"control": 1, "gated": True}
+    model.config.lacuna_landmark, block = said, said["block"]
+    kind = Landmarks(said["token"], said["control"], block, controlled=1.0)
+    rows = kind.insert(Batch(*(ids[:, :20].numpy(),) * 3), np.random.default_rng(0))
+    marks, gated = (torch.from_numpy(part) for part in (rows.landmarks, rows.controlled))
+    with attending(model, WithLandmarks().attend):
+        logits = model(torch.from_numpy(rows.ids), use_cache=False, landmarks=marks, controlled=gated).logits
+    text = ~marks
+    text[:, 0] = False
+    pad = torch.nn.functional.pad
+    both = torch.cat([pad(ids[:, :20], (2, 0)), ids], 0)
+    mask = torch.ones_like(both)
+    mask[0, :2] = 0
+    with bind(model, make_method("landmark", {"keep": 1, "chunk": block})):  # then no block is in a row's own chunk
+        found = model(both, attention_mask=mask).logits
+        cache = model(both[:, :7], attention_mask=mask[:, :7])
+        later = model(both[:, 7:], attention_mask=mask, past_key_values=cache.past_key_values).logits
+    torch.testing.assert_close(found[0, 2:], logits[text], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(found[1, :20], logits[text], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(later, found[:, 7:], atol=1e-4, rtol=1e-3)
 
 
 def test_heads_choose_alike_for_a_row():
@@ -188,7 +258,7 @@ def test_budgets_are_whole_blocks_beside_the_chunk(args, blocks):
         (SimpleNamespace(), {}, "was not trained with landmarks"),
         (CONFIG, {"rows": 8, "chunk": 6}, "rows = 8 is less than the chunk of 6 and one of the model's blocks of 3"),
         (CONFIG, {"chunk": 250}, "chunk 250 is no multiple of the model's block 3: take 249"),
-        (SimpleNamespace(lacuna_landmark={**CONFIG.lacuna_landmark, "gated": True}), {"chunk": 6}, "for training only"),
+        (CONFIG, {"chunk": 6, "cutoff": 0.1}, "trained without a control token: leave out cutoff"),
     ],
 )
 def test_other_models_are_refused(config, args, words):
