@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest_models import FAMILIES, make_method, make_model, run_rows, tokens
+from conftest_models import FAMILIES, GAPS, make_method, make_model, run_rows, tokens
 
 from lacuna.models.bind import bind
 from lacuna.models.ledger import summary
@@ -31,6 +31,23 @@ def test_methods_act_on_every_family(family, name, basis):
     steps, _ = run_rows(model, method, ids, basis(groups), 17, False)
     torch.testing.assert_close(once, steps, atol=2e-5, rtol=1e-4)
     assert summary([ledger.sums()])["decode"]["density"] < 0.5
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen3", "gpt_neox"])
+@pytest.mark.parametrize("name", GAPS)
+def test_no_method_falls_back_to_full_attention(family, name, basis):
+    """A method that is unknown to a family's code must act there, or be refused in words: never be dense in silence."""
+    model, ids = make_model(family), tokens(2, 40)
+    groups = getattr(model.config, "num_key_value_heads", None) or 4
+    method = make_method(name, GAPS[name][0])
+    try:
+        rows, _ = run_rows(model, method, ids, basis(groups), 17, False)
+    except ValueError as refused:  # pages and states cannot forget tokens that a sliding window has left
+        if family != "mistral" or "window" not in str(refused):
+            raise
+        pytest.skip(str(refused))
+    apart = (rows[:, 1:] - model(ids).logits[:, 17:]).abs().max()
+    assert (apart < 1e-4) == (name == "full")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

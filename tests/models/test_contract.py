@@ -60,6 +60,16 @@ def test_gaps_change_logits_unless_dense(name, args, basis, model):
 
 
 @pytest.mark.parametrize(("name", "args"), gap_cases())
+def test_a_dense_prompt_is_dense(name, args, basis, model):
+    """What a method makes of a prompt comes after it: added while all keys are still attended, it would count twice."""
+    method, ids = make_method(name, args), tokens(2, 40)
+    if type(method).attend_dense is type(method).attend:
+        pytest.skip(f"{name} says itself that it reads a prompt as it reads rows")
+    got, _ = run_rows(model, method, ids, basis(), 39, False)
+    torch.testing.assert_close(got[:, 0], model(ids[:, :39]).logits[:, -1], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "args"), gap_cases())
 def test_unequal_lengths(name, args, basis, model):
     """A text whose result depends on who shares its batch would make scores depend on the batch size."""
     method, lengths = make_method(name, args), (40, 33, 29)

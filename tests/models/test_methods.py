@@ -118,6 +118,15 @@ def test_share_counts_from_the_row_or_from_the_call(rule, counts, model):
     assert mean == sum(counts) / 4
 
 
+def test_one_row_is_not_everything(model):
+    """Where one number is both a share and a count, 1 means all of the rows, and a budget of one row cannot be asked."""
+    read = {}
+    for word, one in (("rows", 1), ("keep", 1.0)):
+        _, ledger = run_rows(model, make_method("topk", {word: one}), tokens(1, 30), {}, 20, True)
+        read[word] = summary([ledger.sums()])["decode"]["rows_attended_mean"]
+    assert read == {"rows": 1, "keep": sum(range(21, 31)) / 10}
+
+
 def test_streaming_keeps_sinks_and_window(model):
     """Position-preserving StreamingLLM is dense attention under a mask of sinks and a sliding window."""
     ids, sinks, window = tokens(2, 40), 2, 6

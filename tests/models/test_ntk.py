@@ -140,6 +140,17 @@ def test_the_guard_leaves_components_that_would_change_by_more_than_themselves()
     assert not torch.equal(outs["ratio"], outs["none"])
 
 
+def test_ratchet_does_not_overflow():
+    """The source's exponential of a log-sum-exp is infinite from 88 on; the sums must be joined as logarithms."""
+    method = RatchetKv(rows=11 + STATE)
+    q, k, v = draw(30)
+    memory = fresh(method)
+    feed(method, memory, q[:, :, :20], k[:, :, :20], v[:, :, :20], "prefill")
+    got, _ = feed(method, memory, 40 * q[:, :, 20:], 40 * k[:, :, 20:], v[:, :, 20:], "decode")
+    assert got.isfinite().all()
+    assert got.abs().max() <= v.abs().max() + 1e-4
+
+
 def test_a_short_prompt_of_ratchet_stays_whole():
     """The source read outside of prompts shorter than its window."""
     method = RatchetKv(rows=11 + STATE)

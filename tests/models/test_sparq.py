@@ -7,6 +7,7 @@ import torch
 from conftest_models import DIM, make_method, run_rows, tokens
 from safetensors.torch import load_file
 
+from lacuna.models import running
 from lacuna.models.bind import bind
 from lacuna.models.ledger import Ledger, summary
 from lacuna.models.memory import Call, Memory, Site
@@ -89,6 +90,20 @@ def test_sparq_mean_is_of_what_a_row_may_see(model):
     once, _ = run_rows(model, method, ids, {}, 17, True, "sparse")
     changed, _ = run_rows(model, method, other, {}, 17, True, "sparse")
     torch.testing.assert_close(once[:, : 30 - 16], changed[:, : 30 - 16])
+
+
+@pytest.mark.parametrize("name", ["sparq", "top_theta"])
+def test_the_running_mean_does_not_stop_in_half_precision(name, basis):
+    """A sum of values kept in half precision stops growing after some hundred rows, and the mean falls with the length."""
+    method = make_method(name, {"rows": 8} if name == "sparq" else {"rows": 8, "sdc": "exact", "vmc": "mean"})
+    place = Site(0, 1, tuple(range(GROUPS)), GROUPS, DIM, None, basis())
+    memory = Memory(place, {**method.constants(place), **method.tables(place)})
+    memory.first = torch.zeros(1, dtype=torch.long)
+    ones = torch.ones(1, GROUPS, 1, DIM, dtype=torch.bfloat16)
+    for _ in range(2000):
+        method.write(memory, ones, ones)
+    call = Call(None, memory.first, "decode", 1.0, memory.seen, 1)
+    assert torch.equal(running.mean_BGTD(memory, call), ones.float())
 
 
 def test_pca_attn_by_hand(basis):
