@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..kernels.dense_decode import OP as DENSE_DECODE
 from ..kernels.gather_decode import OP as GATHER_DECODE
+from . import many
 from .memory import Call, Memory
 
 ROWS_AT_ONCE = 256  # bounds the [B, N, T, S] scores of a vectorised pass
@@ -85,13 +86,24 @@ def dense(q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
         return DENSE_DECODE(q_BHTD[:, :, 0], k, v, lo, hi, call.scale)[:, :, None]
     if call.visible is None and memory.columns is None and call.new == call.seen:
         return scaled_dot_product_attention(q_BHTD, k, v, is_causal=True, scale=call.scale, enable_gqa=True)
-    if _sees_all_before(memory, call):  # no mask of T x S, which the fast kernels refuse
+    if sees_all_held(memory, call):  # no mask of T x S, which the fast kernels refuse
         bias = causal_lower_right(call.new, k.shape[2])
         return scaled_dot_product_attention(q_BHTD, k, v, attn_mask=bias, scale=call.scale, enable_gqa=True)
+    if many.fits_hidden(q_BHTD, call):
+        return many.after_hidden(q_BHTD, memory, call)
     return masked(q_BHTD, memory, visible_BNTS(memory, call), call)
 
 
-def _sees_all_before(memory: Memory, call: Call) -> bool:
+def visible_count_BNT(memory: Memory, call: Call) -> Tensor:
+    """How many rows held each query row sees; without a mask of all pairs where rows see what is before them."""
+    if call.new == 1 or (call.visible is not None and not call.causal):
+        return visible_BNTS(memory, call).sum(-1)
+    is_text = memory.numbers_BNS(call.first.shape[0]) >= call.first[:, None, None]
+    before, now = is_text[..., : -call.new], is_text[..., -call.new :]
+    return (before.sum(-1, keepdim=True) + now.cumsum(-1)) * now
+
+
+def sees_all_held(memory: Memory, call: Call) -> bool:
     """Whether each of the last rows sees every row held before it: no padding, no hole, no sliding window."""
     if call.visible is not None and not call.causal:
         return False
@@ -170,10 +182,12 @@ def masked_two(q: Tensor, other: Tensor, is_other_BTS: Tensor, memory: Memory, k
     parts = []
     for piece in torch.arange(call.new, device=k.device).split(ROWS_AT_ONCE):
         rows = slice(int(piece[0]), int(piece[-1]) + 1)
-        plain, turned = group_scores(q[:, :, rows], k, "none"), group_scores(other[:, :, rows], k, "none")
-        scores = torch.where(is_other_BTS[:, None, rows], turned, plain) * call.scale
-        weights = scores.masked_fill(~(keep_BTS[:, None, rows] | empty[:, :, rows]), -torch.inf).softmax(-1)
-        groups = v.shape[1]
-        grouped = weights.view(weights.shape[0], groups, -1, weights.shape[-1])
-        parts.append((grouped @ v.float()).view(*weights.shape[:3], -1))
+        some = keep_BTS[:, rows].flatten(0, 1).any(0).nonzero()[:, 0]  # of a window most rows are far away
+        keys, values = k[:, :, some], v[:, :, some].float()
+        plain, turned = group_scores(q[:, :, rows], keys, "none"), group_scores(other[:, :, rows], keys, "none")
+        scores = torch.where(is_other_BTS[:, None, rows][..., some], turned, plain) * call.scale
+        allowed = keep_BTS[:, None, rows][..., some] | empty[:, :, rows]
+        weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+        grouped = weights.view(weights.shape[0], values.shape[1], -1, weights.shape[-1])
+        parts.append((grouped @ values).view(*weights.shape[:3], -1))
     return torch.cat(parts, 2).to(q.dtype).masked_fill(empty, 0)

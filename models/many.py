@@ -28,6 +28,29 @@ def plain(memory: Memory, call: Call) -> bool:
     return memory.columns is None and (call.visible is None or call.causal)
 
 
+def fits_hidden(q_BHTD: Tensor, call: Call) -> bool:
+    """Whether the kernels can take rows that see all that is held, but for padding and holes before it."""
+    return q_BHTD.is_cuda and call.new > 1 and (call.visible is None or call.causal)
+
+
+def after_hidden(q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
+    """Attend all rows held but padding and holes, which lie before all others; returns [B, H, T, D]."""
+    hidden = (memory.numbers_BNS(q_BHTD.shape[0]) < call.first[:, None, None]).sum(-1)
+    batch, groups = memory.keys.view.shape[:2]
+    each, share = batch * groups, q_BHTD.shape[1] // groups
+    # To the kernel, heads that hold different rows are sequences of their own.
+    q = q_BHTD.reshape(each, share, *q_BHTD.shape[2:])
+    k, v = (part.view.flatten(0, 1)[:, None] for part in (memory.keys, memory.values))
+    none = torch.full((each, 1, call.new), -torch.inf, device=q.device)
+    first = hidden.expand(-1, groups).reshape(each).int()
+    return THRESHOLD_PREFILL(q, k, v, q, k, none, None, first, call.scale, "max").out_BHTD.view(q_BHTD.shape)
+
+
+def sums_of_held(q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
+    """Log of each row's sum of exp(scores) where it sees all that is held, [B, H, T]."""
+    return row_sums(q_BHTD, memory.keys.view, torch.zeros_like(call.first).int(), call.scale)
+
+
 def best(
     q_BHTW: Tensor, k_BGSW: Tensor, budget_BT: Tensor, q_BHTD: Tensor, memory: Memory, call: Call, how: str
 ) -> Kept:

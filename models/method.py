@@ -117,7 +117,7 @@ def count_dense(memory: Memory, call: Call, ledger: Ledger) -> None:
     if (memory.columns is None and call.clock is not None) or many.plain(memory, call):  # all that was seen
         rows = call.context_BT[:, None].expand(-1, groups, -1)
     else:
-        rows = attend.visible_BNTS(memory, call).sum(-1).expand(-1, groups, -1)
+        rows = attend.visible_count_BNT(memory, call).expand(-1, groups, -1)
     ledger.count(memory, call, rows, 0.0)
 
 

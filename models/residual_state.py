@@ -77,7 +77,7 @@ class Share:
     out: Tensor
     log: Tensor
 
-    def merge(self, exact: Exact) -> Tensor:
+    def merge(self, exact: Exact | Share) -> Tensor:
         """With exact attention: (e^a x + e^b y) / (e^a + e^b)."""
         weight = torch.sigmoid(self.log - exact.log).masked_fill(self.log == -torch.inf, 0.0)[..., None]
         return exact.out + weight * (self.out - exact.out)

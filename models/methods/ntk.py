@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ...results.fields import Needs, Within
-from .. import attend
+from .. import attend, many
 from ..feature_map import load_map
 from ..ledger import Ledger
 from ..memory import Call, Memory, Site
@@ -73,12 +73,21 @@ class Ntk(Method):
         place_BT = call.numbers_T - call.first[:, None]
         beyond = place_BT >= self.prefix
         later = memory.numbers_BS(len(call.first)) >= (call.first + self.prefix)[:, None]
+        if ledger.watch is None and many.fits_hidden(q_BHTD, call) and bool(beyond.all() & later.all()):
+            return self._beyond(q_BHTD, memory, call, ledger)
         keep = attend.visible_BTS(memory, call) & (later[:, None] | ~beyond[..., None])
         read = keep.sum(-1)[:, None].expand(-1, memory.keys.view.shape[1], -1)
         ledger.chosen(memory, call, q_BHTD, keep[:, None])
         ledger.count(memory, call, read, beyond * self._read_bytes(memory, len(place_BT)))
         parts = [self._rows(q_BHTD[:, :, t], memory, call, keep[:, None, t], beyond[:, t]) for t in attend.pieces(call)]
         return torch.cat(parts, 2).masked_fill(place_BT[:, None, :, None] < 0, 0.0)
+
+    def _beyond(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """Rows of texts that have lost their prefix: they see all that is held, and the state."""
+        read = attend.visible_count_BNT(memory, call).expand(-1, memory.keys.view.shape[1], -1)
+        ledger.count(memory, call, read, torch.ones_like(read[:, 0]) * self._read_bytes(memory, len(read)))
+        exact = Share(attend.dense(q_BHTD, memory, call).float(), many.sums_of_held(q_BHTD, memory, call))
+        return from_state(q_BHTD.float() * call.scale**0.5, memory.constants).merge(exact).to(q_BHTD.dtype)
 
     def _rows(self, q_BHTD: Tensor, memory: Memory, call: Call, keep_B1TS: Tensor, beyond_BT: Tensor) -> Tensor:
         exact = Exact.over(q_BHTD, memory, call, keep_B1TS)

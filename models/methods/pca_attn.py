@@ -77,7 +77,7 @@ class PcaAttn(Method):
         groups = memory.keys.view.shape[1]
         if call.clock is not None:
             return call.context_BT[:, None].expand(-1, groups, -1)
-        return attend.visible_BTS(memory, call).sum(-1)[:, None].expand(-1, groups, -1)
+        return attend.visible_count_BNT(memory, call).expand(-1, groups, -1)
 
     @staticmethod
     def _over(q_BHTW: Tensor, k_BGSW: Tensor, memory: Memory, call: Call) -> Tensor:

@@ -27,18 +27,19 @@ CASES = [
     ("pca_attn", {"d": 0.5}),
     ("top_theta", {"rows": 4, "sdc": "exact", "vmc": "mean"}),
     ("loki_theta", {"keep": 0.25, "d": 0.5}),
+    ("ntk", {"prefix": 16}),
 ]
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize(("groups", "at_once"), [(1, False), (2, False), (4, False), (2, True)])
 @pytest.mark.parametrize(("name", "args"), CASES)
-def test_fused_path_equals_eager_path(name, args, groups, basis):
+def test_fused_path_equals_eager_path(name, args, groups, at_once, basis):
     """The kernel that is timed must be the method that is scored: same logits, same rows, with left padding too."""
     model, ids = make_model(num_key_value_heads=groups, head_dim=64), tokens(3, 70)
     mask = (torch.arange(70) >= torch.tensor([0, 5, 11])[:, None]).long()
     method, files = make_method(name, args), basis(heads=groups, dim=64)
     want, counted = run_rows(model, method, ids, files, 40, False, mask=mask)
-    got, ledger = run_rows(model.cuda(), method, ids.cuda(), files, 40, False, mask=mask.cuda())
+    got, ledger = run_rows(model.cuda(), method, ids.cuda(), files, 40, at_once, mask=mask.cuda())
     torch.testing.assert_close(got.cpu(), want, atol=2e-3, rtol=1e-3)
     ours, theirs = (summary([x.sums()])["decode"] for x in (ledger, counted))
     assert ours == pytest.approx(theirs)

@@ -41,6 +41,24 @@ def test_kernels_and_masks_agree(name, args, padded, basis, through_kernels):
     assert any(taken) != (name == "tova" or args.get("cap", "none") != "none")
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    ("name", "args"), [case for case in gap_cases() if case.values[0] in ("adakv", "snapkv", "ntk")]
+)
+def test_rows_that_see_all_that_is_held_need_no_mask(name, args, padded, basis, monkeypatch):
+    """Broken: on a GPU, rows after a compressed prompt attend holes or padding, or miss the prefix's state."""
+    model, ids, method = make_model(), tokens(2, 60), make_method(name, args)
+    mask = (torch.arange(60) >= torch.tensor([0, 6])[:, None]).long() if padded else None
+    want, counted = run_rows(model, method, ids, basis(), 45, True, mask=mask)
+    taken = []
+    monkeypatch.setattr(many, "fits_hidden", lambda _q, call: taken.append(call.new > 1) or call.new > 1)
+    got, ledger = run_rows(model, method, ids, basis(), 45, True, mask=mask)
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
+    assert taken or (name == "snapkv" and not padded)  # that needs no kernel of ours
+    ours, theirs = (summary([book.sums()])["decode"] for book in (ledger, counted))
+    assert ours == pytest.approx(theirs)
+
+
 def test_rows_without_a_key_above_the_threshold_keep_the_best(basis, through_kernels):
     """Broken: a row that no score exceeds attends nothing on a GPU, and its largest score on a CPU."""
     model, ids, files = make_model(), tokens(1, 40), basis()
