@@ -52,9 +52,8 @@ def by_the_paper(q, k, v, marks, args, number, head, so_far, control=None):
     for i, b in enumerate(chosen):
         at = (i + (many > top and b in blocks[-top:])) * size
         rows = [float(query @ one(k[0, group, b * BLOCK + c], at + c)) * scale for c in range(BLOCK)]
-        groups.append(
-            (float(query @ one(marks[0, group, b], at + BLOCK)) * scale, rows, v[0, group, b * BLOCK : (b + 1) * BLOCK])
-        )
+        lead = float(query @ one(marks[0, group, b], at + BLOCK)) * scale
+        groups.append((lead, rows, v[0, group, b * BLOCK : (b + 1) * BLOCK]))
     if control is not None:
         groups = under_control(groups, float(query @ one(control[0, group, 0], -1)) * scale)
     cached = len(groups)
@@ -67,17 +66,19 @@ def by_the_paper(q, k, v, marks, args, number, head, so_far, control=None):
             values.append(v[0, group, n])
         elif n % BLOCK == 0:
             rows = [float(query @ one(k[0, group, n + c], at + c)) * scale for c in range(BLOCK)]
-            groups.append(
-                (float(query @ one(marks[0, group, b], at + BLOCK)) * scale, rows, v[0, group, n : n + BLOCK])
-            )
-    for lead, rows, its in groups:
-        logits.append(lead)
-        values.append((torch.tensor(rows).softmax(0)[:, None] * its).sum(0))
+            lead = float(query @ one(marks[0, group, b], at + BLOCK)) * scale
+            groups.append((lead, rows, v[0, group, n : n + BLOCK]))
+    return mixed(groups, logits, values, cached, args.get("cutoff", 0.0), chosen)
+
+
+def mixed(groups, logits, values, cached, cutoff, chosen):
+    """One softmax over rows and groups; without the first `cached` groups where their weight is below the cut-off."""
+    logits = logits + [lead for lead, _, _ in groups]
+    values = values + [(torch.tensor(rows).softmax(0)[:, None] * its).sum(0) for _, rows, its in groups]
     weight = torch.tensor(logits).softmax(0)
     far = weight[len(logits) - len(groups) :][:cached]
-    if float(far.sum()) < args.get("cutoff", 0.0):
-        far.zero_()
-        chosen = []
+    if float(far.sum()) < cutoff:
+        far[:], chosen = 0.0, []
     return (weight[:, None] * torch.stack(values)).sum(0), chosen
 
 
