@@ -86,6 +86,37 @@ def test_loki_s_average_loss_is_that_of_its_abstract():
     assert sum(losses) / 8 == pytest.approx(6.85, abs=0.01)
 
 
+def test_longbench_s_tasks_have_the_means_that_are_printed():
+    """Broken: a published value was copied wrong, or stands below another task (means and TREC are known apart)."""
+    table = plugins.load("papers", "longbench").TABLES["longbench_table1"]
+    assert len(table.columns) == 17
+    rows = {name: cells for name, cells in table.published if len(cells) == 17 and "–" not in cells}
+    assert len(rows) == 11
+    for name, (mean, *tasks) in rows.items():
+        assert sum(map(float, tasks)) / 16 == pytest.approx(float(mean), abs=0.0101), name
+    whole = dict(table.published)
+    trec = [whole[f"Llama-3-8B-Instruct C=128 {k}"][10] for k in ("SnapKV", "StreamingLLM", "H2O", "PyramidKV")]
+    assert trec == ["45.00", "43.50", "38.50", "66.50"]
+    # without TREC PyramidKV is not ahead at C=128: 34.87 and 35.17 for the two others
+    rest = {k: (16 * float(rows[n][0]) - float(rows[n][10])) / 15 for k, n in
+            (("SnapKV", "Llama-3-8B-Instruct C=128 SnapKV"), ("H2O", "Llama-3-8B-Instruct C=128 H2O"))}  # fmt: skip
+    assert rest == pytest.approx({"SnapKV": 34.87, "H2O": 35.17}, abs=0.015)
+
+
+def test_our_tasks_of_longbench_stand_below_theirs(make, monkeypatch):
+    """Broken: a task's column holds another task's score, or the mean is not over the tasks that were run."""
+    columns = plugins.load("papers", "longbench").TABLES["longbench_table1"].columns
+    found = points(to_frame([make.needle("full", {}, 1.0, 256)])).iloc[[0, 0]].assign(task="longbench")
+    found["task_args"] = [{"task": "trec"}, {"task": "lcc"}]
+    found["value"] = [0.5, 0.25]
+    table = lay_out(plugins.load("papers", "longbench").TABLES["longbench_table1"], found)
+    ours = dict(zip(table.headings[1:], table.rows[-1][1:], strict=True))
+    assert ours["trec"].startswith("0.500")
+    assert ours["lcc"].startswith("0.250")
+    assert ours["mean of 16"] == "0.375 of 2"
+    assert sum(text == "not run" for text in ours.values()) == len(columns) - 3
+
+
 def test_figures_of_an_archive_are_the_same_again(make, tmp_path, capsys):
     """Broken: a figure holds a time or a random id, or `make figures` passes one that is another."""
     (tmp_path / "archives").mkdir()
