@@ -31,7 +31,10 @@ CHANGE = ("difference", "low", "high", "n", "p", "p_holm")
 
 @dataclass(frozen=True)
 class Budget:
-    """One method at one budget: the share of bytes, its score with resamples, and what its n samples are of."""
+    """One method at one budget: the share of bytes, its score with resamples, and what its n samples are of.
+
+    `is_share`: the score is the share of right answers.
+    """
 
     label: str
     share: float
@@ -39,6 +42,7 @@ class Budget:
     draws_R: stats.Array
     n: int
     units: str
+    is_share: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,11 @@ class Mix:
         return self.above if self.weight == 1 else self.below
 
     @property
+    def is_share(self) -> bool:
+        """Whether both scores are shares of right answers."""
+        return self.below.is_share and self.above.is_share
+
+    @property
     def value(self) -> float:
         """The interpolated score."""
         return self.below.score + self.weight * (self.above.score - self.below.score)
@@ -72,8 +81,10 @@ class Mix:
 def compare(cells: pd.DataFrame) -> pd.DataFrame:
     """Every pair of methods at the levels of bytes that both curves reach: values, difference a - b, interval, p."""
     found = [pair for key, curves in _curves(cells).items() for pair in _pairs(key, curves)]
-    changes = stats.of_draws([a.value - b.value for _, a, b in found], [a.below.n for _, a, _ in found],
+    drawn = stats.of_draws([a.value - b.value for _, a, b in found], [a.below.n for _, a, _ in found],
                              [a.draws_R - b.draws_R for _, a, b in found])  # fmt: skip
+    changes = [stats.bounded(one) if one.error == 0 and a.is_share and b.is_share else one
+               for one, (_, a, b) in zip(drawn, found, strict=True)]  # fmt: skip
     rows = [{**who, **_difference(a, b, change)} for (who, a, b), change in zip(found, changes, strict=True)]
     table = pd.DataFrame(rows, columns=[*COLUMNS, *CHANGE])
     table["p_holm"] = significance.holm(table["p"].to_numpy(dtype=float))
@@ -98,7 +109,8 @@ def _curves(cells: pd.DataFrame) -> dict[tuple[str, ...], dict[str, list[Budget]
     for pool, (value, draws_R, n) in zip(pools, draws, strict=True):
         units = json.dumps([pool.units(task) for task in pool.arrays])
         share = pool.read_share["bytes_ratio"]
-        budget = Budget(str(pool.rows[0]["method_label"]), share, value, draws_R, n, units)
+        right = pool.head.statistic is stats.mean and all(map(stats.is_binary, pool.arrays.values()))
+        budget = Budget(str(pool.rows[0]["method_label"]), share, value, draws_R, n, units, right)
         found[pool.named(("model_label", "setting", "task_label"))][str(pool.rows[0]["method"])].append(budget)
     # two arguments that vary make a surface, along which no line is the method's curve
     return {key: {m: c for m, c in curves.items() if _is_curve(c)} for key, curves in found.items()}

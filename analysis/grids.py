@@ -91,7 +91,9 @@ def _spread(grid: Grid, points: Sequence[Point]) -> Iterator[Column]:
 
 def _ours(grid: Grid, columns: Sequence[Column], points: Sequence[Point], notes: dict[str, str]) -> Iterator[list[str]]:
     by_method = all(column.method is None for column in columns)
-    names = ("model", "setting", "method_label") if by_method else ("model", "setting")
+    # two texts or tasks are two rows, where the columns are methods and the table is no mean over them
+    several = not by_method and not grid.average and len({point["heading"] for point in points}) > 1
+    names = ("model", "setting", *(["method_label"] if by_method else ["heading"] if several else []))
     rows: dict[tuple[str, ...], list[Point]] = {}
     for point in points:
         rows.setdefault(tuple(str(point[name]) for name in names), []).append(point)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from .stats import Array, Interval, Z
 
 POWER = 0.8416212335729143  # the normal quantile of 80%: how often an effect of that size would be found
-MANY = 2000  # degrees of freedom from which Student's t is the normal distribution to three digits
+MANY = 2000  # degrees of freedom from which a normal quantile stands for Student's t
 
 
 def mcnemar(ours_nC: Array, theirs_nC: Array) -> float:
@@ -47,9 +47,10 @@ def student_ratio(change: Interval) -> float:
 
 
 def student_tails(t: float, df: int) -> float:
-    """P(|T| > t) of Student's t with df degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    """P(|T| > t) of Student's t with df degrees of freedom (Abramowitz and Stegun 26.7.3, 26.7.4 and 26.7.8)."""
     if df > MANY or math.isinf(t):
-        return math.erfc(t / math.sqrt(2))
+        z = t if math.isinf(t) else t * (1 - 1 / (4 * df)) / math.sqrt(1 + t * t / (2 * df))
+        return math.erfc(z / math.sqrt(2))
     angle = math.atan2(t, math.sqrt(df))
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = df % 2

@@ -135,20 +135,29 @@ def difference(ours_nC: Array, theirs_nC: Array, statistic: Statistic) -> Interv
 def differences(pairs: Sequence[tuple[Array, Array]], statistic: Statistic) -> list[Interval]:
     """Statistic of ours minus that of theirs on the SAME samples (paired: a sample is drawn for both or for none).
 
-    Where no pair of scores 0 or 1 differs the bootstrap has no width; n pairs then bound the share that could differ,
-    either way, by Wilson's interval of 0 in n.
+    Where all pairs of scores 0 or 1 have one difference (none differs, or one side alone is always right) the bootstrap
+    has no width; n pairs then bound the share that is otherwise by Wilson's interval of 0 in n.
     """
     assert all(len(a) == len(b) for a, b in pairs), "pairs need samples of equal number and order"
     assert statistic is not median, "draws of a median are of sorted samples, which are no pairs"
     found = [Interval(statistic.value(a) - statistic.value(b), math.nan, math.nan, len(a)) for a, b in pairs]
-    same = [statistic is mean and len(a) > 1 and is_binary(a) and np.array_equal(a, b) for a, b in pairs]
-    for i, (one, equal) in enumerate(zip(found, same, strict=True)):
-        most = wilson(0, one.n).high if equal else 0.0
-        found[i] = Interval(0.0, -most, most, one.n, math.sqrt(most / one.n)) if equal else one
-    for members in _alike([(0 if equal else len(a),) for (a, _), equal in zip(pairs, same, strict=True)]):
+    alike = [statistic is mean and len(a) > 1 and is_binary(a) and is_binary(b) and _one(a - b) for a, b in pairs]
+    found = [bounded(one) if constant else one for one, constant in zip(found, alike, strict=True)]
+    for members in _alike([(0 if constant else len(a),) for (a, _), constant in zip(pairs, alike, strict=True)]):
         ours, theirs = (np.stack([pairs[i][side] for i in members]) for side in (0, 1))
         _spread(found, members, statistic.draws(ours) - statistic.draws(theirs))
     return found
+
+
+def bounded(change: Interval) -> Interval:
+    """The interval of a difference of shares that was the same in all n pairs, from what n pairs cannot exclude."""
+    most = wilson(0, change.n).high
+    low, high = max(-1.0, change.value - most), min(1.0, change.value + most)
+    return Interval(change.value, low, high, change.n, math.sqrt(most / change.n))
+
+
+def _one(samples_nC: Array) -> bool:
+    return bool((samples_nC[:, 0] == samples_nC[0, 0]).all())
 
 
 def unpaired(ours_nC: Array, theirs_nC: Array, statistic: Statistic) -> Interval:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from .numbers import letter, number, plural, signed, span, times
 from .points import points
+from .significance import holm
 from .stats import LEVEL
 
 READ = ("density", "bytes_ratio", "held_ratio")
@@ -84,7 +85,11 @@ def _rows(found: pd.DataFrame, by: Sequence[str]) -> dict[tuple[str, ...], list[
 
 
 def lay_out(found: pd.DataFrame, cells: Cells) -> TextTable:
-    """Points as text; `cells` (`long_cells`, `short_cells`) writes the estimate and the change of one point."""
+    """Points as text; `cells` (`long_cells`, `short_cells`) writes the estimate and the change of one point.
+
+    The correction is over the comparisons of this table, whichever others there are.
+    """
+    found = found.assign(p_holm=holm(found["p"].to_numpy(dtype=float)))
     by = [name for name in ("model", "setting") if len(found[name].unique()) > 1] + ["method_label"]
     heads, notes = _heads(found), dict[str, str]()
     rows = [[*key, *_measures(group, heads, cells, notes)] for key, group in _rows(found, by).items()]

@@ -71,6 +71,21 @@ def test_other_samples_and_surfaces_are_not_compared(make):
     assert compare(label_cells(to_frame([*one, *grid]))).empty
 
 
+def test_methods_that_are_always_right_do_not_look_certain(make):
+    """Broken: twenty needles found by both at two budgets each are a difference of 0 with a bar of no width."""
+    cells = []
+    for method, name in (("topk", "k"), ("streaming_llm", "window")):
+        for k in (0.5, 0.25):
+            asked = make.cell(method, {name: k}, "needle", {"length": 256})
+            samples = [{"length": 256, "depth": 0.5, "repeat": i, "score": 1} for i in range(20)]
+            cells.append(make.record(asked, {"accuracy": 1.0}, samples, k))
+    found = compare(label_cells(to_frame(cells)))
+    assert len(found)
+    assert (found["low"] < -0.1).all()
+    assert (found["high"] > 0.1).all()
+    assert (found["p"] == 1).all()
+
+
 def test_the_middle_serves_where_no_round_share_does(make):
     """Broken: curves that overlap between 0.3 and 0.45 of the bytes are never compared."""
     one = [make.perplexity("topk", {"k": k}, k) for k in (0.26, 0.41)]

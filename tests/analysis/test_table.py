@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 
 import pytest
@@ -85,3 +86,14 @@ def test_signs_and_letters():
     """Broken: a difference without a sign, or two footnotes with one letter."""
     assert [signed(v) for v in (0.5, -0.5, 0.0)] == ["+0.500", "−0.500", "±0.000"]
     assert len({letter(i) for i in range(800)}) == 800
+
+
+def test_the_correction_is_over_the_table_that_is_shown(make):
+    """Broken: a table of one task says its p are corrected over its own comparisons, and they are over all tasks'."""
+    methods = (("full", {}, 1.0), ("topk", {"k": 0.5}, 0.5), ("loki", {"k": 0.5}, 0.5), ("loki", {"k": 0.25}, 0.25))
+    found = points(to_frame([make.perplexity(m, a, d) for m, a, d in methods]))
+    rows = lay_out(found.assign(p=[math.nan, 0.02, 0.02, 0.9], p_holm=0.001), long_cells).rows
+    assert not any("**" in row[2] for row in rows)  # 3 x 0.02 is more than 0.05
+    sure = lay_out(found.assign(p=[math.nan, 0.01, 0.01, 0.9], p_holm=0.5), long_cells)
+    assert ["**" in row[2] for row in sure.rows] == [False, True, True, False]
+    assert "all 3 comparisons here" in sure.about
