@@ -1,7 +1,8 @@
 """Sweeps of one training cut to a machine's time: `probe` tries each length for some steps, `fit` takes what was seen.
 
-budget.py probe SWEEP TO; budget.py fit SWEEP TO SECONDS RECORDS: RECORDS is the CSV that `lacuna collect` made of the
-probe, SECONDS what the training may take without start and end. Both write the sweep TO, with other `tokens` alone.
+budget.py probe SWEEP TO LAUNCH; budget.py fit SWEEP TO LAUNCH SECONDS RECORDS: RECORDS is the CSV that `lacuna collect`
+made of the probe, SECONDS what the training may take without start and end. Both write the sweep TO, with other `tokens`
+and the way that passes are launched (`graph` or `call`).
 """
 
 import csv
@@ -43,13 +44,14 @@ def fit(sweep: dict, seconds: float, records: list[dict]) -> dict:
 
 def main() -> None:
     """Write the sweep, say what it will do."""
-    verb, source, target, *more = sys.argv[1:]
+    verb, source, target, launch, *more = sys.argv[1:]
     sweep = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
     if verb == "fit":
         with Path(more[1]).open(encoding="utf-8") as file:
             made = fit(sweep, float(more[0]), list(csv.DictReader(file)))
     else:
         made = probe(sweep)
+    _training(made)["launch"] = launch
     Path(target).write_text(yaml.safe_dump(made, sort_keys=False), encoding="utf-8")
     print(f"{target}: {_training(made)['tokens'] / 1e6:.1f}M tokens")
 

@@ -23,17 +23,20 @@ run() { # SWEEP NAME RANKS
 collect() { lacuna collect "$1" --set "ranks=$3" -o "$work/logs/$2.csv"; }
 key() { lacuna plan "$1" --set "ranks=$ranks" --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["cells"][-1]["key"])'; }
 profile() { # SWEEP NAME: its probe on one GPU, three steps of it profiled
-  python3 $here/budget.py probe "$sweeps/$1.yaml" "$work/$2-profile.yaml" || return 1
+  python3 $here/budget.py probe "$sweeps/$1.yaml" "$work/$2-profile.yaml" "${LAUNCH:-graph}" || return 1
   timeout "$(left)" python3 $here/profile_training.py "$work/$2-profile.yaml" --data "$data" --set ranks=1 > "$work/logs/$2-profile.log" 2>&1
   local code=$?; echo "-- $2-profile: exit $code, $(left) s left"; head -n 70 "$work/logs/$2-profile.log" | cut -c1-220; return $code
 }
 pack() { [ ! -e "$work/$1" ] || tar cz -C "$work" "$1" | split -b 15m - "$out/$1.tar.gz."; }
 train() { # SWEEP NAME: probe, cut to the time, train, write the checkpoint
   rm -rf "${work:?}/$2"
-  python3 $here/budget.py probe "$sweeps/$1.yaml" "$work/$2-probe.yaml" && run "$work/$2-probe.yaml" "$2-probe" "$ranks" || return 1
+  for launch in ${LAUNCH:-graph call}; do # should a CUDA graph fail on this machine, then without; the log says so
+    python3 $here/budget.py probe "$sweeps/$1.yaml" "$work/$2-probe.yaml" $launch || return 1
+    run "$work/$2-probe.yaml" "$2-probe-$launch" "$ranks" && break
+  done || return 1
   collect "$work/$2-probe.yaml" "$2-probe" "$ranks" || return 1
   # 30 s: start, kernels from the cache, held-out text, the checkpoint
-  python3 $here/budget.py fit "$sweeps/$1.yaml" "$work/$2.yaml" $(($(left) - 30)) "$work/logs/$2-probe.csv" || return 1
+  python3 $here/budget.py fit "$sweeps/$1.yaml" "$work/$2.yaml" $launch $(($(left) - 30)) "$work/logs/$2-probe.csv" || return 1
   cp "$work/$2.yaml" "$work/logs/"
   run "$work/$2.yaml" "$2" "$ranks" || return 1
   python3 -m lacuna weights export "$(key "$work/$2.yaml")" "$work/$2" && pack "$2" && collect "$work/$2.yaml" "$2" "$ranks"
