@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..kernels.dense_decode import OP as DENSE_DECODE
 from ..kernels.gather_decode import OP as GATHER_DECODE
+from ..kernels.kth_score import border_of_ranks
 from . import many
 from .memory import Call, Memory
 
@@ -140,13 +141,19 @@ def group_scores(q_BHTW: Tensor, k_BGSW: Tensor, reduce: str) -> Tensor:
 
 def largest(scores_BNTS: Tensor, k_BT: Tensor) -> Tensor:
     """Booleans: the k largest of each row ([B, T], or [B, N, T]), ties to the lowest index; -inf is never chosen."""
-    wide = int(k_BT.max())
     k = (k_BT[:, None] if k_BT.ndim == 2 else k_BT)[..., None].expand(*scores_BNTS.shape[:3], 1)
-    best = scores_BNTS.topk(min(max(wide, 1), scores_BNTS.shape[-1]), -1).values
-    floor = best.gather(-1, (k - 1).clamp(0, best.shape[-1] - 1))
+    floor = _floor(scores_BNTS, k)
     above, level = scores_BNTS > floor, scores_BNTS == floor
     room = k - above.sum(-1, keepdim=True)
     return (above | (level & (level.cumsum(-1) <= room))) & (scores_BNTS > -torch.inf) & (k > 0)
+
+
+def _floor(scores_BNTS: Tensor, k_BNT1: Tensor) -> Tensor:
+    """The k-th largest of each row."""
+    if scores_BNTS.is_cuda:  # a search without a sort
+        return border_of_ranks(scores_BNTS.float(), k_BNT1[..., 0])[0][..., None]
+    best = scores_BNTS.topk(min(max(int(k_BNT1.max()), 1), scores_BNTS.shape[-1]), -1).values
+    return best.gather(-1, (k_BNT1 - 1).clamp(0, best.shape[-1] - 1))
 
 
 def rows_of(keep_BNS: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 
 from ..many_rows import RowsCase, draw_first, draw_qkv
 from ..op import Case, Comparison, Inputs, Op, compare_values
+from . import eager
 from .eager import kth_score
 
 Borders = tuple[torch.Tensor, torch.Tensor]
@@ -102,4 +103,23 @@ def flops(case: Case) -> int:
     return 2 * case.batch * case.q_heads * case.pairs * case.head_dim
 
 
+MOST_RANKS = 32768  # that the registers of one block hold
+
 OP = Op("kth_score", "1", __name__, kth_score, make, moved_bytes, flops, TESTED + TIMED + COMPILED, compare_borders)
+
+
+def border_of_ranks(rank_BNTS: torch.Tensor, k_BNT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the border of the k best of ranks that exist already; -inf is never kept.
+
+    Args:
+        rank_BNTS: (B, N, T, S) float32.
+        k_BNT: (B, N, T) integers, how many of each row are kept.
+
+    Returns:
+        Two (B, N, T): the k-th largest, +inf where k < 1, and the next, -inf where there is none.
+    """
+    if not rank_BNTS.is_cuda or rank_BNTS.shape[3] > MOST_RANKS:
+        return eager.border(rank_BNTS.sort(-1, descending=True).values, k_BNT)
+    from .stored.fused import border_of_ranks as fused  # noqa: PLC0415 - a machine without Triton can use the eager twin
+
+    return fused(rank_BNTS, k_BNT)

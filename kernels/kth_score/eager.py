@@ -44,12 +44,21 @@ def kth_score(
     for at in range(0, new, ROWS_AT_ONCE):
         rows = slice(at, at + ROWS_AT_ONCE)
         rank_BNtS = ranks(q_BHTR[:, :, rows].to(wide), keys, first_B, scale, reduce, keys.shape[2] - new + at)
-        parts.append(_border(rank_BNtS.sort(-1, descending=True).values, k_BNT[:, :, rows]))
+        parts.append(border(rank_BNtS.sort(-1, descending=True).values, k_BNT[:, :, rows]))
     kth, next_ = (torch.cat(part, 2) for part in zip(*parts, strict=True))
     return kth, next_
 
 
-def _border(sorted_BNtS: torch.Tensor, k_BNt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def border(sorted_BNtS: torch.Tensor, k_BNt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the k-th and the (k+1)-th of ranks that fall along each row.
+
+    Args:
+        sorted_BNtS: (B, N, t, S) ranks; -inf is never kept.
+        k_BNt: (B, N, t) integers, how many of each row are kept.
+
+    Returns:
+        Two (B, N, t): the k-th largest, +inf where k < 1, and the next, -inf where there is none.
+    """
     many_BNt = (sorted_BNtS > -torch.inf).sum(-1)
     k_BNt = k_BNt.long().minimum(many_BNt)
     ended = sorted_BNtS.new_full((*sorted_BNtS.shape[:3], 1), torch.inf)

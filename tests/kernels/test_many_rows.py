@@ -103,6 +103,24 @@ def test_the_border_is_that_of_sorted_scores(reduce):
         assert float(next_[b, n, t]) == pytest.approx(best[many] if many < len(best) else -float("inf"))
 
 
+def test_borders_of_ranks_are_those_of_sorted_ranks(device):
+    """Broken: rows that are taken in any case, or rows that are hidden, move the border of the others."""
+    from lacuna.kernels.kth_score.eager import border
+    from lacuna.kernels.kth_score.stored.fused import border_of_ranks
+
+    generator = torch.Generator().manual_seed(5)
+    rank = torch.randn(2, 3, 7, 150, generator=generator)
+    rank[..., 11:40] = torch.inf
+    rank[..., 90:] = -torch.inf
+    rank[0, 1] = rank[0, 1].round()  # equal ones
+    rank[1, 2] = -torch.inf
+    budget = torch.randint(0, 160, (2, 3, 7), generator=generator)
+    with poisoned_memory():
+        found = border_of_ranks(rank.to(device), budget.to(device))
+    for mine, theirs in zip(found, border(rank.sort(-1, descending=True).values, budget), strict=True):
+        assert torch.equal(mine.cpu(), theirs)
+
+
 def test_ties_at_the_border_end_the_search(device):
     """Broken: equal scores, such as those of a head that only pads, keep the search from ending."""
     q, k = torch.ones(1, 1, 40, 16, device=device), torch.ones(1, 1, 40, 16, device=device)

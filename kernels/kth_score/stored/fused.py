@@ -99,7 +99,9 @@ def row_border_kernel(rank_ptr, budget_ptr, kth_ptr, next_ptr, begin, some, new,
     score = tl.load(rank_ptr + (sets * some + at) * width + row, mask=row < width, other=float("-inf"))
     usable = score > float("-inf")
     able = tl.sum(usable.to(tl.int32), 0)
-    seen, many = tl.where(usable, score, 0.0), tl.maximum(able, 1)
+    # Rows that are taken in any case stand at +inf, and say nothing of the others.
+    finite = usable & (score < float("inf"))
+    seen, many = tl.where(finite, score, 0.0), tl.maximum(tl.sum(finite.to(tl.int32), 0), 1)
     mean = tl.sum(seen, 0) / many
     deviation = tl.sqrt(tl.maximum(tl.sum(seen * seen, 0) / many - mean * mean, 0.0))
     place = sets * new + begin + at
@@ -109,7 +111,7 @@ def row_border_kernel(rank_ptr, budget_ptr, kth_ptr, next_ptr, begin, some, new,
     hi = ordered_key(tl.max(score, 0)) + 1
     lo_count, hi_count = able, able * 0
     middle = middle_of(lo, hi)
-    low_guess, high_guess = first_guesses(mean, deviation, many, k)
+    low_guess, high_guess = first_guesses(mean, deviation, many, tl.maximum(k - (able - many), 1))
     one, two = between(low_guess, lo, hi, middle), between(high_guess, lo, hi, middle)
     while (k > 0) & (lo_count != k) & (lo + 1 < hi):
         # Both counts share one sum: 16 bits each.
@@ -155,13 +157,35 @@ def border_of_stored(
     rank = torch.empty(sets * step * rows, dtype=torch.float32, device=q_BHTR.device)
     for begin in range(0, new, step):
         some = min(step, new - begin)
-        width = rows - new + begin + some
         _rank(q_BHTR, k_BGSR, first_B, rank, scale, begin, some, k_BNT.shape[1], plan)
-        row_border_kernel[(some, sets)](
-            rank, k_BNT, kth_BNT, next_BNT, begin, some, new, width, BLOCK_ROWS=max(LEAST_ROWS, power_of_2(width)),
-            num_warps=select_plan(width).num_warps,
-        )  # fmt: skip
+        _search(rank, k_BNT, kth_BNT, next_BNT, begin, some, rows - new + begin + some)
     return kth_BNT, next_BNT
+
+
+def border_of_ranks(rank_BNTS: torch.Tensor, k_BNT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the border of ranks that exist already, at most 32768 a row; -inf and NaN are never kept.
+
+    Args:
+        rank_BNTS: (B, N, T, S) float32.
+        k_BNT: (B, N, T) integers, how many of each row are kept.
+
+    Returns:
+        Two (B, N, T) float32: the k-th largest, and the next.
+    """
+    kth_BNT, next_BNT = (torch.empty(k_BNT.shape, dtype=torch.float32, device=k_BNT.device) for _ in range(2))
+    new, rows = rank_BNTS.shape[2:]
+    _search(rank_BNTS.contiguous(), k_BNT.to(torch.int32).contiguous(), kth_BNT, next_BNT, 0, new, rows)
+    return kth_BNT, next_BNT
+
+
+def _search(
+    rank: torch.Tensor, k_BNT: torch.Tensor, kth: torch.Tensor, after: torch.Tensor, begin: int, some: int, width: int
+) -> None:
+    batch, sets, new = k_BNT.shape
+    row_border_kernel[(some, batch * sets)](
+        rank, k_BNT, kth, after, begin, some, new, width, BLOCK_ROWS=max(LEAST_ROWS, power_of_2(width)),
+        num_warps=select_plan(width).num_warps,
+    )  # fmt: skip
 
 
 def _rank(
