@@ -45,22 +45,6 @@ class SelectPlan(NamedTuple):
     max_registers: int
 
 
-class LongPlan(NamedTuple):
-    """How a selection by several blocks is cut.
-
-    Attributes:
-        chunk_rows: Rows of one block, a power of two below 32768.
-        sample: Scores that bounds are estimated from, a power of two of at least 4 below 32768.
-        num_warps: Warps of a block.
-        max_registers: Registers of a thread, which decide how many blocks an SM holds.
-    """
-
-    chunk_rows: int
-    sample: int
-    num_warps: int
-    max_registers: int
-
-
 def power_of_2(number: int) -> int:
     """Round up to a power of two, as tile shapes must be.
 
@@ -182,18 +166,31 @@ def score_plan(pairs: int, rows: int, dims: int, item_bytes: int, multiprocessor
     return Plan(block_rows, splits, num_warps=8 if large else 4, num_stages=3)
 
 
-def select_plan(rows: int) -> SelectPlan | LongPlan:
-    """Cut a selection.
+def body_and_rest(rows: int) -> tuple[int, int]:
+    """Cover rows by two powers of two: a cache has a few rows more than the prompt that its length was meant for.
 
     Args:
         rows: S.
 
     Returns:
-        The plan: one block for short rows, several for long ones.
+        The larger, and the smaller or 0: together at least S, and not much more where S is a little above a power.
     """
-    if rows > SHORT_ROWS:
-        # The longer the row, the larger the sample, so that the rows left between the bounds stay a few thousand.
-        return LongPlan(4096, 1024 if rows <= 4 * SHORT_ROWS else 4096, num_warps=8, max_registers=64)
-    # 32 scores for each thread: few warps wait less for each other at every step of the search.
-    block_rows = max(16, power_of_2(rows))
-    return SelectPlan(max(16, block_rows // 4), max(4, block_rows // 1024), max_registers=96)
+    whole = max(16, power_of_2(rows))
+    half = whole // 2
+    rest = max(16, power_of_2(max(1, rows - half)))
+    return (half, rest) if half >= 16 and rows > half and rest <= half // 4 else (whole, 0)
+
+
+def select_plan(block_rows: int) -> SelectPlan:
+    """Cut a selection by one block.
+
+    Args:
+        block_rows: The power of two that covers the rows, or most of them; at most 32768.
+
+    Returns:
+        The plan.
+    """
+    # 32 scores for each thread, or 64 in long rows: few warps wait less for each other at every step of the search.
+    few = block_rows <= SHORT_ROWS
+    num_warps = max(4, block_rows // (1024 if few else 2048))
+    return SelectPlan(max(16, block_rows // 4), num_warps, 96 if few else 128)

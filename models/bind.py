@@ -215,7 +215,9 @@ def attention(
     assert memory is not None
     feed, every = binding.feed, query
     query = feed.of_text(query)
-    call = replace(_call(binding, memory, query, feed.mask(attention_mask), scaling), query_in=query_in)
+    # what pinned steps see is known without a mask; one that is made during a capture has the length of then
+    mask = None if memory.clock else feed.mask(attention_mask)
+    call = replace(_call(binding, memory, query, mask, scaling), query_in=query_in)
     arrived = None if memory.clock else memory.text_rows_BN(call.first)
     act = call.phase == "decode" or binding.prefill == "sparse"
     attend = binding.method.attend if act else binding.method.attend_dense

@@ -13,14 +13,28 @@ import triton
 import triton.language as tl
 
 from ..overlap.fused import overlap, start_after_others
-from ..tiling import LongPlan, SelectPlan, power_of_2, select_plan
+from ..tiling import SelectPlan, body_and_rest, power_of_2, select_plan
 from .long_rows.fused import select_long
-from .search.fused import between, first_guesses, middle_of, next_guesses, ordered_key, score_of, shrink
+from .search.fused import (
+    between,
+    counted,
+    described,
+    first_guesses,
+    middle_of,
+    next_guesses,
+    ordered_key,
+    score_of,
+    shrink,
+)
+
+# 32768 scores are 64 registers of each of 512 threads, and a quarter more another 16.
+MOST_ROWS = 40960
 
 
 @triton.jit
 def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-                  BLOCK_PART: tl.constexpr, BLOCK_WIDTH: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+                  BLOCK_REST: tl.constexpr, BLOCK_PART: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+                  OVERLAP: tl.constexpr):  # fmt: skip
     """Choose the rows of one set; the grid is (B * N,).
 
     Args:
@@ -31,7 +45,8 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
         rows: S.
         width: K.
         SETS: N.
-        BLOCK_ROWS: Power of two, at least S.
+        BLOCK_ROWS: Power of two.
+        BLOCK_REST: Power of two, or 0; with BLOCK_ROWS at least S.
         BLOCK_PART: Rows whose places are found at once: a power of two, less than 32768.
         BLOCK_WIDTH: Power of two, at least K.
         OVERLAP: Whether the launch overlaps the kernel before.
@@ -41,28 +56,31 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
     row = tl.arange(0, BLOCK_ROWS)
     s_set = s_ptr + pair.to(tl.int64) * rows
     score = tl.load(s_set + row, mask=row < rows, other=float("-inf"))
-    # NaN compares false everywhere: such a row is never counted, and never chosen.
-    usable = score > float("-inf")
-    able = tl.sum(usable.to(tl.int32), 0)
-    seen = tl.where(usable, score, 0.0)
+    able, sums, squares, least, largest = described(score)
+    if BLOCK_REST > 0:
+        beyond = BLOCK_ROWS + tl.arange(0, BLOCK_REST)
+        rest = tl.load(s_set + beyond, mask=beyond < rows, other=float("-inf"))
+        more_able, more_sums, more_squares, more_least, more_largest = described(rest)
+        able, sums, squares = able + more_able, sums + more_sums, squares + more_squares
+        least, largest = tl.minimum(least, more_least), tl.maximum(largest, more_largest)
     many = tl.maximum(able, 1)
-    mean = tl.sum(seen, 0) / many
-    deviation = tl.sqrt(tl.maximum(tl.sum(seen * seen, 0) / many - mean * mean, 0.0))
+    mean = sums / many
+    deviation = tl.sqrt(tl.maximum(squares / many - mean * mean, 0.0))
     k = tl.maximum(tl.minimum(tl.minimum(tl.load(k_ptr + pair // SETS), able), width), 0)
     # lo always keeps at least k keys and hi always keeps fewer.
-    lo = ordered_key(tl.min(tl.where(usable, score, float("inf")), 0))
-    hi = ordered_key(tl.max(tl.where(usable, score, float("-inf")), 0)) + 1
+    lo, hi = ordered_key(least), ordered_key(largest) + 1
     lo_count, hi_count = able, able * 0
     middle = middle_of(lo, hi)
     first_score, second_score = first_guesses(mean, deviation, many, k)
     first, second = between(first_score, lo, hi, middle), between(second_score, lo, hi, middle)
     while (k > 0) & (lo_count != k) & (lo + 1 < hi):
-        # Both counts share one sum: 16 bits each.
-        at_first, at_second = score >= score_of(first), score >= score_of(second)
-        counts = tl.sum(at_first.to(tl.int32) + (at_second.to(tl.int32) << 16), 0)
-        first_count, second_count = counts & 0xFFFF, counts >> 16
+        counts = counted(score, score_of(first), score_of(second))
+        if BLOCK_REST > 0:
+            counts += counted(rest, score_of(first), score_of(second))
         field = lo_count - hi_count
-        lo, lo_count, hi, hi_count = shrink(lo, lo_count, hi, hi_count, first, first_count, second, second_count, k)
+        lo, lo_count, hi, hi_count = shrink(
+            lo, lo_count, hi, hi_count, first, counts & 0xFFFF, second, (counts >> 16) & 0xFFFF, k
+        )
         slow = (lo_count - hi_count) * 4 > field
         first, second = next_guesses(lo, hi, lo_count, hi_count, k, slow)
     lo_score, hi_score = score_of(lo), score_of(hi)
@@ -71,7 +89,7 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
     first_above, first_tie = able * 0, able * 0
     # The scores are read again, from the L2 cache and in parts: a prefix sum over all of them would need more
     # registers than the search, and leave room for fewer blocks.
-    for part in range(0, BLOCK_ROWS, BLOCK_PART):
+    for part in range(0, BLOCK_ROWS + BLOCK_REST, BLOCK_PART):
         row_in = part + tl.arange(0, BLOCK_PART)
         score_in = tl.load(s_set + row_in, mask=row_in < rows, other=float("-inf"))
         above = score_in >= hi_score
@@ -82,7 +100,7 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
         ties_before = first_tie + (before >> 16)
         place = first_above + (before & 0xFFFF) + tl.minimum(ties_before, room)
         tl.store(out + place, row_in, mask=above | (tie & (ties_before < room)))
-        total = tl.max(through, 0) if BLOCK_PART < BLOCK_ROWS else 0
+        total = tl.max(through, 0) if BLOCK_PART < BLOCK_ROWS + BLOCK_REST else 0
         first_above += total & 0xFFFF
         first_tie += total >> 16
     slot = tl.arange(0, BLOCK_WIDTH)
@@ -91,7 +109,7 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
 
 
 def select_topk(
-    s_BNS: torch.Tensor, k_B: torch.Tensor, width: int, plan: SelectPlan | LongPlan | None = None
+    s_BNS: torch.Tensor, k_B: torch.Tensor, width: int, plan: SelectPlan | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose as the eager twin does, the same rows.
 
@@ -112,14 +130,15 @@ def select_topk(
         raise ValueError(f"expected a positive width and float32 scores, got {width} and {s_BNS.dtype}")
     s_BNS = s_BNS.contiguous()
     batch, sets, rows = s_BNS.shape
-    plan = plan or select_plan(rows)
-    if isinstance(plan, LongPlan):
-        return select_long(s_BNS, k_B, width, plan)
+    if rows > MOST_ROWS:
+        return select_long(s_BNS, k_B, width)
+    block_rows, block_rest = body_and_rest(rows)
+    plan = plan or select_plan(block_rows)
     index_BNK = torch.empty(batch, sets, width, dtype=torch.int32, device=s_BNS.device)
     count_BN = torch.empty(batch, sets, dtype=torch.int32, device=s_BNS.device)
     select_kernel[(batch * sets,)](
-        s_BNS, k_B, index_BNK, count_BN, rows, width, SETS=sets, BLOCK_ROWS=max(16, power_of_2(rows)),
-        BLOCK_PART=plan.part_rows, BLOCK_WIDTH=power_of_2(width), num_warps=plan.num_warps,
+        s_BNS, k_B, index_BNK, count_BN, rows, width, SETS=sets, BLOCK_ROWS=block_rows,
+        BLOCK_REST=block_rest, BLOCK_PART=plan.part_rows, BLOCK_WIDTH=power_of_2(width), num_warps=plan.num_warps,
         maxnreg=plan.max_registers, **overlap(s_BNS.device),
     )  # fmt: skip
     return index_BNK, count_BN

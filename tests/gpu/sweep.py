@@ -22,7 +22,7 @@ from lacuna.kernels.clock import captured, copy_gb_s, sample_ms
 from lacuna.kernels.op import load_op
 from lacuna.kernels.overlap.fused import overlap
 from lacuna.kernels.pipeline import STAGES, make_pipeline
-from lacuna.kernels.tiling import LongPlan, Plan, SelectPlan
+from lacuna.kernels.tiling import Plan, SelectPlan
 from lacuna.kernels.verify import run_poisoned, with_plan
 
 REPEATS = 30
@@ -42,10 +42,6 @@ SELECT = {
     16384: ((4096, 8, 128),),
     32768: ((8192, 16, 128),),
 }  # fmt: skip
-# rows of a chunk, sample, warps, registers
-SELECT_LONG = ((4096, 1024, 8, 64), (4096, 1024, 8, 80), (4096, 1024, 8, 128), (4096, 512, 8, 64), (4096, 2048, 8, 64),
-               (2048, 1024, 4, 64), (2048, 1024, 4, 96), (8192, 1024, 8, 128), (8192, 1024, 16, 64),
-               (4096, 4096, 8, 64), (4096, 4096, 8, 96), (8192, 4096, 16, 64), (4096, 2048, 16, 48))  # fmt: skip
 FUSED = (
     "dense_decode",
     "gather_decode",
@@ -59,9 +55,7 @@ FUSED = (
 
 def plans(name, place):
     if name == "select_topk":
-        rows = timed_cases(name)[place].rows
-        long = [LongPlan(*cut) for cut in SELECT_LONG] if rows > 8192 else []
-        return [SelectPlan(*cut) for cut in SELECT.get(rows, ())] + long
+        return [SelectPlan(*cut) for cut in SELECT.get(timed_cases(name)[place].rows, ())]
     cuts = product(CUTS[name], SPLITS[name][place])
     return [Plan(rows, splits, warps, stages) for (rows, warps, stages), splits in cuts]
 

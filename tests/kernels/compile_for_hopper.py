@@ -66,7 +66,7 @@ def main(dtypes):
                 op.fused(**op.make(case, device, 0))
     threshold_compact(*load_op("threshold_compact").make(shapes[0], device, 0).values(), chunk_rows=1024)
     select = load_op("select_topk")
-    for rows in (16384, 131072):
+    for rows in (4156, 16384, 32828, 131072):
         case = replace(shapes[0], batch=1, rows=rows, kept=rows // 4)
         select.fused(*select.make(case, device, 0).values())
 

@@ -17,7 +17,7 @@ from lacuna.kernels.grid import write_csv
 from lacuna.kernels.op import Case, load_op
 from lacuna.kernels.pipeline import make_pipeline
 from lacuna.kernels.row import Row
-from lacuna.kernels.tiling import Plan, attention_plan, choose_splits, gather_plan, score_plan
+from lacuna.kernels.tiling import Plan, attention_plan, body_and_rest, choose_splits, gather_plan, score_plan
 from lacuna.kernels.verify import judge
 from lacuna.results import plugins
 
@@ -127,6 +127,15 @@ def test_plans_fit_a_hopper_gpu(plan, pairs, rows_, dim, item_bytes):
     assert 16 <= found.block_rows <= 512
     assert 1 <= found.splits <= 128
     assert found.splits == 1 or found.splits * found.block_rows < rows_
+
+
+def test_a_few_rows_more_do_not_double_a_block():
+    """Broken: the cache of an engine, a little longer than its prompt, costs a selection twice the registers."""
+    assert body_and_rest(4096) == (4096, 0)
+    assert body_and_rest(4096 + 60) == (4096, 64)
+    assert body_and_rest(32768 + 60) == (32768, 64)
+    assert body_and_rest(3 * 4096) == (16384, 0)
+    assert all(sum(body_and_rest(length)) >= length for length in range(1, 3000))
 
 
 def test_splits_fill_the_gpu():

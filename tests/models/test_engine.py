@@ -113,6 +113,21 @@ def test_a_step_asks_the_host_nothing(name, args, basis, monkeypatch):
         assert again == shapes
 
 
+@pytest.mark.parametrize(("name", "args"), [("full", {}), ("streaming_llm", {"sinks": 2, "rows": 16})])
+def test_a_mask_that_the_model_makes_does_not_reach_a_step(name, args, basis, monkeypatch):
+    """While a graph is captured the model makes a mask of the length of then: later steps would read past its end."""
+    with session_of(make_model(), make_method(name, args), basis()) as session:
+        want, logits, _ = ordinary(session, greedy)
+    with session_of(make_model(), make_method(name, args), basis()) as session:
+        state = session.prefill(texts())
+        monkeypatch.setattr("transformers.masking_utils._ignore_causal_mask_sdpa", lambda *_, **__: False)
+        with engine(session, state, STEPS) as steps:
+            for _ in range(STEPS):
+                steps.step()
+            assert torch.equal(steps.tokens_BN, want)
+            torch.testing.assert_close(steps.logits, logits, atol=2e-5, rtol=1e-4)
+
+
 def static_tensors(steps):
     """What a replay would read where the step before it wrote."""
     memories = [layer.memory for layer in steps.cache.layers]

@@ -7,9 +7,6 @@ import triton
 import triton.language as tl
 
 LOWEST = tl.constexpr(-(2**31))
-# The keys of the least finite score, and the one after that of +inf, which no score reaches.
-LEAST = tl.constexpr(-(2**31) + 0x800000)
-BEYOND = tl.constexpr(0x7F800001)
 
 
 @triton.jit
@@ -158,3 +155,36 @@ def shrink(lo, lo_count, hi, hi_count, first, first_count, second, second_count,
     new_lo = tl.where(second_count >= k, second, tl.where(first_count >= k, first, lo))
     new_lo_count = tl.where(second_count >= k, second_count, tl.where(first_count >= k, first_count, lo_count))
     return new_lo, new_lo_count, new_hi, new_hi_count
+
+
+@triton.jit
+def described(score):
+    """Describe scores by numbers that those of several parts can be put together from.
+
+    Args:
+        score: Scores; what cannot be chosen is -inf or NaN.
+
+    Returns:
+        How many can be chosen, their sum, their sum of squares, the least and the largest.
+    """
+    # NaN compares false everywhere: such a row is never counted, and never chosen.
+    usable = score > float("-inf")
+    seen = tl.where(usable, score, 0.0)
+    least = tl.min(tl.where(usable, score, float("inf")), 0)
+    largest = tl.max(tl.where(usable, score, float("-inf")), 0)
+    return tl.sum(usable.to(tl.int32), 0), tl.sum(seen, 0), tl.sum(seen * seen, 0), least, largest
+
+
+@triton.jit
+def counted(score, first_score, second_score):
+    """Count the scores that reach two guesses.
+
+    Args:
+        score: Fewer than 65536.
+        first_score: A score.
+        second_score: A score.
+
+    Returns:
+        Both counts in one number, 16 bits each, the first in the lower.
+    """
+    return tl.sum((score >= first_score).to(tl.int32) + ((score >= second_score).to(tl.int32) << 16), 0)
