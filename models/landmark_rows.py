@@ -18,7 +18,8 @@ from .landmark import logsumexp_by_block
 from .memory import Call, Memory
 
 NO_BOUND = 2**31
-GATHERED = 2**24  # elements of keys gathered at once
+# Rows attended at once, and elements of keys gathered for them; on a GPU small pieces would wait for their launches.
+AT_ONCE = {"cpu": (attend.ROWS_AT_ONCE, 2**24), "cuda": (2048, 2**28)}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Plan:
 def pieces(q_BHTD: Tensor, k_BT: Tensor, block: int) -> Iterator[slice]:
     """Query rows that choose k blocks, so many at once that what is gathered for them stays small."""
     batch, heads, new, dim = q_BHTD.shape
-    each = max(1, min(attend.ROWS_AT_ONCE, GATHERED // (batch * heads * dim * max(1, _largest(k_BT) * block))))
+    rows, gathered = AT_ONCE[q_BHTD.device.type]
+    each = max(1, min(rows, gathered // (batch * heads * dim * max(1, _largest(k_BT) * block))))
     return (slice(start, min(start + each, new)) for start in range(0, new, each))
 
 
