@@ -40,6 +40,12 @@ class Trial:
     limits: Limits
     unsafe: bool
 
+    @classmethod
+    def of(cls, args: Any) -> Trial:
+        """From a task's `draws`, `ks`, `temperature`, `top_p`, `new`, `stops`, `seconds` and `unsafe`."""
+        rule = Rule(args.new, args.stops, temperature=args.temperature, top_p=args.top_p)
+        return cls(args.draws, (1, *args.ks), rule, Limits(args.seconds), args.unsafe)
+
     def run(self, session: Session, problems: Sequence[Problem]) -> Outcome:
         """Write, run, count; one sample a completion."""
         rank = session.lm.world.ranks.rank

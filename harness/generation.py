@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .lm import TOKENS_AT_ONCE, Session, State
+from .task import Outcome
 
 Tokens = Sequence[int]
 Judge = Callable[["Question", "Reply"], Mapping[str, Any]]
@@ -111,6 +112,12 @@ def output(samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "completion_tokens_mean": sum(s["completion_tokens"] for s in samples) / count,
         "answer_s_mean": sum(s["answer_s"] for s in samples) / count,
     }
+
+
+def scored(samples: Sequence[Mapping[str, Any]], called: str = "samples") -> Outcome:
+    """Mean score as accuracy, how many samples there are, and what answering took."""
+    accuracy = sum(s["score"] for s in samples) / len(samples)
+    return Outcome({"accuracy": accuracy, called: len(samples), **output(samples)}, samples)
 
 
 def _sample(question: Question, reply: Reply, judge: Judge) -> dict[str, Any]:

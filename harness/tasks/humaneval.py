@@ -8,10 +8,8 @@ from typing import Annotated, ClassVar, Literal
 from ...results import rules
 from ...results.fields import Data, Within
 from ..code import Problem, Trial
-from ..generation import Rule
 from ..lm import Session
 from ..rows import read_rows
-from ..sandbox.run import Limits
 from ..task import Outcome, Task
 
 FIELDS = ("task_id", "prompt", "test", "entry_point")
@@ -46,11 +44,6 @@ class HumanEval(Task):
     def __post_init__(self) -> None:
         rules.drawn(self)
 
-    @property
-    def _trial(self) -> Trial:
-        rule = Rule(self.new, self.stops, temperature=self.temperature, top_p=self.top_p)
-        return Trial(self.draws, (1, *self.ks), rule, Limits(self.seconds), self.unsafe)
-
     def run(self, session: Session) -> Outcome:
         """Complete, run, count."""
         rows = read_rows(self.data, FIELDS)[: self.limit]
@@ -58,4 +51,4 @@ class HumanEval(Task):
             Problem(r["task_id"], r["prompt"], r["prompt"], f"\n\n{r['test']}\n\ncheck({r['entry_point']})\n")
             for r in rows
         ]
-        return self._trial.run(session, problems)
+        return Trial.of(self).run(session, problems)

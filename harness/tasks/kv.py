@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from ...results.fields import Within
-from ..generation import Question, Reply, Rule, ask, output
+from ..generation import Question, Reply, Rule, ask, scored
 from ..lm import Session
 from ..task import Outcome, Task
 
@@ -36,8 +36,7 @@ class Kv(Task):
         questions = [self.question(session, number) for number in range(self.samples)]
         most = max(len(session.encode(value)) for q in questions for value in q.facts)
         samples = ask(session, questions, Rule(most + 4, stops=("}", ",")), self._judge)
-        accuracy = sum(s["score"] for s in samples) / len(samples)
-        return Outcome({"accuracy": accuracy, "samples": len(samples), **output(samples)}, samples)
+        return scored(samples)
 
     def question(self, session: Session, number: int) -> Question:
         """The number-th object, the same for every method."""

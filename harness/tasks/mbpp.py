@@ -8,10 +8,8 @@ from typing import Annotated, ClassVar, Literal
 from ...results import rules
 from ...results.fields import Data, Within
 from ..code import Problem, Trial
-from ..generation import Rule
 from ..lm import Session
 from ..rows import Row, check_row, read_rows
-from ..sandbox.run import Limits
 from ..task import Outcome, Task
 
 EXAMPLES = (2, 3, 4)  # the problems that the paper shows before each question
@@ -46,11 +44,6 @@ class Mbpp(Task):
     def __post_init__(self) -> None:
         rules.drawn(self)
 
-    @property
-    def _trial(self) -> Trial:
-        rule = Rule(self.new, self.stops, temperature=self.temperature, top_p=self.top_p)
-        return Trial(self.draws, (1, *self.ks), rule, Limits(self.seconds), self.unsafe)
-
     def run(self, session: Session) -> Outcome:
         """Write, run, count."""
         rows = read_rows(self.data, ("task_id", "test_list"))
@@ -61,7 +54,7 @@ class Mbpp(Task):
         asked = [r for r in rows if int(r["task_id"]) not in EXAMPLES][: self.limit]
         if not asked:
             raise ValueError(f"{self.data} has no problem but the examples")
-        return self._trial.run(session, [self._problem(head, r) for r in asked])
+        return Trial.of(self).run(session, [self._problem(head, r) for r in asked])
 
     def _ask(self, row: Row) -> str:
         check_row(self.data, int(row["task_id"]), row, () if "prompt" in row else ("text",))

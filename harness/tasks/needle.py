@@ -10,7 +10,7 @@ from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from ...results.fields import Data, Within
-from ..generation import Question, Reply, Rule, ask, output
+from ..generation import Question, Reply, Rule, ask, scored
 from ..haystack import Haystack, plant
 from ..lm import Session
 from ..scores import rouge1_tenths, word_recall
@@ -58,8 +58,7 @@ class Needle(Task):
         questions = [self.question(session, hay, depth, repeat) for depth, repeat in grid]
         most = max(len(session.encode(f" {fact.answer}")) for q in questions for fact in q.facts.facts)
         samples = ask(session, questions, Rule(most + 1, to_the_end=False), partial(self._judge))
-        accuracy = sum(s["score"] for s in samples) / len(samples)
-        return Outcome({"accuracy": accuracy, "needles": len(samples), **output(samples)}, samples)
+        return scored(samples, "needles")
 
     def question(self, session: Session, hay: Haystack, depth: float, repeat: int) -> Question:
         """A text and its questions; the same for every method."""

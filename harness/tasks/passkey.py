@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from ...results.fields import Within
-from ..generation import Question, Reply, Rule, ask, output
+from ..generation import Question, Reply, Rule, ask, scored
 from ..lm import Session
 from ..task import Outcome, Task
 
@@ -39,8 +39,7 @@ class Passkey(Task):
         """Hide, ask, compare."""
         questions = [self.question(session, number) for number in range(self.samples)]
         samples = ask(session, questions, Rule(self.new), self._judge)
-        accuracy = sum(s["score"] for s in samples) / len(samples)
-        return Outcome({"accuracy": accuracy, "samples": len(samples), **output(samples)}, samples)
+        return scored(samples)
 
     def question(self, session: Session, number: int) -> Question:
         """The number-th prompt, the same for every method."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from ...results.fields import Data, Within
-from ..generation import Question, Reply, Rule, ask, output
+from ..generation import Question, Reply, Rule, ask, scored
 from ..haystack import Haystack
 from ..lm import Session
 from ..ruler.lists import Common, Frequent, Variables
@@ -64,8 +64,7 @@ class Ruler(Task):
         hay = Haystack(session, self.haystack)
         questions = [self.question(session, hay, number) for number in range(self.samples)]
         samples = ask(session, questions, Rule(KINDS[self.kind].new), self._judge)
-        accuracy = sum(s["score"] for s in samples) / len(samples)
-        return Outcome({"accuracy": accuracy, "samples": len(samples), **output(samples)}, samples)
+        return scored(samples)
 
     def question(self, session: Session, hay: Haystack, number: int) -> Question:
         """The number-th sample; the same for every method."""

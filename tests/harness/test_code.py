@@ -7,7 +7,7 @@ import math
 import pytest
 
 from lacuna.harness import code
-from lacuna.harness.code import pass_at
+from lacuna.harness.code import Trial, pass_at
 from lacuna.harness.generation import Reply
 from lacuna.harness.sandbox.run import Ended, missing, run_inside
 from lacuna.harness.tasks.humaneval import HumanEval
@@ -99,8 +99,8 @@ def test_canonical_solutions_pass_and_broken_ones_fail(shared):
     task = HumanEval(str(shared / "humaneval" / "HumanEval.jsonl.gz"))
     for row in read_rows(task.data)[::40]:
         tail = f"\n\n{row['test']}\ncheck({row['entry_point']})\n"
-        assert run_inside(row["prompt"] + row["canonical_solution"] + tail, task._trial.limits).passed
-        assert not run_inside(row["prompt"] + "    return 'nonsense'\n" + tail, task._trial.limits).passed
+        assert run_inside(row["prompt"] + row["canonical_solution"] + tail, Trial.of(task).limits).passed
+        assert not run_inside(row["prompt"] + "    return 'nonsense'\n" + tail, Trial.of(task).limits).passed
 
 
 @pytest.mark.skipif(bool(missing()), reason=missing() or "a sandbox is here")

@@ -68,6 +68,7 @@ doc_to_target: "{{question}} {{choices[0]}}"
 metric_list: [{metric: word_perplexity}]
 """,
 }
+SHARE = ("humaneval", "lm_eval")
 NAMES = ("the king", "an old man", "nobody at all", "she", "the master of the house", "it", "we", "a stranger", "he")
 
 
@@ -105,6 +106,12 @@ def by_task(found):
     return {json.dumps([r.cell.task.name, r.cell.task.args], sort_keys=True): r for r in found.values()}
 
 
+def nearly(value):
+    """Numbers to rounding, all else as it is."""
+    numbers = value if isinstance(value, list) else [value]
+    return pytest.approx(value, rel=1e-4, abs=1e-6) if all(isinstance(n, int | float) for n in numbers) else value
+
+
 def hold_alike(one, other):
     """All that was measured, but the time that it took."""
     assert one.keys() == other.keys()
@@ -113,13 +120,11 @@ def hold_alike(one, other):
         assert len(a.samples) == len(b.samples) >= 2
         for mine, theirs in zip(a.samples, b.samples, strict=True):
             for name in mine.keys() - {"answer_s"}:
-                close = (
-                    pytest.approx(theirs[name], rel=1e-4, abs=1e-6) if isinstance(theirs[name], float) else theirs[name]
-                )
-                assert mine[name] == close, (task, name)
+                assert mine[name] == nearly(theirs[name]), (task, name)
         for name in a.metrics.keys() - {"answer_s_mean"}:
             assert a.metrics[name] == pytest.approx(b.metrics[name], rel=1e-4), (task, name)
-        for phase in ("prefill", "decode"):
+        # a context that choices or draws share is prefilled once in a batch, so how often depends on who is in it
+        for phase in ("prefill", "decode") if a.cell.task.name not in SHARE else ("decode",):
             assert a.ledger[phase]["tokens"] == b.ledger[phase]["tokens"], task
             assert a.ledger[phase].get("density", 0) == pytest.approx(b.ledger[phase].get("density", 0), rel=1e-6), task
 
