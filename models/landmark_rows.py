@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import attend
 from .landmark import logsumexp_by_block
+from .landmark_host import Fetch, gathered
 from .memory import Call, Memory
 
 NO_BOUND = 2**31
@@ -238,15 +239,21 @@ class Rows:
         memory, block, scale = self.memory, self.plan.block, self.call.scale
         inner = torch.arange(block, device=chosen.device)
         number = chosen[..., None] * block + inner + self.call.first[:, None, None, None, None]
-        index = (number - memory.numbers_BS(batch)[:, 0, None, None, None, None]).clamp(min=0).flatten(3)
+        index = (number - memory.numbers_BS(batch)[:, 0, None, None, None, None]).flatten(3)
+        here = index.clamp(min=0)
+        keys, values = self._at_block(here, heads), gathered(memory.values.view, here, heads)
+        if memory.host is not None:
+            begins = self.call.first - memory.numbers_BS(batch)[:, 0]
+            fetch = Fetch(memory.host, block, chosen, index, begins)
+            keys, values = fetch.into(keys, values, self._turned)
         query = self._before_slots(q_BHTD, slot)[..., None]
-        keys = self._at_block(index, heads).view(batch, heads, rows, -1, block, query.shape[-2])
+        keys = keys.view(batch, heads, rows, -1, block, query.shape[-2])
         score = (keys @ query)[..., 0] * scale
         marks = self._turned(memory.extra["landmarks"], torch.full_like(self.at[:, :1], block))
-        marks = _gathered(marks, chosen.clamp(min=0), heads) if chosen.shape[-1] else query[..., 0]
+        marks = gathered(marks, chosen.clamp(min=0), heads) if chosen.shape[-1] else query[..., 0]
         gate = (marks[..., None, :] @ query)[..., 0, 0] * scale
         logit = score + (gate - score.logsumexp(-1))[..., None]
-        return logit.masked_fill((chosen < 0)[..., None], -torch.inf), _gathered(memory.values.view, index, heads)
+        return logit.masked_fill((chosen < 0)[..., None], -torch.inf), values
 
     def _controlled(self, q_BHTD: Tensor, logits_BHTW: Tensor) -> Tensor:
         """Logits by which the control token, which stands at -1, weighs all blocks, and they weigh among themselves."""
@@ -276,9 +283,9 @@ class Rows:
         keys, block = self.memory.keys.view, self.plan.block
         place = (self.memory.numbers_BS(keys.shape[0]) - self.call.first[:, None]) % block
         if index_BHTK[0].numel() > keys[0, :, :, 0].numel():  # rows that are gathered often are turned once
-            return _gathered(self._turned(keys, place), index_BHTK, heads)
+            return gathered(self._turned(keys, place), index_BHTK, heads)
         there = place.gather(1, index_BHTK.flatten(1))
-        keys = _gathered(keys, index_BHTK, heads)
+        keys = gathered(keys, index_BHTK, heads)
         return self._turned(keys.flatten(1, 3)[:, None], there).view(keys.shape)
 
     def _hit(self, chosen: Tensor) -> Tensor:
@@ -291,11 +298,3 @@ class Rows:
         """Rows read per key/value head: the chunk so far, and the blocks that any head of the group chose."""
         blocks = attend.union_BGT(hit_BHTN, groups) * self.plan.block
         return torch.where(self.at[:, None] < 0, 0, blocks + (self.at - self.start + 1)[:, None])
-
-
-def _gathered(rows_BGSD: Tensor, index_BHTK: Tensor, heads: int) -> Tensor:
-    """Rows of each query head's key/value head, [B, H, T, K, D]."""
-    batch, groups = rows_BGSD.shape[:2]
-    at_batch = torch.arange(batch, device=rows_BGSD.device)[:, None, None, None]
-    at_head = torch.arange(heads, device=rows_BGSD.device)[None, :, None, None] // (heads // groups)
-    return rows_BGSD[at_batch, at_head, index_BHTK]

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .host_rows import HostRows
 from .rows import Clock, Rows, T
 
 Phase = Literal["prefill", "decode"]
@@ -69,7 +70,7 @@ class Memory:
             than others begin with holes, numbered -1.
         copies: how often each key/value head is held (more than once where each query head keeps rows of its own).
         constants: tensors of this layer that a method reads each step (a PCA basis); charged once.
-        extra: further tensors [B, G, ...] of these sequences; charged.
+        extra: further tensors [B, G, ...] of these sequences; charged. `host`: rows moved there; not held, not charged.
         first: [B] number of the first token that is no padding; the binding says.
         prompt: [B] tokens of each text at the end of its last prompt, padding left out, `prompt_seen` all; None before.
         allowed: [B] rows of a head that an evicting method's budget then allowed.
@@ -82,6 +83,7 @@ class Memory:
         self.keys, self.values = Rows(room), Rows(room)
         self.aux: dict[str, Rows] = {}
         self.extra: dict[str, Tensor] = {}
+        self.host: HostRows | None = None
         self.copies = 1
         self.first: Tensor | None = None
         self.prompt: Tensor | None = None
@@ -207,13 +209,12 @@ class Memory:
 
     def reorder(self, batch: Tensor) -> None:
         """Rearrange the sequences of the batch."""
-        self.first = None if self.first is None else self.first[batch]
-        self.prompt = None if self.prompt is None else self.prompt[batch]
-        self.allowed = None if self.allowed is None else self.allowed[batch]
-        self.columns = None if self.columns is None else self.columns[batch]
+        for name in ("first", "prompt", "allowed", "columns", "host"):
+            part = getattr(self, name)
+            setattr(self, name, None if part is None else part[batch])
         self.extra = {name: part[batch] for name, part in self.extra.items()}
-        for part in (self.keys, self.values, *self.aux.values()):
-            part.reorder(batch)
+        for rows in (self.keys, self.values, *self.aux.values()):
+            rows.reorder(batch)
 
     def fork(self, batch: Tensor) -> Memory:
         """A copy with these sequences; this memory stays as it is."""

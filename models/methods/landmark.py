@@ -11,6 +11,7 @@ from torch import Tensor
 from ...results import rules
 from ...results.fields import ByteCount, Keep, RowCount, Within
 from ..budget import Allowance, Cost, amount_of, asks_for_gaps, in_rows, word_of
+from ..host_rows import HostRows
 from ..inserted import Inserted
 from ..landmark import Landmarked
 from ..landmark_rows import NO_BOUND, Plan, Rows, pieces
@@ -44,7 +45,9 @@ class Landmark(Method):
     `head` (the highest score of any row of the chunk so far: the paper takes later rows of the chunk too, which
     decoding cannot know). Where query heads choose apart, `rows` and `keep` are of each of them. In a model that was
     trained with a control token (section 4.4) all blocks before the chunk are under it; a row that gives it a weight
-    below `cutoff` reads none of them, and what is left is not scaled up.
+    below `cutoff` reads none of them, and what is left is not scaled up. `offload: host` keeps keys and values of all
+    blocks before the chunk in the host's memory, and fetches those that are chosen: then the device holds the chunk and
+    the landmarks (appendix G; there heads choose for a whole chunk, which is `choose: head`, and least is fetched).
     """
 
     keep: Keep = None
@@ -54,6 +57,7 @@ class Landmark(Method):
     blocks: Annotated[int, Within(1)] | None = None
     choose: Literal["row_and_head", "row", "head"] = "row_and_head"
     cutoff: Annotated[float, Within(0, 1)] = 0.0
+    offload: Literal["none", "host"] = "none"
     version: ClassVar[int] = 3
     shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
 
@@ -110,26 +114,38 @@ class Landmark(Method):
     attend_dense = attend
 
     def settle(self, memory: Memory, call: Call) -> None:
-        """Drop rows that no text can need any more."""
-        if self.blocks is None:
+        """Drop rows that no text can need any more, or move those before the chunk to the host."""
+        if self._keeps_all():
             return
         oldest_B = self._oldest(memory, memory.seen - call.first) + call.first
         held = memory.numbers_BS(call.first.shape[0])
         drop = int(oldest_B.min()) - int(held[0, 0])
         if drop > 0:
+            if self.offload == "host":
+                keys, values = memory.keys.view[:, :, :drop], memory.values.view[:, :, :drop]
+                memory.host = HostRows.grown(memory.host, keys, values, self._on_host(memory, call))
             rows = torch.arange(drop, held.shape[1], device=held.device)
             memory.keep(rows.expand(held.shape[0], 1, -1))
 
+    def _keeps_all(self) -> bool:
+        return self.blocks is None and self.offload == "none"
+
+    def _on_host(self, memory: Memory, call: Call) -> int:
+        """Rows before the first chunk that some text of the batch can still need."""
+        reach = (self.blocks or NO_BOUND) * Landmarked.of(memory.site.config).block
+        start_B = (memory.seen - call.first) // self.chunk * self.chunk + call.first
+        return reach + int(start_B.max() - start_B.min())
+
     def kept(self, memory: Memory, call: Call, before_BN: Tensor, after_BN: Tensor) -> Tensor:
         """A text's rows from the oldest that any text of the batch can need: they rise with the chunk, and fall."""
-        if self.blocks is None:
+        if self._keeps_all():
             return super().kept(memory, call, before_BN, after_BN)
         oldest_BT = self._oldest(memory, call.numbers_T + 1 - call.first[:, None]) + call.first[:, None]
         return (call.numbers_T + 1 - oldest_BT.amin(0).maximum(call.first[:, None]))[:, None]
 
     def _oldest(self, memory: Memory, next_: Tensor) -> Tensor:
-        """Place of the oldest row that the row at this place can need."""
-        reach = (self.blocks or 0) * Landmarked.of(memory.site.config).block
+        """Place of the oldest row that the row at this place can need of those that are on the device."""
+        reach = 0 if self.offload == "host" else (self.blocks or 0) * Landmarked.of(memory.site.config).block
         return (next_ // self.chunk * self.chunk - reach).clamp(min=0)
 
     def plan(self, said: Landmarked) -> Plan:

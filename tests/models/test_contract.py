@@ -128,18 +128,23 @@ def test_ledger_counts_rows_that_are_read(name, args, basis, monkeypatch):
         model(ids[:, :32], past_key_values=cache, use_cache=True)
         binding.reset()
         memory = cache.layers[0].memory
-        clean = copy.deepcopy((memory.keys, memory.values, memory.aux, memory.extra, memory.columns, memory.seen))
+        names = ("keys", "values", "aux", "extra", "columns", "seen", "host")
+        clean = copy.deepcopy({name: getattr(memory, name) for name in names})
 
         def last_row(change):
-            parts = copy.deepcopy(clean)
-            memory.keys, memory.values, memory.aux, memory.extra, memory.columns, memory.seen = parts
-            change(memory.values.view)
+            vars(memory).update(
+                {n: part for n, part in copy.deepcopy(clean).items() if n != "seen"}, _tokens=clean["seen"]
+            )
+            change([memory.values.view, *([] if memory.host is None else [memory.host.values])])
             return model(ids[:, 32:], past_key_values=cache, use_cache=True).logits
 
         base = last_row(lambda _: None)
         said = float(binding.ledger.sums()[0, 1, 2])
-        places = [(g, r) for g in range(clean[1].view.shape[1]) for r in range(clean[1].view.shape[2])]
-        read = sum(not torch.equal(last_row(lambda v, at=at: v[:, at[0], at[1]].add_(100.0)), base) for at in places)
+        held = [clean["values"].view, *([] if memory.host is None else [memory.host.values])]
+        places = [(n, g, r) for n, v in enumerate(held) for g in range(v.shape[1]) for r in range(v.shape[2])]
+        read = sum(
+            not torch.equal(last_row(lambda v, at=at: v[at[0]][:, at[1], at[2]].add_(100.0)), base) for at in places
+        )
         write = type(method).write
         for head in range(2):  # the new row is not there yet to be changed: change it on its way
             bump = torch.zeros(1, 2, 1, 1).index_fill(1, torch.tensor(head), 100.0)
