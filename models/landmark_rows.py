@@ -19,7 +19,7 @@ from .landmark_host import Fetch, gathered
 from .memory import Call, Memory
 
 NO_BOUND = 2**31
-# Rows attended at once, and elements of keys gathered for them; on a GPU small pieces would wait for their launches.
+# Rows attended at once, and elements of keys gathered for them: a GPU would wait for launches.
 AT_ONCE = {"cpu": (attend.ROWS_AT_ONCE, 2**24), "cuda": (2048, 2**28)}
 
 
@@ -41,8 +41,7 @@ class Plan:
 
 def pieces(q_BHTD: Tensor, k_BT: Tensor, block: int) -> Iterator[slice]:
     """Query rows that choose k blocks, so many at once that what is gathered for them stays small."""
-    batch, heads, new, dim = q_BHTD.shape
-    rows, gathered = AT_ONCE[q_BHTD.device.type]
+    (batch, heads, new, dim), (rows, gathered) = q_BHTD.shape, AT_ONCE[q_BHTD.device.type]
     each = max(1, min(rows, gathered // (batch * heads * dim * max(1, _largest(k_BT) * block))))
     return (slice(start, min(start + each, new)) for start in range(0, new, each))
 
