@@ -69,3 +69,21 @@ def test_equal_scores_go_to_the_lowest_rows(twin, device):
     assert count_BGX.unique().tolist() == [5]
     assert index_BGK[..., :5].reshape(-1, 5).unique(dim=0).tolist() == [[3, 4, 5, 6, 7]]
     torch.testing.assert_close(share_BH, torch.full_like(share_BH, 5 / 97), rtol=1e-5, atol=0)
+
+
+@ops.both
+@pytest.mark.parametrize(("theta", "least"), [(-math.inf, 1), (180.0, 1), (-400.0, 1), (0.0, 40)])
+@pytest.mark.parametrize("case", ops.SHAPES[:3], ids=lambda case: case.name)
+def test_weights_that_leave_float32_are_summed_again(case, theta, least, twin, device):
+    """Broken: weights held against a far threshold overflow, or vanish with all of a head's, and shares are wrong."""
+    inputs = ops.inputs_of("theta_rows", case, device)
+    inputs["scale"] *= 40
+    inputs["q_BHR"][:, 0] *= 1e-3  # a head whose scores all lie far below those of its group
+    inputs["threshold_BG"].fill_(theta)
+    inputs["least_B"].fill_(least)
+    inputs["most_B"].fill_(1000)
+    index_BGK, count_BGX, share_BH = ops.run("theta_rows", twin, inputs)
+    rows, shares = definition(**inputs)
+    torch.testing.assert_close(share_BH.double().cpu(), shares, atol=2e-4, rtol=1e-3)
+    counts = count_BGX.sum(-1).cpu()
+    assert all(int(counts[b, g]) == len(chosen) for (b, g), chosen in rows.items())

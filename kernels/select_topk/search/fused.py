@@ -7,6 +7,9 @@ import triton
 import triton.language as tl
 
 LOWEST = tl.constexpr(-(2**31))
+# The keys of the least finite score, and the one after that of +inf, which no score reaches.
+LEAST = tl.constexpr(-(2**31) + 0x800000)
+BEYOND = tl.constexpr(0x7F800001)
 
 
 @triton.jit
