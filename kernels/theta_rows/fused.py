@@ -149,7 +149,10 @@ def theta_rows(
     if q_BHR.stride(-1) != 1 or k_BGSR.stride(-1) != 1:
         raise ValueError(f"expected stride 1 in the last dim, got {q_BHR.stride()} and {k_BGSR.stride()}")
     heads, (batch, groups, rows, dims) = q_BHR.shape[1], k_BGSR.shape
-    plan = plan or score_plan(batch * groups, rows, dims, k_BGSR.element_size(), multiprocessors(q_BHR.device))
+    if plan is None:
+        plan = score_plan(batch * groups, rows, dims, k_BGSR.element_size(), multiprocessors(q_BHR.device))
+        # sums of a group's weights need as many registers again as its scores: twice the warps share them
+        plan = plan._replace(num_warps=plan.num_warps if heads == groups else 8)
     width = triton.cdiv(rows, segments)
     index_BGK, count_BGX = (
         q_BHR.new_empty(batch, groups, size, dtype=torch.int32) for size in (segments * width, segments)

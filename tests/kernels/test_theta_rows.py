@@ -82,7 +82,7 @@ def test_weights_that_leave_float32_are_summed_again(case, theta, least, twin, d
     inputs["threshold_BG"].fill_(theta)
     inputs["least_B"].fill_(least)
     inputs["most_B"].fill_(1000)
-    index_BGK, count_BGX, share_BH = ops.run("theta_rows", twin, inputs)
+    _, count_BGX, share_BH = ops.run("theta_rows", twin, inputs)
     rows, shares = definition(**inputs)
     torch.testing.assert_close(share_BH.double().cpu(), shares, atol=2e-4, rtol=1e-3)
     counts = count_BGX.sum(-1).cpu()
