@@ -96,7 +96,7 @@ def attend_above_kernel(q_ptr, k_ptr, v_ptr, rank_q_ptr, rank_k_ptr, threshold_p
     rank_k_base = rank_k_ptr + batch * rk_batch + group * rk_head
     line_place, line_there, token = place_of_rows(pair, begin, new, GROUP, M, JP, 0)
     set_place, set_there, _token = place_of_rows(pair, begin, new, GROUP, M, JP, SHARED)
-    token_place, token_there, _token = place_of_rows(pair, begin, new, GROUP, M, JP, 1)
+    token_place, token_there, alone = place_of_rows(pair, begin, new, GROUP, M, JP, 1)
     threshold = tl.load(threshold_ptr + set_place, mask=set_there, other=float("inf"))
     shift = tl.zeros([M * JP], tl.float32)
     if SHIFTED:
@@ -117,20 +117,26 @@ def attend_above_kernel(q_ptr, k_ptr, v_ptr, rank_q_ptr, rank_k_ptr, threshold_p
         if SHIFTED:
             rank = rank - shift[:, None]
         above = ranks_of(rank, GROUP, M, JP, N, SHARED) > threshold[:, None]
-        seen = (key + tl.arange(0, N))[None, :] <= row[:, None]
+        at = key + tl.arange(0, N)
+        seen = at[None, :] <= row[:, None]
         if SHARED:
-            above = tl.reshape(tl.broadcast_to(above[:, None, :], (M, JP, N)), (M * JP, N))
-        keep = above & seen & line_there[:, None]
-        held = keep.to(tl.int32)
-        by_token = tl.max(tl.reshape(held, (M, JP, N)), 1)
-        read += tl.sum(by_token, 1)
-        count += tl.sum(by_token, 1) if SHARED else tl.sum(held, 1)
+            # The group keeps the same keys: they are counted before they are spread over its lines.
+            above = above & (at[None, :] <= (rows - new + alone)[:, None]) & token_there[:, None]
+            found = tl.sum(above.to(tl.int32), 1)
+            count, read = count + found, read + found
+            keep = tl.reshape(tl.broadcast_to(above[:, None, :], (M, JP, N)), (M * JP, N)) & line_there[:, None]
+        else:
+            keep = above & seen & line_there[:, None]
+            held = keep.to(tl.int32)
+            found = tl.sum(held, 1)
+            count += found
+            read += tl.sum(tl.max(tl.reshape(held, (M, JP, N)), 1), 1)
         score = tl.where(seen, product * scale_log2, float("-inf"))
         new_top = tl.maximum(top, tl.max(score, 1))
         base = tl.where(new_top == float("-inf"), 0.0, new_top)
         total = total * tl.exp2(top - base) + tl.sum(tl.exp2(score - base[:, None]), 1)
         top = new_top
-        if tl.max(tl.max(held, 1), 0) > 0:
+        if tl.max(found, 0) > 0:
             score = tl.where(keep, score, float("-inf"))
             new_top = tl.maximum(kept_top, tl.max(score, 1))
             base = tl.where(new_top == float("-inf"), 0.0, new_top)
