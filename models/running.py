@@ -15,6 +15,9 @@ SUM = "value_sum"
 
 def add(memory: Memory, v_BGTD: Tensor) -> None:
     """Add rows that are about to be appended, without padding, to the sum; in fp32, as half precision would stop."""
+    if memory.clock is not None:  # a decoded token is no padding
+        memory.extra[SUM] = memory.extra[SUM] + v_BGTD
+        return
     numbers = memory.seen + torch.arange(v_BGTD.shape[2], device=v_BGTD.device)
     total = _without_padding(v_BGTD, numbers, memory.first).sum(2, keepdim=True)
     held = memory.extra.get(SUM)
@@ -27,7 +30,7 @@ def mean_BGTD(memory: Memory, call: Call) -> Tensor:
     if call.new > 1:  # rows fed at once: take off what came after each of them
         new = _without_padding(memory.values.view[:, :, -call.new :], call.numbers_T, call.first)
         total = total - new.sum(2, keepdim=True) + new.cumsum(2)
-    return total / call.context_BT.clamp(min=1)[:, None, :, None]
+    return total / call.once("rows of the mean", lambda: call.context_BT.clamp(min=1)[:, None, :, None])
 
 
 def mean_bytes(memory: Memory) -> int:

@@ -122,7 +122,7 @@ class LokiTheta(Method):
         if self.vmc == "mean":
             mean = threshold.per_head(running.mean_BGTD(memory, call), out_BHTD.shape[1])
             out_BHTD = out_BHTD + lack_BHT[..., None] * mean
-        return out_BHTD.masked_fill(call.context_BT[:, None, :, None] == 0, 0)
+        return out_BHTD.masked_fill(call.once("empty", lambda: call.context_BT[:, None, :, None] == 0), 0)
 
     def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         lead, (lo, hi) = memory.aux["lead"].view, attend.span(memory, call)

@@ -80,7 +80,8 @@ class Sparq(Method):
             return out
         mean = running.mean_BGTD(memory, call).repeat_interleave(q_BHTD.shape[1] // memory.keys.view.shape[1], 1)
         mixed = inside[..., None] * out + (1 - inside[..., None]) * mean
-        return mixed.masked_fill(call.context_BT[:, None, :, None] == 0, 0).to(q_BHTD.dtype)
+        empty = call.once("empty", lambda: call.context_BT[:, None, :, None] == 0)
+        return mixed.masked_fill(empty, 0).to(q_BHTD.dtype)
 
     def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> tuple[Tensor, Tensor]:
         """Output [B, H, 1, D], and the approximate weight [B, H, 1] inside the rows chosen."""
