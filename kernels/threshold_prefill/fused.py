@@ -13,8 +13,9 @@ import triton.language as tl
 
 from ..dense_decode.fused import LOG2_E, check_contiguous_rows
 from ..grouped_rows.fused import load_keys, load_lines, place_of_rows, ranks_of
-from ..interpreter import storage_dtype, upcasts
+from ..interpreter import storage_dtype
 from ..kth_score.eager import check_reduce
+from ..kth_score.stored.fused import shape_of
 from ..many_rows import Tiles, tiles_of
 from ..op import Reduce
 from ..tiling import power_of_2
@@ -197,22 +198,17 @@ def threshold_prefill(
     check_contiguous_rows(q_BHTD, k_BGSD, v_BGSD, rank_q_BHTR, rank_k_BGSR)
     if scale <= 0:
         raise ValueError(f"expected a positive scale, got {scale}")
-    batch, heads, new, dim = q_BHTD.shape
+    batch, _, new, dim = q_BHTD.shape
     groups, rows = k_BGSD.shape[1:3]
-    plan = plan or tiles_of(LINES, q_BHTD.element_size(), dim)
-    padded = power_of_2(heads // groups)
-    tokens = max(1, plan.queries // padded)
+    shape = shape_of(q_BHTD, groups, threshold_BNT.shape[1], plan or tiles_of(LINES, q_BHTD.element_size(), dim))
     kept = _empty(q_BHTD, threshold_BNT, groups)
     apart = int(not (_same(rank_k_BGSR, k_BGSD) and _same(rank_q_BHTR, q_BHTD)))
-    attend_above_kernel[(triton.cdiv(new, tokens), batch * groups)](
+    attend_above_kernel[(triton.cdiv(new, shape["M"]), batch * groups)](
         q_BHTD, k_BGSD, v_BGSD, rank_q_BHTR, rank_k_BGSR, threshold_BNT.float().contiguous(),
         threshold_BNT if shift_BHT is None else shift_BHT.float().contiguous(), first_B, *kept, scale, scale * LOG2_E,
         new, rows, *q_BHTD.stride()[:3], *k_BGSD.stride()[:3], *v_BGSD.stride()[:3], *rank_q_BHTR.stride()[:3],
-        *rank_k_BGSR.stride()[:3], KV_HEADS=groups, GROUP=heads // groups, DIM=dim,
-        BLOCK_DIM=max(16, power_of_2(dim)), RANK_DIM=rank_q_BHTR.shape[3],
-        BLOCK_RANK=max(16, power_of_2(rank_q_BHTR.shape[3])), M=tokens, JP=padded, N=plan.keys,
-        SHARED=int(reduce == "max"), APART=apart, SHIFTED=int(shift_BHT is not None),
-        UPCAST=upcasts(q_BHTD.dtype), num_warps=plan.num_warps, num_stages=plan.num_stages,
+        *rank_k_BGSR.stride()[:3], RANK_DIM=rank_q_BHTR.shape[3],
+        BLOCK_RANK=max(16, power_of_2(rank_q_BHTR.shape[3])), APART=apart, SHIFTED=int(shift_BHT is not None), **shape,
     )  # fmt: skip
     return kept._replace(out_BHTD=kept.out_BHTD.to(q_BHTD.dtype))
 

@@ -5,7 +5,10 @@ process of its own, with TRITON_INTERPRET unset.
 """
 
 import json
+import re
+import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 
 import torch
@@ -31,6 +34,16 @@ def signature_of(value):
     return "i64" if value >= 2**31 else "i32"
 
 
+def stack_of(cubin):
+    """Bytes of a thread's stack, where registers are spilled to."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return int(re.search(r"STACK:(\d+)", told)[1])
+
+
 def launch(kernel, *arguments, grid=None, warmup=False, **keywords):
     options = {name: keywords.pop(name) for name in OPTIONS if name in keywords}
     values = dict(zip(kernel.arg_names, arguments, strict=False)) | keywords
@@ -47,7 +60,8 @@ def launch(kernel, *arguments, grid=None, warmup=False, **keywords):
     compiled = triton.compile(source, target=TARGET, options=options)
     row = {"kernel": kernel.__name__, "dtype": " ".join(sorted(set(signature.values()))),
            "shared": compiled.metadata.shared, "cubin": len(compiled.asm["cubin"]),
-           "mma": "mma" in compiled.asm["ptx"], "cp_async": compiled.asm["ptx"].count("cp.async.cg"), **options}  # fmt: skip
+           "mma": "mma" in compiled.asm["ptx"], "cp_async": compiled.asm["ptx"].count("cp.async.cg"),
+           "stack": stack_of(compiled.asm["cubin"]), **options}  # fmt: skip
     print(json.dumps(row), flush=True)
 
 
