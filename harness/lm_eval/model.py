@@ -35,8 +35,17 @@ class Model(TemplateLM):  # type: ignore[misc]  # the library is untyped
 
     @property
     def eot_token_id(self) -> int:
-        """End of text."""
-        return int(self.session.lm.tokenizer.eos_token_id)
+        """End of text.
+
+        Raises:
+            ValueError: the tokenizer has none.
+        """
+        end = self.session.lm.tokenizer.eos_token_id
+        if end is None:
+            raise ValueError(
+                "the model's tokenizer has no end-of-text token, which lm-eval's tasks need: name one in it"
+            )
+        return int(end)
 
     @property
     def prefix_token_id(self) -> int:

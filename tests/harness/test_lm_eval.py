@@ -108,6 +108,16 @@ def test_chats_are_those_of_lm_eval(lm, under, files, monkeypatch, file, chat):
         task.run(session)
 
 
+def test_a_tokenizer_without_an_end_is_said(lm, under, files):
+    """A base model's tokenizer may have no special token; a traceback of int(None) names none."""
+    before, lm.tokenizer.eos_token = lm.tokenizer.eos_token, None
+    try:
+        with under() as session, pytest.raises(ValueError, match="has no end-of-text token"):
+            LmEval(file=files["write.yaml"], data=files["rows.jsonl"], shots=0).run(session)
+    finally:
+        lm.tokenizer.eos_token = before
+
+
 def test_a_method_acts_on_what_is_scored(under, files):
     """Log-likelihood tasks that only prefill report dense results as sparse."""
     found = {}
