@@ -20,6 +20,7 @@ from . import many
 from .memory import Call, Memory
 
 ROWS_AT_ONCE = 256  # bounds the [B, N, T, S] scores of a vectorised pass
+WINDOW_ROWS_AT_ONCE = {"cpu": ROWS_AT_ONCE, "cuda": 1024}  # of windows, which are short: a GPU would wait for launches
 ALL_ROWS = slice(None)
 
 
@@ -187,8 +188,8 @@ def masked_two(q: Tensor, other: Tensor, is_other_BTS: Tensor, memory: Memory, k
     k, v = memory.keys.view, memory.values.view
     empty = ~keep_BTS.any(-1)[:, None, :, None]
     parts = []
-    for piece in torch.arange(call.new, device=k.device).split(ROWS_AT_ONCE):
-        rows = slice(int(piece[0]), int(piece[-1]) + 1)
+    size = WINDOW_ROWS_AT_ONCE[k.device.type]
+    for rows in (slice(first, first + size) for first in range(0, call.new, size)):
         some = keep_BTS[:, rows].flatten(0, 1).any(0).nonzero()[:, 0]  # of a window most rows are far away
         keys, values = k[:, :, some], v[:, :, some].float()
         plain, turned = group_scores(q[:, :, rows], keys, "none"), group_scores(other[:, :, rows], keys, "none")
