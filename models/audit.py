@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -86,6 +86,8 @@ class Audit:
         assert self.text_BN is not None
         assert self.held_bytes is not None
         tokens, rows = int(memory.seen), memory.keys.view.shape[2]
+        if self.waiting is not None:  # no budget depends on what is large
+            call = replace(call, query=None, visible=None)
         read = (self.attended_BT, self.read_BT)
         moment = Moment(memory, call, allowing, tokens, rows, *read, self.text_BN, self.held_bytes, acted)
         self.attended_BT = self.read_BT = self.text_BN = self.held_bytes = None
