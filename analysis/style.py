@@ -96,7 +96,8 @@ def _place(method: str) -> int:
 
 def nth(place: int) -> Look:
     """The look of what is no method (a corpus, an operation): by its place in a figure."""
-    return Look(PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)])
+    turn = place // len(PALETTE)  # colours come again with other markers
+    return Look(PALETTE[place % len(PALETTE)], MARKERS[(place + turn) % len(MARKERS)])
 
 
 def filled(colour: str, density: float) -> tuple[float, float, float, float]:

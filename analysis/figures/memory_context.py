@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..inside import plain_ticks
 from ..study import Study
 from ..style import COLUMN, fewer, legend, look, panels, paper
 
@@ -29,7 +30,8 @@ def draw(study: Study) -> Figure:
     good = cells[cells["status"] == "ok"].assign(order=lambda c: c["method"] != "full")
     found = good.assign(context=_context(good), held=pd.to_numeric(good["bytes_held"]) / GIB)
     found = found[found["context"].notna() & (found["held"] > 0)].sort_values(["order", "method", "method_label"])
-    if len(found["context"].unique()) < 2:
+    found = found[found.groupby(["model_label", "setting"])["context"].transform("nunique") > 1]
+    if found.empty:
         raise ValueError("needs a cell that ended well at two contexts, with bytes held in its ledger")
     found, note = fewer(found)
     groups = [rows for _, rows in found.groupby(["model_label", "setting"], sort=True)]
@@ -58,10 +60,10 @@ def _panel(axis: Axes, rows: pd.DataFrame) -> None:
             peak = pd.to_numeric(marks["peak_gib"]).groupby(marks["context"]).max().dropna()
             axis.plot(peak.index, peak, color=mine.colour, linestyle="--", linewidth=0.8)
     axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
     contexts = sorted(rows["context"].unique())[:: -(-len(rows["context"].unique()) // 8)]
     axis.set_xticks(contexts, [f"{c:g}" for c in contexts])
     axis.minorticks_off()
+    plain_ticks(axis, "y")
     axis.set(xlabel="context (tokens)", ylabel="GiB (dashed: peak)")
     first = rows.iloc[0]
     axis.set_title(" ".join(text for text in (first["model_label"], first["setting"]) if text), fontsize=7)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..study import Study
-from ..style import COLUMN, legend, look, panels, paper
+from ..style import COLUMN, legend, nth, panels, paper
 
 # What a panel holds: operations, and the dense pass that they are held against.
 BESIDE = {
@@ -21,6 +21,8 @@ BESIDE = {
     "column sums and votes": ("attention", ("column_sums", "window_votes")),
     "thresholds": ("attention", ("threshold_prefill", "kth_score", "linear_prefill")),
 }
+DENSE = {"sdpa_flash": "x", "sdpa_cudnn": "d", "sdpa_efficient": "+", "sdpa_math": "1", "eager": "2"}
+OPS = sorted({op for _, ops in BESIDE.values() for op in ops})
 
 
 def prompts(bench: pd.DataFrame, value: str) -> pd.DataFrame:
@@ -66,8 +68,12 @@ def lines(axis: Axes, rows: pd.DataFrame, value: str) -> None:
     axis.set_xticks(lengths, [f"{length / 1024:g}k" for length in lengths])
     axis.set_xticks([], minor=True)
     for who, marks in rows.groupby("who", sort=True):
-        dense = marks["baseline"].ne("").all()
         by_length = marks.groupby("context")[value].max()
-        mine = look(str(who))
-        axis.plot(by_length.index, by_length, marker=mine.marker, label=str(who), linewidth=1,
-                  color="#777777" if dense else mine.colour, linestyle=":" if dense else "-")  # fmt: skip
+        axis.plot(by_length.index, by_length, label=str(who), linewidth=1, **_stroke(str(who)))
+
+
+def _stroke(who: str) -> dict[str, str]:
+    if who in OPS:
+        mine = nth(OPS.index(who))
+        return {"color": mine.colour, "marker": mine.marker, "linestyle": "-"}
+    return {"color": "#777777", "marker": DENSE.get(who, "|"), "linestyle": ":"}

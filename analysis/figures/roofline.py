@@ -7,6 +7,8 @@ line loses time, not bytes. Some dense reads come out slightly above the line, s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,10 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from ..study import Study
-from ..style import COLUMN, legend, panels, paper
+from ..style import COLUMN, legend, nth, panels, paper
 
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
-MARKERS = "*os^DPvX"
+BEYOND = 3  # times the fastest: the line of the bytes goes no higher
 
 
 def draw(study: Study) -> Figure:
@@ -34,19 +35,20 @@ def draw(study: Study) -> Figure:
     groups = [rows for _, rows in found.groupby(["run", "device"], sort=True)]
     with paper():
         figure, pairs = panels(groups, 2, COLUMN, 2.6)
+        ops = sorted(found["op"].unique())
         for axis, rows in pairs:
-            _panel(axis, rows)
+            _panel(axis, rows, ops)
         legend(figure, [axis for axis, _ in pairs])
     return figure
 
 
-def _panel(axis: Axes, rows: pd.DataFrame) -> None:
-    for i, (op, marks) in enumerate(rows.groupby("op", sort=True)):
+def _panel(axis: Axes, rows: pd.DataFrame, ops: Sequence[str]) -> None:
+    for op, marks in rows.groupby("op", sort=True):
         ours = marks["baseline"].eq("")
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        mine = nth(ops.index(str(op)))
         for kept, fill, tail in ((ours, "full", ""), (~ours, "none", " (baselines)")):
             if kept.any():
-                axis.plot(marks.loc[kept, "intensity"], marks.loc[kept, "speed"], color=colour, marker=marker,
+                axis.plot(marks.loc[kept, "intensity"], marks.loc[kept, "speed"], color=mine.colour, marker=mine.marker,
                           fillstyle=fill, linestyle="none", label=f"{op}{tail}")  # fmt: skip
     ceiling = float(rows["ceiling_gb_s"].median())
     if ceiling > 0:
@@ -55,7 +57,9 @@ def _panel(axis: Axes, rows: pd.DataFrame) -> None:
         axis.plot(across, across * ceiling / 1000, color="#777777", linewidth=1.0, zorder=0, label=label)
     axis.set_xscale("log")
     axis.set_yscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_ylim(top=BEYOND * float(rows["speed"].max()))
+    wide = rows["intensity"].max() > 1000 * rows["intensity"].min()
+    axis.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.minorticks_off()
     axis.set(xlabel="work per byte (flop/B)", ylabel="work done (Tflop/s)")

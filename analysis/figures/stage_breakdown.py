@@ -88,7 +88,7 @@ def _step_panel(axis: Axes, rows: pd.DataFrame) -> None:
         )
     axis.set_yticks(range(len(rows)), list(rows["method_label"]))
     axis.set(ylim=(len(rows) - 0.4, -0.6), xlim=(0, None), xlabel="ms per step")
-    axis.set_title(heading(str(rows["where"].iloc[0])), fontsize=7)
+    axis.set_title(heading(str(rows["where"].iloc[0]), wide=26), fontsize=7)
 
 
 def _chains(rows: pd.DataFrame) -> list[str]:

@@ -2,6 +2,7 @@
 
 import csv
 
+import pandas as pd
 import pytest
 
 from lacuna.analysis import bench, kernel_table
@@ -106,6 +107,20 @@ def test_the_roof_is_the_measured_copy(path):
     assert y / x == pytest.approx(4.0)  # 4 TB/s: 4 Tflop/s at one flop a byte
     chain = next(line for line in axis.lines if line.get_label() == "loki_pipeline")
     assert chain.get_ydata()[0] == pytest.approx(800 / 0.25e-3 / 1e12)
+
+
+def test_an_operation_looks_the_same_in_every_panel(path, tmp_path):
+    """Broken: the legend gives the mark of one operation to another one's panel, or the line of bytes hides the marks."""
+    one = bench.read(path)
+    other = one[one["op"] != "dense_decode"].assign(run="second")
+    figure = plugins.load("figures", "roofline").draw(Study(to_frame([]), pd.concat([one, other])))
+    looks = [{line.get_label(): (line.get_color(), line.get_marker()) for line in axis.lines if "copy" not in
+              line.get_label()} for axis in figure.axes]  # fmt: skip
+    assert len(looks) == 2
+    assert looks[1].items() <= looks[0].items()
+    assert len(set(looks[1].values())) == len(looks[1])
+    assert all(axis.get_ylim()[1] < 10 * max(max(line.get_ydata()) for line in axis.lines if "copy" not in
+               line.get_label()) for axis in figure.axes)  # fmt: skip
 
 
 def test_the_passkey_curve_is_by_length(make):

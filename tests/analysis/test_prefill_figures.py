@@ -39,6 +39,13 @@ def test_times_by_length(tmp_path):
     assert drawn == {"sdpa_flash": [9.5], "landmark_gradient": [8.1]}
 
 
+def test_operations_are_told_apart(tmp_path):
+    """Broken: two kernels of one figure share colour and mark, or a back end has another mark in the next panel."""
+    module = plugins.load("figures", "prefill_time")
+    strokes = [(s["color"], s["marker"]) for s in map(module._stroke, [*module.OPS, *module.DENSE])]
+    assert len(set(strokes)) == len(strokes)
+
+
 def test_memory_by_length(tmp_path):
     """Broken: memory is that of another call, or the square that it is held against has a wrong unit."""
     figure = plugins.load("figures", "prefill_memory").draw(study(tmp_path, ROWS))
