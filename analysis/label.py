@@ -83,7 +83,7 @@ def _labelled(cells: pd.DataFrame, specs: list[dict[str, Any]]) -> pd.DataFrame:
     cells["method_label"] = tell_apart(_completed(cells["method_label"], methods), methods)
     cells["task_label"] = tell_apart(list(cells["task"]), _without_files(list(cells["task"]), tasks))
     cells["setting"] = tell_apart([""] * len(cells), [{k: s[k] for k in SETTING} for s in specs])
-    return cells
+    return cells.copy()  # in one piece: columns that came one by one make each later step slow, and pandas says so
 
 
 def _carried(cells: pd.DataFrame) -> dict[str, set[str]]:

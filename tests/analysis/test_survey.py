@@ -1,5 +1,6 @@
 """Large archives: what is shown, what is counted, what is named."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from lacuna.results.record import Record
 
 # seconds by the clock on two idle cores, GiB of the largest process
 BOUNDS = {10_000: (20, 2), 1_000_000: (60, 4)}
+BUSY = 1.5  # a core whose neighbour works takes half as long again as an idle one
 REPORT = """
 import resource, sys, time
 from lacuna import cli
@@ -122,9 +124,11 @@ def test_a_report_of_many_records_keeps_its_bounds(records, tmp_path):
 
     assert GRIDS[records].records == records
     write(tmp_path / "a.parquet", GRIDS[records])
+    idle = os.getloadavg()[0] < 1
     command = [sys.executable, "-c", REPORT, str(tmp_path / "a.parquet"), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     code, clock, work, gib = map(float, done.stdout.splitlines()[-1].split())
     assert code == 0
-    # where others use the cores too the clock tells of them: then what two cores of our own would have taken counts
-    assert (np.array([min(clock, work), gib]) < BOUNDS[records]).all(), (clock, work, gib)
+    # where others use the cores too the clock tells of them: then what two cores took for us alone counts
+    seconds = clock if idle else work / BUSY
+    assert (np.array([seconds, gib]) < BOUNDS[records]).all(), (idle, clock, work, gib)
