@@ -103,11 +103,11 @@ def heading(*parts: str, wide: int = WIDE) -> str:
 
 
 def plain_ticks(axis: Axes, which: str) -> None:
-    """A logarithmic axis (x or y) with doublings as whole numbers."""
+    """A logarithmic axis (x or y) with doublings as plain numbers."""
     line = axis.xaxis if which == "x" else axis.yaxis
     axis.set(**{f"{which}scale": "log"})
     line.set_major_locator(LogLocator(base=2, numticks=7))
-    line.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    line.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value >= 1 else f"{value:.2g}"))
     line.set_minor_locator(NullLocator())
 
 

@@ -1,20 +1,23 @@
 """Memory against context: what the cache holds, and the peak that was measured.
 
 Solid: bytes that the method holds at the end of the cell, from the ledger, auxiliary rows included; dashed: the peak of
-the device's allocator over the run, which has the model and the work space in it. Both in GiB.
+the device's allocator over the run, which has the model and the work space in it. Both in GiB; the emptier a mark, the
+smaller the budget.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..headlines import DENSE
 from ..inside import plain_ticks
 from ..study import Study
-from ..style import COLUMN, fewer, legend, look, panels, paper
+from ..style import COLUMN, fewer, filled, legend, look, panels, paper
 
 GIB = 2.0**30
 CONTEXT = ("task.prompt", "task.length", "task.window")
@@ -27,7 +30,7 @@ def draw(study: Study) -> Figure:
         ValueError: no cell of two contexts says what it holds.
     """
     cells = study.cells
-    good = cells[cells["status"] == "ok"].assign(order=lambda c: c["method"] != "full")
+    good = cells[cells["status"] == "ok"].assign(order=lambda c: c["method"] != DENSE)
     found = good.assign(context=_context(good), held=pd.to_numeric(good["bytes_held"]) / GIB)
     found = found[found["context"].notna() & (found["held"] > 0)].sort_values(["order", "method", "method_label"])
     found = found[found.groupby(["model_label", "setting"])["context"].transform("nunique") > 1]
@@ -55,7 +58,10 @@ def _panel(axis: Axes, rows: pd.DataFrame) -> None:
     for label, marks in rows.groupby("method_label", sort=False):
         mine = look(str(marks["method"].iloc[0]))
         held = marks.groupby("context")["held"].max()
-        axis.plot(held.index, held, color=mine.colour, marker=mine.marker, label=str(label))
+        fill = filled(mine.colour, float(marks["density"].mean()))
+        shape: dict[str, Any] = {"color": mine.colour, "marker": mine.marker, "markerfacecolor": fill}
+        # dense lies above what holds as much as it
+        axis.plot(held.index, held, label=str(label), zorder=3 if marks["method"].iloc[0] == DENSE else 2, **shape)
         if "peak_gib" in marks and marks["peak_gib"].notna().any():
             peak = pd.to_numeric(marks["peak_gib"]).groupby(marks["context"]).max().dropna()
             axis.plot(peak.index, peak, color=mine.colour, linestyle="--", linewidth=0.8)
