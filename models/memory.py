@@ -156,7 +156,7 @@ class Memory:
         """Drop all rows but these (indices into the S rows held, ascending; -1, before all others, for a hole)."""
         rows = rows_BNK.clamp(min=0)
         for part in (self.keys, self.values, *self.aux.values()):
-            part.keep(rows)
+            part.keep(rows_BNK)
         numbers = self.numbers_BNS(rows.shape[0])
         sets = max(numbers.shape[1], rows.shape[1])
         numbers = numbers.expand(-1, sets, -1).gather(2, rows.expand(-1, sets, -1))

@@ -12,6 +12,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from ..kernels.keep_rows import OP as KEEP_ROWS
+
 T = TypeVar("T")
 
 
@@ -142,14 +144,23 @@ class Rows:
         return rows if self._by == "rows" else rows.transpose(2, 3).contiguous().transpose(2, 3)
 
     def keep(self, rows_BNK: Tensor) -> None:
-        """Hold only these rows from now on, in this order; in place, but a buffer left mostly empty is given back."""
+        """Hold only these rows from now on, in place; a buffer left mostly empty is given back.
+
+        They ascend; -1, before all others, is a hole, of which nothing is known.
+        """
         assert self._clock is None
-        view = self.view
-        kept = view.gather(2, rows_BNK[..., None].expand(-1, view.shape[1], -1, view.shape[3]))
-        self._count = 0
-        if self._buffer is not None and self._buffer.shape[2] > 2 * (kept.shape[2] + 64):
-            self._buffer = None
-        self.append(kept)
+        assert self._buffer is not None
+        kept = rows_BNK.shape[2]
+        if self._by == "rows":
+            KEEP_ROWS(self.view, rows_BNK)
+        else:
+            index = rows_BNK.clamp(min=0)[..., None].expand(-1, self.view.shape[1], -1, self.view.shape[3])
+            self._buffer[:, :, :kept] = self.view.gather(2, index)
+        self._count = kept
+        if self._buffer.shape[2] > max(2 * (kept + 64), self._room):
+            smaller = self._empty(self._buffer, max(kept + 64, self._room))
+            smaller[:, :, :kept] = self.view
+            self._buffer = smaller
 
     def repeat(self, times: int) -> None:
         """Hold each head so many times, copies side by side."""

@@ -14,7 +14,7 @@ site=$(mktemp -d); ln -sfn "$PWD" "$site/lacuna"; export PYTHONPATH="$site${PYTH
 failed=0
 step() { local name=$1 limit=$2; shift 2; echo "== $name"; timeout "$limit" "$@" > "$out/$name.log" 2>&1 || { failed=1; echo "$name FAILED ($?)"; }; tail -n "${LINES_SHOWN:-15}" "$out/$name.log"; }
 ops=(dense_decode lowrank_score select_topk gather_decode threshold_compact threshold_score theta_decode theta_rows
-  add_norm rotate_rows gate append_row sparq_score)
+  add_norm rotate_rows gate append_row sparq_score keep_rows)
 tests=(tests/kernels tests/models/test_engine.py tests/models/test_engine_cuda.py tests/models/test_cuda.py)
 if [ -n "${TINY:-}" ]; then
   export TRITON_INTERPRET=1

@@ -1,0 +1,107 @@
+"""Rows moved within their cache, tile after tile, without a second buffer.
+
+Numbers of rows ascend, so a row's number less its place never falls from one place to the next. Rows that move up are
+therefore the first ones, and are moved from the last of them to the first; rows that move down follow, and are moved
+from the first to the last: nothing is overwritten before it was read. A block owns some columns of all rows of a head.
+
+Shape legend: B batch, G KV heads, S rows in the cache, W width of a row, N = 1 or G sets of rows, K rows kept.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..dense_decode.fused import check_contiguous_rows
+from ..overlap.fused import overlap, start_after_others
+from ..tiling import power_of_2
+
+# Columns of a block, and rows that it moves at once.
+COLUMNS, TILE = 64, 64
+
+
+@triton.jit
+def move_tile(rows_ptr, index_ptr, start, end, column, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Move some rows: all are read before any is written.
+
+    Args:
+        rows_ptr: Pointer to row 0 of a head.
+        index_ptr: (K,) rows.
+        start: First place.
+        end: One past the last place.
+        column: Columns of the block.
+        stride: Stride of the rows.
+        WIDTH: W.
+        BLOCK: Places of a tile.
+    """
+    place = start + tl.arange(0, BLOCK)
+    source = tl.load(index_ptr + place, mask=(place >= 0) & (place < end), other=-1)
+    mask = (source >= 0)[:, None] & (column < WIDTH)[None, :]
+    moved = tl.load(rows_ptr + source[:, None] * stride + column[None, :], mask=mask, other=0.0)
+    tl.debug_barrier()
+    tl.store(rows_ptr + place.to(tl.int64)[:, None] * stride + column[None, :], moved, mask=mask)
+    tl.debug_barrier()
+
+
+@triton.jit
+def keep_rows_kernel(rows_ptr, index_ptr, kept, rows_batch, rows_head, rows_row, KV_HEADS: tl.constexpr,
+                     SETS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+                     BLOCK_KEPT: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+    """Move some columns of the rows of one head; the grid is (B * G, W / BLOCK_WIDTH).
+
+    Args:
+        rows_ptr: The cache, written.
+        index_ptr: (B, N, K) rows, contiguous.
+        kept: K.
+        rows_batch: Stride of the cache.
+        rows_head: Stride of the cache.
+        rows_row: Stride of the cache.
+        KV_HEADS: G.
+        SETS: N.
+        WIDTH: W.
+        BLOCK: Rows of a tile.
+        BLOCK_WIDTH: Columns of a block.
+        BLOCK_KEPT: Numbers that are looked at together.
+        OVERLAP: Whether the launch overlaps the kernel before.
+    """
+    start_after_others(OVERLAP)
+    pair = tl.program_id(0)
+    batch, head = (pair // KV_HEADS).to(tl.int64), (pair % KV_HEADS).to(tl.int64)
+    column = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
+    base = rows_ptr + batch * rows_batch + head * rows_head
+    index = index_ptr + (batch * SETS + head % SETS) * kept
+    many = tl.arange(0, BLOCK_KEPT)
+    rising = tl.zeros([BLOCK_KEPT], tl.int32)
+    for start in range(0, kept, BLOCK_KEPT):
+        place = start + many
+        source = tl.load(index + place, mask=place < kept, other=1 << 60)
+        rising += (source < place).to(tl.int32)
+    up = tl.sum(rising, 0)
+    for done in range(0, up, BLOCK):
+        move_tile(base, index, up - done - BLOCK, up - done, column, rows_row, WIDTH, BLOCK)
+    for start in range(up, kept, BLOCK):
+        move_tile(base, index, start, kept, column, rows_row, WIDTH, BLOCK)
+
+
+def keep_rows(rows_BGSW: torch.Tensor, index_BNK: torch.Tensor) -> torch.Tensor:
+    """Move as the eager twin does, with no memory beside.
+
+    Args:
+        rows_BGSW: (B, G, S, W), written; any strides, the last dim contiguous.
+        index_BNK: (B, N, K) int64 rows, ascending, K at most S; -1, before all others, leaves what lies there.
+
+    Returns:
+        (B, G, S, W), the same tensor.
+
+    Raises:
+        ValueError: If the last dim is not contiguous.
+    """
+    check_contiguous_rows(rows_BGSW)
+    batch, heads, _, width = rows_BGSW.shape
+    sets, kept = index_BNK.shape[1:]
+    block_width = min(COLUMNS, max(16, power_of_2(width)))
+    keep_rows_kernel[(batch * heads, triton.cdiv(width, block_width))](
+        rows_BGSW, index_BNK.contiguous(), kept, *rows_BGSW.stride()[:3], KV_HEADS=heads, SETS=sets, WIDTH=width,
+        BLOCK=TILE, BLOCK_WIDTH=block_width, BLOCK_KEPT=min(1024, max(16, power_of_2(kept))), num_warps=4,
+        **overlap(rows_BGSW.device),
+    )  # fmt: skip
+    return rows_BGSW
