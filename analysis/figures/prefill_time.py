@@ -7,6 +7,8 @@ shown as it cuts its work by itself; of several blocks or budgets at one length 
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -72,7 +74,7 @@ def lines(axis: Axes, rows: pd.DataFrame, value: str) -> None:
         axis.plot(by_length.index, by_length, label=str(who), linewidth=1, **_stroke(str(who)))
 
 
-def _stroke(who: str) -> dict[str, str]:
+def _stroke(who: str) -> dict[str, Any]:
     if who in OPS:
         mine = nth(OPS.index(who))
         return {"color": mine.colour, "marker": mine.marker, "linestyle": "-"}
