@@ -74,7 +74,7 @@ def test_each_target_is_documented():
 def test_each_plugin_is_listed(kind):
     """A plug-in that the README does not list is not found: run `make readme`."""
     block = re.search(rf"<!-- lacuna list {kind} -->(.*?)<!-- end -->", README, re.DOTALL)
-    assert re.findall(r"^- `(\w+)`: \S", block[1], re.MULTILINE) == plugins.names(kind)
+    assert re.findall(r"^- `([\w-]+)`: \S", block[1], re.MULTILINE) == plugins.names(kind)
 
 
 def test_each_paper_is_linked():

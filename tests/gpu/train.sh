@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # train.sh FOLDER DATA: on a machine with CUDA GPUs, from the repository's root: trains `pocket-landmark` and `pocket`,
 # compares landmark's kernels in training, measures the models. DATA holds the texts that the sweeps name. RANKS GPUs
-# (default: all) share a training. Each training is first probed for some seconds, then cut to what is left of its part's
+# (default 1) share a training, where a step has as many parts. Each training is first probed for some seconds, then cut to what is left of its part's
 # LIMIT seconds (default 530). FOLDER gets one pack of logs, tables and records, and one of each model, in pieces of at
 # most 15 MiB: `cat pocket.tar.gz.* | tar xz`. WORK keeps the store between parts; a part may be run again. Where DATA has
 # cache.tar.gz.*, the compiled kernels of another run, they are taken; they come back in FOLDER.
@@ -11,7 +11,7 @@ site=$(mktemp -d); ln -sfn "$PWD" "$site/lacuna"; export PYTHONPATH="$site${PYTH
 work=${WORK:-/tmp/lacuna-train}; mkdir -p "$work/logs"; export LACUNA_STORE=${LACUNA_STORE:-$work/store}
 export TORCHINDUCTOR_CACHE_DIR=$work/cache/inductor TRITON_CACHE_DIR=$work/cache/triton
 [ ! -f "$data/cache.tar.gz.aa" ] || cat "$data"/cache.tar.gz.* | tar xz -C "$work"
-ranks=${RANKS:-$(nvidia-smi -L | wc -l)}; sweeps=${SWEEPS:-jobs/sweeps}; limit=${LIMIT:-530}; here=tests/gpu; failed=0
+ranks=${RANKS:-1}; sweeps=${SWEEPS:-jobs/sweeps}; limit=${LIMIT:-530}; here=tests/gpu; failed=0
 left() { local seconds=$((limit - SECONDS + began)); echo $((seconds > 1 ? seconds : 1)); }
 lacuna() { python3 -m lacuna "$@" --data "$data"; }
 # without binding: mpirun would give each of two ranks one core, for text, batches and launches alike
@@ -21,7 +21,9 @@ run() { # SWEEP NAME RANKS
   local code=$?; echo "-- $2: exit $code, $(left) s left"; [ $code = 0 ] && head -n 14 "$work/logs/$2.log" || tail -n 40 "$work/logs/$2.log"; return $code
 }
 collect() { lacuna collect "$1" --set "ranks=$3" -o "$work/logs/$2.csv"; }
-key() { lacuna plan "$1" --set "ranks=$ranks" --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["cells"][-1]["key"])'; }
+last() { lacuna plan "$1" --set "ranks=$ranks" --json | python3 -c "import json, sys; print(json.load(sys.stdin)['cells'][-1]['$2'])"; }
+key() { last "$1" key; }
+state() { last "$1" state; } # a model that is there is not lost because the table after it took too long
 profile() { # SWEEP NAME: its probe on one GPU, three steps of it profiled
   python3 $here/budget.py probe "$sweeps/$1.yaml" "$work/$2-profile.yaml" "${LAUNCH:-graph}" || return 1
   timeout "$(left)" python3 $here/profile_training.py "$work/$2-profile.yaml" --data "$data" --set ranks=1 > "$work/logs/$2-profile.log" 2>&1
@@ -35,10 +37,10 @@ train() { # SWEEP NAME: probe, cut to the time, train, write the checkpoint
     run "$work/$2-probe.yaml" "$2-probe-$launch" "$ranks" && break
   done || return 1
   collect "$work/$2-probe.yaml" "$2-probe" "$ranks" || return 1
-  # 30 s: start, kernels from the cache, held-out text, the checkpoint
-  python3 $here/budget.py fit "$sweeps/$1.yaml" "$work/$2.yaml" $launch $(($(left) - 30)) "$work/logs/$2-probe.csv" || return 1
+  # 45 s: start, kernels from the cache, held-out text, the record's table, the checkpoint
+  python3 $here/budget.py fit "$sweeps/$1.yaml" "$work/$2.yaml" $launch $(($(left) - 45)) "$work/logs/$2-probe.csv" || return 1
   cp "$work/$2.yaml" "$work/logs/"
-  run "$work/$2.yaml" "$2" "$ranks" || return 1
+  run "$work/$2.yaml" "$2" "$ranks" || [ "$(state "$work/$2.yaml")" = ok ] || return 1
   python3 -m lacuna weights export "$(key "$work/$2.yaml")" "$work/$2" && pack "$2" && collect "$work/$2.yaml" "$2" "$ranks"
 }
 measure() { # NAME of a model that was trained
