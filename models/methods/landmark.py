@@ -89,8 +89,16 @@ class Landmark(Method):
         return Blocks(self, said)
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
-        """Choose, gather, attend."""
+        """Choose, gather, attend.
+
+        Raises:
+            ValueError: an analysis watches, and blocks lie on the host: the rows held do not show them.
+        """
         plan = self.plan(Landmarked.of(memory.site.config))
+        if ledger.watch is not None and self.offload == "host":
+            raise ValueError(
+                "landmark does not tell which rows it fetched: set offload: none, which reads the same ones"
+            )
         at_BT = call.numbers_T[None] - call.first[:, None]
         k_BT = self.allowed(memory, call, at_BT)
         parts, read, kept = [], [], []
