@@ -1,7 +1,7 @@
 """Figures as files, drawn in this process or in several: the bytes are the same.
 
 Half of a large report's time is matplotlib's. Workers are started afresh (`spawn`): a copy of a process in which Arrow
-and BLAS have threads may stand still. They get the study once, with its cells and points computed already.
+and BLAS have threads may stand still. They read the study once, with its cells and points computed already.
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextvars import ContextVar
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -30,7 +34,6 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 MANY = 1000  # records from which drawing takes longer than to start processes
 MOST = 4  # processes; a login node has other users
-STUDY: ContextVar[Study] = ContextVar("study")  # a worker's
 
 
 @dataclass(frozen=True)
@@ -68,29 +71,42 @@ def processes(sources: Sources) -> int:
     return min(MOST, cores) if len(sources.archive.lean) >= MANY else 1
 
 
-def drawings(study: Study, wanted: Sequence[str], workers: int) -> list[Drawing]:
-    """Every wanted figure, in this order; one that the records lack something for says what.
+@contextmanager
+def begun(study: Study, wanted: Sequence[str], workers: int) -> Iterator[Callable[[], list[Drawing]]]:
+    """Every wanted figure, in this order, when the value is called; one that the records lack something for says what.
 
     Args:
         study: the records.
         wanted: names of figures.
-        workers: processes that draw; 1: this one. With more, a script that calls this guards its main module
-            (`if __name__ == "__main__"`), which workers import.
+        workers: processes that draw while the caller does other work; 1: this one, when called. With more, a script
+            that calls this guards its main module (`if __name__ == "__main__"`), which workers import.
     """
     if workers == 1:
-        return [draw(study, name) for name in wanted]
-    study.compute()
+        yield lambda: [draw(study, name) for name in wanted]
+        return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=_take, initargs=(study,)) as pool:
-        return list(pool.map(_drawn, wanted))
+    with TemporaryDirectory() as folder, ProcessPoolExecutor(workers, spawn) as pool:
+        for _ in range(workers):
+            pool.submit(_ready)  # they import matplotlib while the study is computed here
+        study.compute()
+        place = Path(folder) / "study.pickle"
+        place.write_bytes(pickle.dumps(study, pickle.HIGHEST_PROTOCOL))
+        coming = pool.map(partial(_drawn, place), wanted)
+        yield lambda: list(coming)
 
 
-def _take(study: Study) -> None:
-    STUDY.set(study)
+def _ready() -> None:
+    """What a worker does first: it is there, with this module and what that imports."""
 
 
-def _drawn(name: str) -> Drawing:
-    return draw(STUDY.get(), name)
+@cache
+def _taken(place: Path) -> Study:
+    study: Study = pickle.loads(place.read_bytes())  # noqa: S301 - this report wrote it, in a folder of its own
+    return study
+
+
+def _drawn(place: Path, name: str) -> Drawing:
+    return draw(_taken(place), name)
 
 
 def draw(study: Study, name: str) -> Drawing:

@@ -9,7 +9,7 @@ import pandas as pd
 from ..results.plugins import load, names
 from ..results.store import write_atomically
 from .content import tabled
-from .drawings import drawings
+from .drawings import begun, draw
 from .page import Page
 from .paper import paper_files
 from .sources import Sources, of_frame
@@ -31,14 +31,15 @@ def write_sources(
         title: the page's heading.
         command: how to make the report again, shown as it is.
         paper: of which the tables are shown, and the figures alone (`lacuna list papers`); empty: all figures.
-        workers: processes that draw figures (see `drawings.drawings`).
+        workers: processes that draw figures (see `drawings.begun`).
 
     Raises:
         ValueError: there are no records and no times.
     """
-    content = tabled(sources, paper)
+    with begun(sources.study, _wanted(paper), workers) as drawings:
+        content = tabled(sources, paper)
+        found = drawings()
     contents = {name: text.encode() for name, text in content.files.items()}
-    found = drawings(sources.study, _wanted(paper), workers)
     contents |= {name: data for drawing in found for name, data in drawing.files.items()}
     contents |= paper_files(found, content.tables)
     page = Page(title, command, content, found, sources.archive)
@@ -47,7 +48,7 @@ def write_sources(
 
 def drawn(sources: Sources) -> dict[str, bytes]:
     """Every figure that can be drawn, by `figures/NAME.KIND`."""
-    found = drawings(sources.study, names("figures"), 1)
+    found = (draw(sources.study, name) for name in names("figures"))
     return {name: data for drawing in found for name, data in drawing.files.items()}
 
 

@@ -175,7 +175,8 @@ def legend(figure: Figure, axes: Iterable[Axes]) -> None:
     found = {t: h for axis in axes for h, t in zip(*axis.get_legend_handles_labels(), strict=True)}
     width, height = figure.get_size_inches()
     texts = [_wrapped(text, width - HANDLE) for text in found]
-    columns = next((c for c in range(len(texts), 1, -1) if _wide(texts, c) <= width), 1)
+    inches = [_inches(text) for text in texts]  # measured once: a glyph's outline takes long in Python
+    columns = next((c for c in range(len(texts), 1, -1) if _wide(inches, c) <= width), 1)
     rows = max((sum(text.count("\n") + 1 for text in c) for c in _columns(texts, columns)), default=0)
     figure.set_size_inches(width, height + 0.16 * rows)  # the panels keep their height
     figure.legend(found.values(), texts, loc="outside lower center", ncols=columns)
@@ -198,8 +199,8 @@ def _columns(texts: Sequence[str], count: int) -> Iterator[Sequence[str]]:
     return (list(map(str, column)) for column in np.array_split(np.array(texts), count))
 
 
-def _wide(texts: Sequence[str], count: int) -> float:
-    return sum(HANDLE + max(map(_inches, column)) for column in _columns(texts, count))
+def _wide(inches: Sequence[float], count: int) -> float:
+    return sum(HANDLE + float(column.max()) for column in np.array_split(np.array(inches), count))
 
 
 def whiskers(points: pd.DataFrame) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:

@@ -9,13 +9,18 @@ from lacuna.analysis.study import Study
 SOME = ["accuracy_density", "energy", "needle_heatmap"]
 
 
+def drawn(study, wanted, workers):
+    with drawings.begun(study, wanted, workers) as coming:
+        return coming()
+
+
 def test_two_processes_draw_the_same_bytes(demo):
     """Broken: a figure depends on what the process drew before it, or several processes lose one or change the order."""
-    alone = drawings.drawings(Study(demo), SOME, 1)
+    alone = drawn(Study(demo), SOME, 1)
     assert [d.name for d in alone] == SOME
     assert [bool(d.images) for d in alone] == [True, False, True]
     assert "needs a cell of decode_time" in alone[1].missing
-    assert drawings.drawings(Study(demo), SOME, 2) == alone
+    assert drawn(Study(demo), SOME, 2) == alone
 
 
 def test_few_records_are_drawn_in_this_process(demo, monkeypatch):
@@ -28,4 +33,4 @@ def test_few_records_are_drawn_in_this_process(demo, monkeypatch):
 def test_an_error_in_a_worker_is_told(demo):
     """Broken: a figure that breaks in another process is missing without a word, or the report waits forever."""
     with pytest.raises(ValueError, match="no_such_figure"):
-        drawings.drawings(Study(demo), ["no_such_figure", "energy"], 2)
+        drawn(Study(demo), ["no_such_figure", "energy"], 2)
