@@ -75,9 +75,9 @@ TABLES = {
             ("Mistral-7B-Instruct C=2048 PyramidKV", ("41.63",)),
         ),
         "table 1 in PyramidKV's repository (C=128) and in its paper (C=64, C=2048), in per cent (ours: as the task "
-        "gives them): the means and, of the tasks, TREC, which carries the gain at C=128; recomputed: the mean of the 16 "
-        "printed values, where it is another; again: the repository's own second measurement, in which PyramidKV is no "
-        "longer ahead",
+        "gives them): the means and, of the tasks, TREC, which carries the gain at C=128; recomputed: the mean of the "
+        "16 printed values, where it is another; again: the repository's own second measurement, in which PyramidKV is "
+        "no longer ahead",
         average=True,
     ),
     "longbench_needle": Grid(
