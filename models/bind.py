@@ -163,7 +163,7 @@ class _Layer(CacheLayerMixin):
         if memory is None or memory.clock is None or memory.copies > 1 or binding.observer or binding.feed.kind:
             return None
         memory.first = binding.first
-        landing = binding.method.landing(memory, v_BGD[:, :, None])
+        landing = binding.method.landing(memory)
         return None if landing is None else landing.write(memory, q_BHD, k_BGD, v_BGD, cos_BD, sin_BD)
 
     def get_seq_length(self) -> int:

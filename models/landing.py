@@ -5,6 +5,7 @@ Shapes: B texts, H query heads, G key/value heads, D head dimension, R leading c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,6 +13,10 @@ from torch import Tensor
 from ..kernels.append_row import OP as APPEND_ROW
 from .memory import Memory
 from .rows import Rows
+
+
+def _nothing(v_BG1D: Tensor) -> None:
+    del v_BG1D
 
 
 @dataclass(frozen=True)
@@ -22,11 +27,13 @@ class Landing:
         lead: [G, D, R] leading columns of the basis that keys are kept in; of no columns: keys are kept as they are.
         rest: [G, D, D - R] the others.
         leads: rows of the leading columns, kept once more beside the keys.
+        before: what else is done with the row's values [B, G, 1, D], before it is written.
     """
 
     lead: Tensor
     rest: Tensor
     leads: Rows | None = None
+    before: Callable[[Tensor], None] = _nothing
 
     @classmethod
     def plain(cls, memory: Memory) -> Landing:
@@ -39,6 +46,7 @@ class Landing:
         self, memory: Memory, q_BHD: Tensor, k_BGD: Tensor, v_BGD: Tensor, cos_BD: Tensor, sin_BD: Tensor
     ) -> Tensor:
         """Turn, project and append the row to a pinned memory; the queries [B, H, D] as keys are kept."""
+        self.before(v_BGD[:, :, None])
         place_B = memory.keys.place.expand(q_BHD.shape[0])
         keys, values = memory.keys.view, memory.values.view
         leads = keys[..., :0] if self.leads is None else self.leads.view

@@ -71,12 +71,11 @@ class Method(ABC):
         """Put new rows into the memory; default as they are."""
         memory.append(k_BGTD, v_BGTD)
 
-    def landing(self, memory: Memory, v_BGTD: Tensor) -> Landing | None:
-        """How a single row is kept, so that one launch turns, projects and appends it; asked once for each row.
+    def landing(self, memory: Memory) -> Landing | None:
+        """How a single row is kept, so that one launch turns, projects and appends it; nothing is changed by asking.
 
         Default: as it is where `write` is the default, else None, and `write` is called.
         """
-        del v_BGTD
         return Landing.plain(memory) if type(self).write is Method.write else None
 
     @abstractmethod

@@ -82,9 +82,8 @@ class Loki(Select):
         rotated = torch.cat([lead, k_BGTD @ memory.constants["rest"]], -1)
         memory.append(rotated, v_BGTD, {"lead": lead})
 
-    def landing(self, memory: Memory, v_BGTD: Tensor) -> Landing:
+    def landing(self, memory: Memory) -> Landing:
         """The same of a single row, in one launch."""
-        del v_BGTD
         return Landing(memory.constants["lead"], memory.constants["rest"], memory.aux["lead"])
 
     def project(self, q_BHTD: Tensor, memory: Memory) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -95,11 +96,10 @@ class LokiTheta(Method):
             running.add(memory, v_BGTD)
         self._loki.write(memory, k_BGTD, v_BGTD)
 
-    def landing(self, memory: Memory, v_BGTD: Tensor) -> Landing:
+    def landing(self, memory: Memory) -> Landing:
         """The same of a single row, in one launch but for the sum."""
-        if self.vmc == "mean":
-            running.add(memory, v_BGTD)
-        return self._loki.landing(memory, v_BGTD)
+        landing = self._loki.landing(memory)
+        return replace(landing, before=partial(running.add, memory)) if self.vmc == "mean" else landing
 
     def attend_dense(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Dense, in the basis."""

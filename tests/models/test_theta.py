@@ -1,6 +1,7 @@
 """Thresholds: Top-Theta and Loki-Theta against definitions by hand, one row and one head at a time in float64."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -116,6 +117,16 @@ def test_model_rows_at_once_equal_steps_with_compensation(loki, basis, model):
     steps, b = run_rows(model, method, ids, basis(), 17, False, "sparse")
     torch.testing.assert_close(once, steps, atol=2e-5, rtol=1e-4)
     assert a.sums()[:, 1, 2].equal(b.sums()[:, 1, 2])
+
+
+def test_asking_how_a_row_is_kept_changes_nothing():
+    """A step that asks twice, or asks and then writes otherwise, would count a row's values twice in their mean."""
+    parts = {"lead": torch.ones(2, 8, 4), "rest": torch.ones(2, 8, 4)}
+    memory = SimpleNamespace(constants=parts, aux={"lead": None}, extra={"value_sum": torch.ones(1, 2, 1, 8)}, clock=1)
+    landing = make_method("loki_theta", {"keep": 0.25, "d": 0.5}).landing(memory)
+    assert memory.extra["value_sum"].equal(torch.ones(1, 2, 1, 8))
+    landing.before(torch.ones(1, 2, 1, 8))
+    assert memory.extra["value_sum"].equal(torch.full((1, 2, 1, 8), 2.0))
 
 
 @pytest.mark.parametrize("args", VARIANTS, ids=name)
