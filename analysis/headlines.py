@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from ..results.plugins import describe
 from . import stats
 
 UNITS = ("id", "window", "length", "depth", "repeat")
+CLUSTER = "problem"  # samples of one problem are draws of one prompt: together they are one sample
 DENSE = "full"  # the method that every difference and every speed-up refers to
 
 
@@ -40,13 +42,18 @@ class Headline:
         return stats.median if self.is_time else stats.perplexity if self.metric == "perplexity" else stats.mean
 
     def values(self, samples: Sequence[Mapping[str, Any]]) -> stats.Array:
-        """Samples as [n, C] numbers for `statistic`; [0, C] where they do not carry them."""
+        """Samples as [n, C] numbers for `statistic`; [0, C] where they do not carry them.
+
+        Several draws of one problem count as one sample, their mean: another set of problems is what chance could have
+        brought, and draws of a problem that is too hard say the same n times.
+        """
         if self.is_time:
             rows = [[s["ms"]] for s in samples if "ms" in s and s.get("phase", "decode") == "decode"]
         elif self.metric == "perplexity":
             rows = [_weighed(s) for s in samples if "nll_nats" in s and "tokens" in s]
         else:
-            rows = [[s["score"]] for s in samples if "score" in s]
+            drawn = _clustered([s for s in samples if "score" in s])
+            rows = [[sum(s["score"] for s in draws) / len(draws)] for draws in drawn]
         return np.array(rows, dtype=np.float64) if rows else np.empty((0, 2))
 
 
@@ -59,7 +66,15 @@ def _weighed(sample: Mapping[str, Any]) -> list[float]:
 
 def units(samples: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
     """What each sample is of; a pair is a sample of the same window, or of the same needle at the same place."""
-    return [tuple(s.get(name) for name in UNITS) for s in samples]
+    return [tuple(draws[0].get(name) for name in UNITS) for draws in _clustered(samples)]
+
+
+def _clustered(samples: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Samples of one problem together, in the order of their first; each of the others alone."""
+    found = defaultdict[Any, list[Mapping[str, Any]]](list)
+    for place, sample in enumerate(samples):
+        found[sample.get(CLUSTER, place)].append(sample)
+    return list(found.values())
 
 
 def headline(task: str) -> Headline | None:

@@ -192,11 +192,12 @@ def ratios(pairs: Sequence[tuple[Array, Array]], statistic: Statistic) -> list[I
 
 
 def wilson(hits: int, n: int) -> Interval:
-    """Wilson's score interval of a proportion."""
+    """Wilson's score interval of a proportion; of none and of all it ends at 0 and at 1 themselves."""
     share, z2 = hits / n, Z * Z
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return Interval(share, max(0.0, middle - half), min(1.0, middle + half), n, math.sqrt(share * (1 - share) / n))
+    low, high = middle - half if hits else 0.0, middle + half if hits < n else 1.0  # rounding leaves 3e-17 there
+    return Interval(share, low, high, n, math.sqrt(share * (1 - share) / n))
 
 
 def of_draws(values: Sequence[float], counts: Sequence[int], draws: Sequence[Array]) -> list[Interval]:

@@ -38,6 +38,12 @@ def test_wilson_has_its_known_values():
     assert (stats.wilson(5, 10).low, stats.wilson(5, 10).high) == pytest.approx((0.2366, 0.7634), abs=1e-4)
 
 
+def test_wilson_of_none_and_of_all_ends_at_0_and_1_themselves():
+    """Broken: a file says that an accuracy of 0 has 2.78e-17 as its lower end, and one of 1 may lie below its interval."""
+    ends = [(stats.wilson(0, n).low, stats.wilson(n, n).high) for n in range(1, 500)]
+    assert set(ends) == {(0.0, 1.0)}
+
+
 @pytest.mark.parametrize("score", [0.0, 1.0])
 def test_equal_scores_do_not_look_certain(score):
     """Broken: 20 needles of 20 are shown as 100% without doubt."""
