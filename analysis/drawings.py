@@ -10,8 +10,10 @@ import io
 import multiprocessing
 import os
 import pickle
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -80,12 +82,14 @@ def begun(study: Study, wanted: Sequence[str], workers: int) -> Iterator[Callabl
         wanted: names of figures.
         workers: processes that draw while the caller does other work; 1: this one, when called. With more, a script
             that calls this guards its main module (`if __name__ == "__main__"`), which workers import.
+
+    Raises:
+        ChildProcessError: a worker was killed.
     """
     if workers == 1:
         yield lambda: [draw(study, name) for name in wanted]
         return
-    spawn = multiprocessing.get_context("spawn")
-    with TemporaryDirectory() as folder, ProcessPoolExecutor(workers, spawn) as pool:
+    with TemporaryDirectory() as folder, _pool(workers) as pool:
         for _ in range(workers):
             pool.submit(_ready)  # they import matplotlib while the study is computed here
         study.compute()
@@ -93,6 +97,19 @@ def begun(study: Study, wanted: Sequence[str], workers: int) -> Iterator[Callabl
         place.write_bytes(pickle.dumps(study, pickle.HIGHEST_PROTOCOL))
         coming = pool.map(partial(_drawn, place), wanted)
         yield lambda: list(coming)
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that begin no other figure once the caller has failed, so that what was wrong is told at once."""
+    deaf = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to answer
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), deaf)
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise ChildProcessError("a process that drew figures was killed; is there too little memory?") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _ready() -> None:

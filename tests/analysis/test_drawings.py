@@ -1,5 +1,9 @@
 """Figures as files: the same from one process and from several."""
 
+import os
+import signal
+from concurrent.futures import ProcessPoolExecutor
+
 import pytest
 
 from lacuna.analysis import drawings
@@ -34,3 +38,30 @@ def test_an_error_in_a_worker_is_told(demo):
     """Broken: a figure that breaks in another process is missing without a word, or the report waits forever."""
     with pytest.raises(ValueError, match="no_such_figure"):
         drawn(Study(demo), ["no_such_figure", "energy"], 2)
+
+
+def test_an_error_of_the_caller_ends_the_drawing(demo, monkeypatch):
+    """Broken: what is wrong with a table is told a minute later, when every figure has been drawn for nothing."""
+    begun = []
+
+    class Watched(ProcessPoolExecutor):
+        def submit(self, *args, **kwargs):
+            begun.append(super().submit(*args, **kwargs))
+            return begun[-1]
+
+    monkeypatch.setattr(drawings, "ProcessPoolExecutor", Watched)
+    with pytest.raises(ValueError, match="the table"), drawings.begun(Study(demo), SOME * 9, 2):
+        raise ValueError("the table")
+    assert sum(one.cancelled() for one in begun) > len(SOME)
+
+
+def test_a_worker_that_is_killed_is_one_sentence(demo, monkeypatch):
+    """Broken: a report for which memory does not suffice ends in a traceback of concurrent.futures."""
+    pools = []
+    monkeypatch.setattr(
+        drawings, "ProcessPoolExecutor", lambda *args: pools.append(ProcessPoolExecutor(*args)) or pools[0]
+    )
+    told = pytest.raises(ChildProcessError, match="was killed; is there too little memory")
+    with told, drawings.begun(Study(demo), SOME, 2) as coming:
+        os.kill(next(iter(pools[0]._processes)), signal.SIGKILL)
+        coming()
