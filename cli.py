@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .jobs.commands import parser, typed
+from .jobs.say import UnheardError, flush, hush, say, say_row
 from .results import plugins
+from .results.worded import worded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,21 +32,28 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the console script: 0 all is well, 1 a cell or comparison is not, 2 bad input, 130 stopped."""
-    args = parser(__version__).parse_args(argv)
+    """Entry point of the console script.
+
+    0 all is well, 1 a cell or comparison is not, 2 bad input, 130 stopped, 141 nobody reads the output any more.
+    """
     try:
-        code = COMMANDS[args.command](args)
-        sys.stdout.flush()
+        return _answer(argv)
+    except UnheardError as error:
+        return _complain(str(error), error.code)
+
+
+def _answer(argv: Sequence[str] | None) -> int:
+    try:
+        args = parser(__version__).parse_args(argv)
+        return COMMANDS[args.command](args)
     except KeyboardInterrupt:
         return _complain("stopped; what was finished is kept, the same command goes on from there", 130)
-    except BrokenPipeError:  # `lacuna plan ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except ModuleNotFoundError as error:
         return _complain(f"{error}; `lacuna doctor` says what this machine lacks", 2)
     except (ValueError, OSError) as error:
-        return _complain(str(error), 2)
-    return code
+        return _complain(worded(error), 2)
+    finally:
+        flush()  # of argparse's help nobody else would know that it was not read
 
 
 def _complain(sentence: str, code: int) -> int:
@@ -57,7 +66,7 @@ def _list(args: argparse.Namespace) -> int:
     from .jobs import show
 
     rows = show.catalogue(args.kind)
-    print(show.pretty(rows) if args.json else show.listing(rows))
+    say(show.pretty(rows) if args.json else show.listing(rows))
     return 0
 
 
@@ -80,13 +89,13 @@ def _plan(args: argparse.Namespace) -> int:
     from .jobs.show import compact
 
     _, _, plan = _planned(args)
-    print(compact(plan.to_json()) if args.json else plan.explain())
+    say(compact(plan.to_json()) if args.json else plan.explain())
     return 0
 
 
 def _run(args: argparse.Namespace) -> int:
     from .harness.ranks import find_ranks
-    from .jobs.show import hush, say, wrong_ranks
+    from .jobs.show import wrong_ranks
 
     ranks = find_ranks()
     tell = say if ranks.rank == 0 else hush  # every rank runs, the first one speaks
@@ -110,7 +119,7 @@ def _finish(args: argparse.Namespace, sweep: Sweep, store: Store) -> int:
 
     ended = plan(sweep, store, ())
     records = list(store.records(sweep.keys()))
-    print(terminal_table(to_frame(records)) if records else "no cell has a record yet")
+    say(terminal_table(to_frame(records)) if records else "no cell has a record yet")
     if set(ended.counts()) <= {"ok"}:
         return 0
     return _complain(f"not every cell is ok ({ended.tally()}); `lacuna why {typed(args)}` says why", 1)
@@ -121,7 +130,7 @@ def _submit(args: argparse.Namespace) -> int:
 
     _, store, plan = _planned(args)
     task = (plan, typed(args), store, args.site)
-    print(dry_run(*task) if args.dry_run else "\n".join(submit(*task)))
+    say(dry_run(*task) if args.dry_run else "\n".join(submit(*task)))
     return 0
 
 
@@ -129,7 +138,7 @@ def _status(args: argparse.Namespace) -> int:
     from .jobs import show
 
     _, _, plan = _planned(args)
-    print(show.status(plan))
+    say(show.status(plan))
     return 0
 
 
@@ -138,7 +147,7 @@ def _why(args: argparse.Namespace) -> int:
 
     _, store, plan = _planned(args)
     told = list(show.failures(plan, store, args.key))
-    print("\n\n".join(told) if told else f"nothing failed; {len(plan.todo)} cells have not run yet")
+    say("\n\n".join(told) if told else f"nothing failed; {len(plan.todo)} cells have not run yet")
     return 0
 
 
@@ -160,7 +169,7 @@ def _collect(args: argparse.Namespace) -> int:
 
     frame, _ = _frame(args, args.sweep)
     write(frame, args.output)
-    print(f"{args.output}: {len(frame)} rows")
+    say(f"{args.output}: {len(frame)} rows")
     return 0
 
 
@@ -181,18 +190,18 @@ def _sources(args: argparse.Namespace) -> tuple[Sources, str]:
 
 
 def _report(args: argparse.Namespace) -> int:
+    found, title = _sources(args)
     from .analysis.drawings import processes
     from .analysis.render import terminal_tables
     from .analysis.report import write_sources
 
-    found, title = _sources(args)
     chosen = [part for condition in args.where for part in ("--where", condition)]
     chosen += ["--paper", args.paper] if args.paper else []
     command = shlex.join(["lacuna", "report", *map(str, args.source), "-o", str(args.output), *chosen])
     paths = write_sources(found, args.output, title, command, args.paper.replace("-", "_"), processes(found))
     if len(found.archive.lean):
-        print(terminal_tables(found.study.points, "method"))
-    print("\n".join(map(str, paths)))
+        say(terminal_tables(found.study.points, "method"))
+    say("\n".join(map(str, paths)))
     return 0
 
 
@@ -203,10 +212,10 @@ def _table(args: argparse.Namespace) -> int:
 
     found, _ = _sources(args)
     if len(found.archive.lean) or not len(found.bench):
-        print(terminal_tables(found.study.points, args.by))
+        say(terminal_tables(found.study.points, args.by))
     if len(found.bench):
-        print(aligned(lay_out(found.bench)))
-    print("\n".join(doubtful(found.archive)))
+        say(aligned(lay_out(found.bench)))
+    say("\n".join(doubtful(found.archive)))
     return 0
 
 
@@ -214,7 +223,7 @@ def _diff(args: argparse.Namespace) -> int:
     from .analysis.diff import compare
 
     found = compare(_frame(args, args.before)[0], _frame(args, args.after)[0])
-    print(found.text)
+    say(found.text)
     return int(found.worse)
 
 
@@ -225,7 +234,6 @@ def _device(args: argparse.Namespace) -> torch.device:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from .jobs.show import say_row
     from .kernels.verify import verify_all
 
     names = [n for n in args.op or plugins.names("ops") if plugins.source("ops", n)]
@@ -237,7 +245,6 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from .jobs.show import say_row
     from .kernels.bench import rows
     from .kernels.clock import refuse_other_gpu
     from .kernels.grid import decode_ops, grid_cases, write_csv
@@ -252,7 +259,6 @@ def _bench(args: argparse.Namespace) -> int:
 
 def _doctor(args: argparse.Namespace) -> int:
     from .jobs.doctor import examine
-    from .jobs.show import say
 
     for finding in examine(args.store):
         say(str(finding))
@@ -260,7 +266,6 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _weights(args: argparse.Namespace) -> int:
-    from .jobs.show import say
     from .models import difference
     from .models.card import export
     from .results.store import Store

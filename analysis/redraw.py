@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..results.store import write_atomically
+from ..results.worded import worded
 from .report import drawn
 from .sources import read
 
@@ -69,7 +70,7 @@ def main(arguments: list[str]) -> int:
     try:
         now = redraw(args.archives, folder)
     except (ValueError, OSError) as error:
-        print(f"redraw: {error}", file=sys.stderr)
+        print(f"redraw: {worded(error)}", file=sys.stderr)
         return 2
     if args.accept:
         text = "".join(f"{digest}  {name}\n" for name, digest in sorted(now.items()))

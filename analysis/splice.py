@@ -17,6 +17,7 @@ from pathlib import Path
 from ..results.frame import read
 from ..results.plugins import describe, names, source
 from ..results.store import write_atomically
+from ..results.worded import worded
 from .points import points
 from .render import to_markdown
 from .table import lay_out, long_cells
@@ -81,10 +82,16 @@ ANSWERS: Mapping[str, Callable[[str, Path], str]] = {"report": _table, "list": _
 
 
 def main(paths: list[str]) -> int:
-    """Rewrite files in place."""
-    for path in map(Path, paths):
-        write_atomically(path, spliced(path.read_text(encoding="utf-8"), path.resolve().parent).encode())
-    return 0
+    """Rewrite files in place: 0 they are, 2 one of them cannot be, or none was named."""
+    try:
+        for path in map(Path, paths):
+            write_atomically(path, spliced(path.read_text(encoding="utf-8"), path.resolve().parent).encode())
+    except (ValueError, OSError) as error:
+        print(f"splice: {worded(error)}", file=sys.stderr)
+        return 2
+    if not paths:
+        print("splice: which files? e.g. README.md", file=sys.stderr)
+    return 0 if paths else 2
 
 
 if __name__ == "__main__":

@@ -163,22 +163,3 @@ def pretty(value: Any) -> str:
 def compact(value: Any) -> str:
     """JSON for programs: a plan has tens of thousands of lines otherwise, and takes seconds to lay out."""
     return json.dumps(value, separators=(",", ":"))
-
-
-def say(line: str) -> None:
-    """Print progress at once, also into a pipe."""
-    print(line, flush=True)
-
-
-def hush(line: str) -> None:
-    """Say nothing."""
-    del line
-
-
-def say_row(values: dict[str, Any]) -> dict[str, Any]:
-    """Print a verification or a timing as one line, and hand it on."""
-    brief = {
-        k: f"{v:.4g}" if isinstance(v, float) else v for k, v in values.items() if isinstance(v, (str, int, float))
-    }
-    say("  ".join(f"{name}={value}" for name, value in brief.items() if value != ""))
-    return values

@@ -21,6 +21,7 @@ from ..results.cell import Cell
 from ..results.record import Record, Status
 from ..results.store import Head, Store
 from .batch import Batch, batches
+from .say import hush, say
 from .site import Site, read_site
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class GroupJob:
 
     def _note(self, store: Store, status: Status, reason: str, trace: str) -> None:
         """Record how the cell in progress ended: cells run in their order, so that it is the first that is left."""
-        if left := self._left(store, _silent):
+        if left := self._left(store, hush):
             store.put(Record(left[0], status, reason.splitlines()[0], trace, started=_now()))
 
     def _left(self, store: Store, tell: Callable[[str], None]) -> list[Cell]:
@@ -113,17 +114,13 @@ def _rank() -> int:
     return JobEnvironment().global_rank if "SUBMITIT_EXECUTOR" in os.environ else 0
 
 
-def _silent(_: str) -> None:
-    """Nobody reads what a job says when it is stopped."""
-
-
 def run_on_ranks(cells: Sequence[Cell], store: Store, cell_timeout_s: float | None) -> dict[str, str]:
     """Run cells with the ranks that this process finds itself among."""
     # imported on the compute node only: whoever submits needs no torch
     from ..harness.ranks import find_ranks  # noqa: PLC0415
     from ..harness.run import run_cells  # noqa: PLC0415
 
-    statuses: dict[str, str] = run_cells(cells, store, find_ranks(), print, cell_timeout_s)
+    statuses: dict[str, str] = run_cells(cells, store, find_ranks(), say, cell_timeout_s)
     return statuses
 
 
@@ -148,7 +145,7 @@ def submit(plan: Plan, sweep: str, store: Store, site: str, runner: str = RUNNER
     verb = {"slurm": _submit_slurm, "local": _run_local, "debug": _run_debug}[where.executor]
     store.begin()
     ids = verb(todo, sweep, store, where, runner)
-    print(_next_steps(ids, sweep, store, where) if ids else f"nothing is missing in {store.root}")
+    say(_next_steps(ids, sweep, store, where) if ids else f"nothing is missing in {store.root}")
     return ids
 
 
@@ -241,7 +238,7 @@ def _submit_slurm(todo: Sequence[Batch], sweep: str, store: Store, site: Site, r
             said = " ".join(str(error).split())
             raise ValueError(f"Slurm refuses {batch}: {said}; change site {site.name}{queued}") from error
         sent += [(batch.wave, j.job_id) for j in jobs]
-        print(f"{batch}: {' '.join(_arrays(j.job_id for j in jobs))}", flush=True)
+        say(f"{batch}: {' '.join(_arrays(j.job_id for j in jobs))}")
     return [i for _, i in sent]
 
 
@@ -265,9 +262,9 @@ def _run_local(todo: Sequence[Batch], sweep: str, store: Store, site: Site, runn
         executor.update_parameters(tasks_per_node=batch.ranks, gpus_per_node=gpus)
         with environment_variables(**site.environment):
             started = executor.submit(job)
-        print(f"{sweep}, wave {batch.wave}: {len(job.cells)} cells, log {started.paths.stdout}", flush=True)
+        say(f"{sweep}, wave {batch.wave}: {len(job.cells)} cells, log {started.paths.stdout}")
         if started.exception() is not None:
-            print(f"job {started.job_id} broke off: {_last_line(started.paths.stderr)}; see {started.paths.stderr}")
+            say(f"job {started.job_id} broke off: {_last_line(started.paths.stderr)}; see {started.paths.stderr}")
         ids.append(started.job_id)
     return ids
 

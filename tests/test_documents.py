@@ -8,7 +8,7 @@ from typing import get_type_hints
 import pytest
 import yaml
 
-from lacuna.analysis.splice import spliced
+from lacuna.analysis.splice import main, spliced
 from lacuna.jobs.commands import parser
 from lacuna.jobs.site import Site, read_site
 from lacuna.jobs.sweep import read
@@ -39,6 +39,15 @@ def test_splice_rewrites_what_is_between_the_marks_alone(tmp_path):
     assert new.startswith("a\n<!-- lacuna list models -->\n\n- `pocket`: ")
     assert new.endswith("\n\n<!-- end -->\nb\n")
     assert spliced(new, tmp_path) == new
+
+
+def test_splice_without_its_file_is_one_sentence(capsys, tmp_path):
+    """`make readme` in a wrong folder would end in a traceback, or in silence with nothing done."""
+    assert [main([str(tmp_path / "none.md")]), main([])] == [2, 2]
+    assert (
+        capsys.readouterr().err
+        == f"splice: {tmp_path}/none.md: No such file or directory\nsplice: which files? e.g. README.md\n"
+    )
 
 
 @pytest.mark.parametrize("command", ["bench", "report no.csv", "list nonsense"])

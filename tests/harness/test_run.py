@@ -1,5 +1,6 @@
 """run(cell) -> Record: what happens when something goes wrong."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from lacuna.harness.ranks import Ranks, find_ranks
 from lacuna.harness.run import run_cells
 from lacuna.harness.task import Outcome
 from lacuna.harness.tasks.perplexity import Perplexity
+from lacuna.jobs.say import UnheardError, say
 from lacuna.results.cell import Cell
 
 TINY = "task: {perplexity: {window: 64, windows: 1}}\n"
@@ -50,6 +52,19 @@ def test_a_failing_cell_is_a_record_and_its_group_goes_on(sweep, run, monkeypatc
     assert reason in first.reason
     assert "Error" in first.trace
     assert len(told) == 2
+
+
+def test_progress_that_nobody_reads_is_no_failure_of_the_cell(sweep, run, store, monkeypatch):
+    """`lacuna run SWEEP | head` would leave a cell that `failed`, which no second run would try again."""
+    swept = sweep("method: full\n" + TINY)
+    monkeypatch.setattr(Perplexity, "run", lambda *_: say("half of it"))
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as gone, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", gone)
+        with pytest.raises(UnheardError):
+            run(swept)
+    assert list(store.records()) == []
 
 
 def test_a_method_without_gaps_is_invalid(sweep, run):
