@@ -22,9 +22,9 @@ class Train(Task):
 
     Arguments, text: `corpus` files; `tokens` in all; stages of rows of `lengths` tokens, each with its share (`shares`)
     of the tokens and the share of rows that were `planted` in; `mix` of the plants: facts, variables, words, keys,
-    copies; `answer` the weight of a planted answer's tokens. Steps: `step_tokens` each, `part_tokens` at once;
-    `optimiser` with `rate` (AdamW) and `matrix_rate` (Muon), `weight_decay`, `clip`; rates rise over the share `warmup`
-    of the steps and fall over the share `decay`, to `floor`. Landmarks: one every `block` tokens, at `places`;
+    copies, passkeys; `answer` the weight of a planted answer's tokens. Steps: `step_tokens` each, `part_tokens` at
+    once; `optimiser` with `rate` (AdamW) and `matrix_rate` (Muon), `weight_decay`, `clip`; rates rise over the share
+    `warmup` of the steps and fall over the share `decay`, to `floor`. Landmarks: one every `block` tokens, at `places`;
     `kernel: eager` does without the fused one also on a GPU; `group_dropout` of blocks; `control` the share of
     landmarks under the control token; `jump` of positions after each. `window` of the recurrence.
     `weights: sharded` cuts weights and moments over the ranks. `heldout` text is scored in
@@ -41,7 +41,7 @@ class Train(Task):
     lengths: tuple[Annotated[int, Within(2)], ...] = (512,)
     shares: tuple[Annotated[float, Within(0, 1)], ...] = (1.0,)
     planted: tuple[Annotated[float, Within(0, 1)], ...] = (0.0,)
-    mix: tuple[Annotated[float, Within(0, 1)], ...] = (0.5, 0.1, 0.1, 0.1, 0.2)
+    mix: tuple[Annotated[float, Within(0, 1)], ...] = (0.4, 0.1, 0.1, 0.1, 0.2, 0.1)
     answer: Annotated[float, Within(0)] = 4.0
     step_tokens: Annotated[int, Within(2)] = 65536
     part_tokens: Annotated[int, Within(2)] = 65536
@@ -65,7 +65,7 @@ class Train(Task):
     save_steps: Annotated[int, Within(1)] = 500
     points: Annotated[int, Within(1)] = 200
     launch: Literal["graph", "call"] = "graph"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     headline: ClassVar[str] = "heldout_perplexity"
     better: ClassVar[Literal["lower", "higher"]] = "lower"
     ranks: ClassVar[Literal["tensor", "data"]] = "data"

@@ -58,8 +58,10 @@ class Inserts:
     at: NDArray[np.float64]
 
 
-def insert(hay_RL: Ints, inserts: Inserts, pool: Ints) -> tuple[Ints, Floats]:
-    """Tokens and weights, both [R, L]: hay with the inserts in it, cut to the hay's length.
+def insert(hay_RL: Ints, inserts: Inserts, pool: Ints, weight_R: Floats) -> tuple[Ints, Floats]:
+    """Tokens and weights, both [R, L]: hay, of which each token weighs `weight_R`, with the inserts in it.
+
+    The hay is cut so that rows stay as long as they were.
 
     Raises:
         ValueError: the inserts of a row are longer than the row.
@@ -80,7 +82,7 @@ def insert(hay_RL: Ints, inserts: Inserts, pool: Ints) -> tuple[Ints, Floats]:
     weight = np.take_along_axis(inserts.weight, order[:, :, None], 1)
     starts = _between(base + edges[:, :-1], start)
     lengths = _between(np.diff(edges, axis=1), picked[1])
-    weights = _between(np.ones_like(edges[:, 1:], np.float32), weight)
+    weights = _between(np.broadcast_to(weight_R[:, None], edges[:, 1:].shape), weight)
     index = _ragged(starts, lengths)
     whole = np.concatenate([pool, hay_RL.ravel()])
     return whole[index].reshape(rows, length), np.repeat(weights, lengths).reshape(rows, length)

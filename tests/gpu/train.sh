@@ -48,6 +48,20 @@ measure() { # NAME of a model that was trained
   cp "$sweeps/measure-$1.yaml" "$work/" && run "$work/measure-$1.yaml" "measure-$1" 1
   collect "$work/measure-$1.yaml" "measure-$1" 1
 }
+killed() { # SWEEP: on two GPUs, both ranks killed when a first state is there
+  mpirun --allow-run-as-root --bind-to none -np 2 python3 -m lacuna run "$1" --data "$data" --set ranks=2 > "$work/logs/killed.log" 2>&1 &
+  local mpi=$!
+  until compgen -G "$LACUNA_STORE/work/*/*/state.safetensors" > /dev/null; do kill -0 $mpi || return 1; sleep 0.05; done
+  # shellcheck disable=SC2046 # one word for each rank
+  kill -9 $(pgrep -P $mpi); wait $mpi
+  echo "-- killed: exit $?, $(find "$LACUNA_STORE" -name '*.json' -path '*records*' | wc -l) records"
+}
+equal() { # one GPU, two, and two that were killed: one curve
+  local sweep=$sweeps/train-ranks.yaml
+  run "$sweep" equal-2 2 && run "$sweep" equal-1 1 && LACUNA_STORE=$work/killed killed "$sweep" &&
+    LACUNA_STORE=$work/killed run "$sweep" equal-killed 2
+  python3 $here/curves.py "$LACUNA_STORE" "$work/killed" | tee "$work/logs/equal.txt"; [ "${PIPESTATUS[0]}" = 0 ]
+}
 for part in ${PARTS:-landmark compare pocket measure}; do
   began=$SECONDS; echo "== $part on $ranks GPU(s), $limit s"
   case $part in
@@ -55,11 +69,12 @@ for part in ${PARTS:-landmark compare pocket measure}; do
     pocket) train train-pocket pocket || failed=1 ;;
     landmark) train train-pocket-landmark pocket-landmark || failed=1 ;;
     compare) { run "$sweeps/train-compare.yaml" compare 1; collect "$sweeps/train-compare.yaml" compare 1; } || failed=1 ;;
+    equal) equal || failed=1 ;;
     measure) for name in pocket pocket-landmark; do measure $name || failed=1; done ;;
-    *) echo "no part $part: profile, landmark, compare, pocket, measure"; failed=1 ;;
+    *) echo "no part $part: profile, landmark, compare, pocket, equal, measure"; failed=1 ;;
   esac
   [ -d "$LACUNA_STORE/records" ] && cp -r "$LACUNA_STORE/records" "$work/logs/"
-  rm -f "$out"/logs.tar.gz.* "$out"/cache.tar.gz.*; pack logs; pack cache
+  rm -rf "$work/killed"; rm -f "$out"/logs.tar.gz.* "$out"/cache.tar.gz.*; pack logs; pack cache
 done
 ls -l "$out"
 exit $failed

@@ -8,9 +8,8 @@ import pytest
 from lacuna.harness.training.batches import Batches
 from lacuna.harness.training.corpus import documents
 from lacuna.harness.training.landmarks import Batch, Landmarks
-from lacuna.harness.training.plants import KINDS, Plants
+from lacuna.harness.training.plants import Plants
 from lacuna.harness.training.schedule import Part, Schedule
-from lacuna.harness.training.segments import Inserts, insert
 from lacuna.harness.training.shards import Shards, write_shards
 from lacuna.harness.training.vocabulary import learn
 
@@ -122,7 +121,7 @@ def part(rows=6, length=512, planted=1.0, step=0, number=0):
 def test_rows_lie_in_one_document(shards):
     """A model would learn that one book goes on in another."""
     whole = np.concatenate(shards.tokens)
-    made = Batches(shards, 0, Plants.of(shards.tokenizer, (1, 0, 0, 0, 0), 4.0)).make(part(40, 200, planted=0.0))
+    made = Batches(shards, 0, Plants.of(shards.tokenizer, (1, 0, 0, 0, 0, 0), 4.0)).make(part(40, 200, planted=0.0))
     for ids, targets, weights in zip(made.ids, made.targets, made.weights, strict=True):
         row = [*ids, targets[-1]]
         places = np.flatnonzero((np.lib.stride_tricks.sliding_window_view(whole, 201) == row).all(1))
@@ -137,62 +136,9 @@ def test_rows_lie_in_one_document(shards):
 def test_short_documents_are_filled_up_without_weight(tokenizer, tmp_path):
     """A model would learn to say the end of a text for ever."""
     write_shards(["ab"], tokenizer, tmp_path)
-    made = Batches(Shards.open(tmp_path), 0, Plants.of(tokenizer, (1, 0, 0, 0, 0), 4.0)).make(part(2, 16, planted=0))
+    made = Batches(Shards.open(tmp_path), 0, Plants.of(tokenizer, (1, 0, 0, 0, 0, 0), 4.0)).make(part(2, 16, planted=0))
     length = len(tokenizer.encode("ab").ids)
     assert made.weights.sum(1).tolist() == [length, length]  # the last target is the document's end
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_plants_can_be_answered(shards, kind):
-    """What is asked for must stand in the row before the question, or the model learns to guess."""
-    mix = tuple(float(kind == k) for k in KINDS)
-    made = Batches(shards, 1, Plants.of(shards.tokenizer, mix, 4.0)).make(part(8, 900))
-    for ids, targets, weights in zip(made.ids, made.targets, made.weights, strict=True):
-        asked = weights == 4
-        assert asked.sum() >= 3
-        for run in np.split(np.flatnonzero(asked), np.flatnonzero(np.diff(np.flatnonzero(asked)) > 1) + 1):
-            answer = shards.tokenizer.decode(targets[run].tolist())
-            before = shards.tokenizer.decode(ids[: run[0] + 1].tolist())
-            missing = [word for word in answer.split() if word not in before]
-            assert not missing or kind == "copies"
-            if kind == "copies":
-                text = ids.tolist()
-                assert any(text[i : i + len(run)] == targets[run].tolist() for i in range(run[0] - len(run)))
-
-
-def test_frequent_words_are_the_most_frequent(shards):
-    """A wrong answer in a third of the rows would be learned as such."""
-    made = Batches(shards, 2, Plants.of(shards.tokenizer, (0, 0, 1, 0, 0), 4.0)).make(part(6, 900))
-    for ids, targets, weights in zip(made.ids, made.targets, made.weights, strict=True):
-        text = shards.tokenizer.decode(ids.tolist())
-        listed = text.split("coded words.")[1].split("\nQuestion")[0].split()
-        counts = sorted({w: listed.count(w) for w in listed if w != "..."}.values(), reverse=True)[:3]
-        answers = shards.tokenizer.decode(targets[weights == 4].tolist()).split()
-        assert [listed.count(w) for w in answers] == counts
-
-
-def test_insert_is_what_a_loop_gives():
-    """The one gather for a batch must put together what one would by hand."""
-    dice = np.random.default_rng(0)
-    pool, hay = np.arange(1000, 1050), np.arange(300).reshape(3, 100)
-    start, length = dice.integers(0, 40, (3, 4, 2)), dice.integers(0, 6, (3, 4, 2))
-    start[:, 1, 0] = -1 - 7  # from the row's own hay
-    weight, at = dice.random((3, 4, 2)).astype(np.float32), dice.random((3, 4))
-    tokens, weights = insert(hay, Inserts(start, length, weight, at), pool)
-    for r in range(3):
-        room = 100 - length[r].sum()
-        out, told, done = [], [], 0
-        for k in sorted(range(4), key=lambda k: at[r, k]):
-            cut = int(at[r, k] * room)
-            out += hay[r, done:cut].tolist()
-            told += [1.0] * (cut - done)
-            done = cut
-            for n in range(2):
-                source = hay[r, -1 - start[r, k, n] :] if start[r, k, n] < 0 else pool[start[r, k, n] :]
-                out += source[: length[r, k, n]].tolist()
-                told += [weight[r, k, n]] * length[r, k, n]
-        assert tokens[r].tolist() == [*out, *hay[r, done:room].tolist()]
-        assert weights[r].tolist() == pytest.approx([*told, *[1.0] * (room - done)])
 
 
 def plain(rows=3, length=12):
