@@ -199,6 +199,8 @@ def _measure(cell: Cell, lm: LM, store: Store, tell: Callable[[str], None]) -> T
     method: Method = make("methods", cell.method)
     task = make("tasks", cell.task)
     artifacts = {argument: store.get_artifact(key) for argument, key in cell.needs}
+    if lm.world.ranks.rank == 0:
+        store.start(cell.key)
     journal = Journal.open(store.unfinished(cell.key), lm.world, tell)
     with lm.under(method, cell, artifacts, journal, store.work(cell.key)) as session:
         outcome = task.run(session)

@@ -6,6 +6,7 @@ import importlib
 import os
 import shlex
 import shutil
+import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,8 +20,9 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, environment_v
 
 from ..results.cell import Cell
 from ..results.record import Record, Status
-from ..results.store import Head, Store
+from ..results.store import Store
 from .batch import Batch, batches
+from .left import at_work, left
 from .say import hush, say
 from .site import Site, read_site
 
@@ -60,16 +62,18 @@ class GroupJob:
         if os.environ.get("SUBMITIT_EXECUTOR") == "local":
             os.environ.update(local_rendezvous(JobEnvironment()))
         store = Store(self.store)
+        before = {cell.key: store.begun(cell.key) for cell in self._left(store, hush)}
         try:
-            statuses: dict[str, str] = run(self._left(store, print), store, self.cell_timeout_s)
+            statuses: dict[str, str] = run(self._left(store, say), store, self.cell_timeout_s)
         except Exception as error:
             # a cell's own failure is the runner's to record; this is a lost rank, or a node that lacks something
             if _rank() != 0:
                 raise  # it sees rank 0 go when the job is preempted, which is not the cell's fault
             time.sleep(KILL_SPREAD_S)
-            self._note(
-                store, "error", f"its job broke off: {str(error) or type(error).__name__}", traceback.format_exc()
-            )
+            why = f"its job broke off: {str(error) or type(error).__name__}"
+            broken = self._note(store, "error", why, traceback.format_exc())
+            if broken is not None and store.begun(broken.key) != before[broken.key] and self._left(store, hush):
+                _requeue()  # those behind a cell that lost a rank need not wait for the next submit
             raise
         return statuses
 
@@ -82,36 +86,26 @@ class GroupJob:
         self._note(Store(self.store), "preempted", reason, "")
         return DelayedSubmission(self)
 
-    def _note(self, store: Store, status: Status, reason: str, trace: str) -> None:
-        """Record how the cell in progress ended: cells run in their order, so that it is the first that is left."""
-        if left := self._left(store, hush):
-            store.put(Record(left[0], status, reason.splitlines()[0], trace, started=_now()))
+    def _note(self, store: Store, status: Status, reason: str, trace: str) -> Cell | None:
+        """Record how the cell in progress ended."""
+        cell = at_work(self._left(store, hush), store)
+        if cell is not None:
+            store.put(Record(cell, status, reason.splitlines()[0], trace, started=_now()))
+        return cell
 
     def _left(self, store: Store, tell: Callable[[str], None]) -> list[Cell]:
-        """The cells that have not ended, in their order, without those that wait for a cell that failed.
-
-        A job that comes back asks again, whether it was warned (`checkpoint`) or killed.
-        """
-        cells = [Cell.from_json(c) for c in self.cells]
-        heads = store.heads({k for c in cells for k in (c.key, *(need for _, need in c.needs))})
-        left = []
-        for cell in (c for c in cells if not self._ended(store, heads.get(c.key))):
-            failed = [k for _, k in cell.needs if k not in heads or heads[k].status != "ok"]
-            if failed:
-                tell(f"{cell.key} waits for {', '.join(failed)}: not there, or failed")
-            else:
-                left.append(cell)
-        return left
-
-    def _ended(self, store: Store, head: Head | None) -> bool:
-        if head is None or head.status in ("ok", "preempted"):
-            return head is not None and head.status == "ok"
-        started = store.get(head.key).started
-        return bool(started) and datetime.fromisoformat(started) >= datetime.fromisoformat(self.asked)
+        """A job that comes back asks again, whether it was warned (`checkpoint`) or killed."""
+        return left([Cell.from_json(c) for c in self.cells], store, self.asked, tell)
 
 
 def _rank() -> int:
     return JobEnvironment().global_rank if "SUBMITIT_EXECUTOR" in os.environ else 0
+
+
+def _requeue() -> None:
+    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+        command = ["scontrol", "requeue", JobEnvironment().job_id]
+        subprocess.run(command, check=False, timeout=60)  # noqa: S603 - Slurm's own, wherever it is installed
 
 
 def run_on_ranks(cells: Sequence[Cell], store: Store, cell_timeout_s: float | None) -> dict[str, str]:

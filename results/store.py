@@ -72,6 +72,19 @@ class Store:
         """The lines that a cell under way writes, so that a killed one goes on where it was."""
         return self._path("unfinished", key, ".jsonl")
 
+    def start(self, key: str) -> None:
+        """Say that a cell is begun: until it has ended well it has a file of lines, be it empty."""
+        self.begin()
+        self.unfinished(key).parent.mkdir(parents=True, exist_ok=True)
+        self.unfinished(key).touch()
+
+    def begun(self, key: str) -> float:
+        """When a cell that has not ended well was begun, or last wrote a line (the file system's seconds); 0: never."""
+        try:
+            return self.unfinished(key).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
     def work(self, key: str) -> Path:
         """The folder in which a cell that was cut off leaves what its next try goes on from."""
         return self.root / "work" / key[:2] / key

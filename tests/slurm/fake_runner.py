@@ -1,6 +1,7 @@
 """A stand-in for the harness, named to GroupJob by `runner`: cells that only take time, on ranks that MPI joined."""
 
 import os
+import signal
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,12 @@ def run(cells, store, cell_timeout_s):
     return {}
 
 
+def lose_rank(cells, store, cell_timeout_s):
+    """As when a rank is lost while the first cell runs."""
+    store.start(cells[0].key)
+    raise ConnectionError("rank 1 is gone")
+
+
 def break_off(cells, store, cell_timeout_s):
     """As when a rank is lost."""
     raise ZeroDivisionError("rank 1 is gone")
@@ -33,14 +40,40 @@ def meet(cells, store, cell_timeout_s):
     """Join the ranks as the harness does, and add them up."""
     import torch
 
-    from lacuna.harness.ranks import find_ranks
-
-    ranks, total = find_ranks(), torch.ones(1)
-    torch.distributed.init_process_group("gloo", ranks.meeting(), rank=ranks.rank, world_size=ranks.size)
+    ranks = _join()
+    total = torch.ones(1)
     torch.distributed.all_reduce(total)
     print(f"{ranks.launcher}: sum over {ranks.size} ranks is {int(total)}")
     torch.distributed.destroy_process_group()
     return {}
+
+
+def run_out(cells, store, cell_timeout_s):
+    """Cells as the harness runs them, of which `greedy` has its last rank killed, as the kernel does without memory."""
+    import torch
+
+    ranks = _join()
+    for cell in cells:
+        started = datetime.now(UTC).isoformat()
+        if ranks.rank == 0:
+            store.start(cell.key)
+        torch.distributed.barrier()
+        if cell.method.name == "greedy" and ranks.rank == ranks.size - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        torch.distributed.barrier()
+        if ranks.rank == 0:
+            store.put(Record(cell, "ok", started=started))
+    return {}
+
+
+def _join():
+    import torch
+
+    from lacuna.harness.ranks import find_ranks
+
+    ranks = find_ranks()
+    torch.distributed.init_process_group("gloo", ranks.meeting(), rank=ranks.rank, world_size=ranks.size)
+    return ranks
 
 
 def _ranks():

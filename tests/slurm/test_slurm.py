@@ -127,6 +127,16 @@ def test_a_job_goes_on_after_the_end_of_its_time(
     assert "this job is timed-out" in (store.logs() / job / f"{job}_0_log.err").read_text()
 
 
+def test_a_rank_that_is_killed_costs_only_its_cell(make_plan, make_cells, store, make_site, runner):
+    """A cell that takes too much memory would keep those behind it waiting until the sweep is submitted again."""
+    (greedy,), others = make_cells(1, method="greedy", ranks=2), make_cells(2, ranks=2)
+    site = make_site(ONEBOX.replace("pmix", "torch"))
+    submit(make_plan([[(greedy, *others)]]), "oom", store, site, "fake_runner:run_out")
+    until_queue_is_empty()
+    assert statuses(store, [greedy, *others]) == ["error", "ok", "ok"]
+    assert "broke off" in store.head(greedy.key).reason
+
+
 @pytest.mark.parametrize(("launcher", "said"), [("pmix", "mpi"), ("torch", "slurm")])
 def test_ranks_meet(make_plan, make_cells, store, make_site, runner, launcher, said):
     """Without MPI, or with it, the ranks of a job would not find each other as the harness looks for them."""

@@ -4,6 +4,7 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,41 @@ def test_a_job_that_breaks_off_says_why_in_the_store(make_cells, store, runner, 
     assert store.head(first.key).reason == "its job broke off: rank 1 is gone"
     assert "ZeroDivisionError" in store.get(first.key).trace
     assert store.head(second.key) is None
+
+
+def test_a_job_that_lost_a_rank_is_queued_again_for_its_other_cells(make_cells, store, runner, computed, monkeypatch):
+    """Every cell behind one that takes too much memory would wait until somebody submits the sweep again."""
+    monkeypatch.setattr("lacuna.jobs.submit.KILL_SPREAD_S", 0)
+    called = []
+    monkeypatch.setattr("lacuna.jobs.submit._requeue", lambda: called.append(1))
+    alone, first, second = make_cells(3)
+    with pytest.raises(ConnectionError):
+        job_of((alone,), store, "fake_runner:lose_rank")()
+    assert (store.head(alone.key).status, called) == ("error", [])  # nothing was left to do
+    with pytest.raises(ConnectionError):
+        job_of((first, second), store, "fake_runner:lose_rank")()
+    assert (store.head(first.key).status, store.head(second.key), called) == ("error", None, [1])
+    with pytest.raises(ZeroDivisionError):  # before any cell was begun: the next try would break off as well
+        job_of((second, alone), store, "fake_runner:break_off")()
+    assert called == [1]
+
+
+def test_a_cell_that_killed_its_job_is_run_last(make_cells, store, runner, computed):
+    """A cell that takes the job with it, and leaves no record, would be the first of each next try, and the only one."""
+    cells = make_cells(3)
+    store.start(cells[0].key)
+    job_of(cells, store, runner)()
+    assert list(computed()) == [cells[1].key, cells[2].key, cells[0].key]
+
+
+def test_a_preempted_job_names_the_cell_that_it_was_at(make_cells, store):
+    """A cell that comes last because it was begun before would be recorded in the name of the first."""
+    cells = make_cells(3)
+    store.start(cells[0].key)
+    time.sleep(0.02)  # file systems tell times apart that are this far from each other
+    store.start(cells[2].key)
+    job_of(cells, store).checkpoint()
+    assert [store.head(c.key) is not None for c in cells] == [False, False, True]
 
 
 def test_cells_whose_need_failed_wait_without_a_record(make_cells, store, runner, computed, capsys):
