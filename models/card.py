@@ -54,6 +54,7 @@ def text(card: Mapping[str, Any]) -> str:
         f"model: {begun}",
         "method: full",
         f"dtype: {card['dtype']}",
+        f"ranks: {card['ranks']}",
         f"seed: {card['seed']}",
         "task:",
         "  train:",

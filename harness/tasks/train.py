@@ -28,14 +28,15 @@ class Train(Task):
     `kernel: eager` does without the fused one also on a GPU; `group_dropout` of blocks; `control` the share of
     landmarks under the control token; `jump` of positions after each. `window` of the recurrence.
     `weights: sharded` cuts weights and moments over the ranks. `heldout` text is scored in
-    windows of `heldout_length` (default: the last length), `heldout_windows` at most. State is kept every `save_steps`.
+    windows of each of `heldout_lengths` (default: the last length), `heldout_windows` at most; the perplexity at the
+    first is the headline. State is kept every `save_steps`.
     The curve has about `points` points; at each the host waits for the device. On a GPU a part's passes are launched as
     one CUDA graph where they are the same each time; `launch: call` does without.
     """
 
     corpus: tuple[Annotated[str, Data("harness/data")], ...] = ("calibration",)
     heldout: Annotated[str, Data("harness/data")] = "prose"
-    heldout_length: Annotated[int, Within(2)] | None = None
+    heldout_lengths: tuple[Annotated[int, Within(2)], ...] | None = None
     heldout_windows: Annotated[int, Within(1)] = 64
     tokens: Annotated[int, Within(1)] = 1_000_000
     lengths: tuple[Annotated[int, Within(2)], ...] = (512,)

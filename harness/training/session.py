@@ -51,22 +51,29 @@ class Training:
         task, began = self.task, time.perf_counter()
         loop = self._loop()
         ready_s = time.perf_counter() - began  # nearly all of it the text, where it was not encoded before
-        length = task.heldout_length or task.lengths[-1]
-        # made before the first step: what is wrong with it is not to be told after hours
-        heldout = Heldout.of(task.heldout, loop.batches, length, task.heldout_windows, self._plain_landmarks())
+        heldout = self._heldout(loop)  # before the first step: what is wrong with it is not to be told after hours
         state = State.read(self.work, self.cell.key)
         if state is not None:
             loop.take_up(state)
         loop.all()
-        perplexity = heldout.perplexity(loop)
-        metrics = {
-            "ready_s": ready_s,
-            "heldout_perplexity": perplexity,
-            "heldout_tokens": len(heldout.windows) * length,
-        }
+        metrics = {"ready_s": ready_s, **self._scored(heldout, loop)}
         metrics |= {"tokens": loop.schedule.steps * task.step_tokens, "steps": loop.schedule.steps}
         metrics |= {"loss": loop.curve[-1]["loss"], **self._speed(loop)}
         return Outcome(metrics, loop.curve, artifact=self._artifact(loop, metrics))
+
+    def _heldout(self, loop: Loop) -> dict[int, Heldout]:
+        """Windows of each length."""
+        task, marks = self.task, self._plain_landmarks()
+        lengths = task.heldout_lengths or task.lengths[-1:]
+        return {n: Heldout.of(task.heldout, loop.batches, n, task.heldout_windows, marks) for n in lengths}
+
+    def _scored(self, heldout: dict[int, Heldout], loop: Loop) -> dict[str, float]:
+        """Perplexity at the first length, and, where there are several, at each."""
+        found = {length: windows.perplexity(loop) for length, windows in heldout.items()}
+        first = next(iter(found))
+        each = {f"heldout_perplexity_{length}": value for length, value in found.items()} if len(found) > 1 else {}
+        tokens = sum(len(windows.windows) * length for length, windows in heldout.items())
+        return {"heldout_perplexity": found[first], **each, "heldout_tokens": tokens}
 
     @cached_property
     def shards(self) -> Shards:

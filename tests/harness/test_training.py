@@ -60,6 +60,15 @@ def test_record_says_what_happened(trained):
     assert card["curve"] == list(record.samples)
 
 
+def test_held_out_text_is_scored_at_each_length(trained, tmp_path):
+    """A baseline at two lengths would be trained twice, or the second one never seen."""
+    record, _ = train(tmp_path, "s", heldout_lengths=[64, 32])
+    both = [record.metrics[f"heldout_perplexity_{length}"] for length in (64, 32)]
+    assert both[0] == record.metrics["heldout_perplexity"] == trained[0].metrics["heldout_perplexity"]
+    assert both[1] != both[0]
+    assert record.metrics["heldout_tokens"] == 2 * (64 + 32)
+
+
 @torch.no_grad()
 def test_is_a_checkpoint_of_transformers(trained, tmp_path):
     """A model that only this trainer can read could not be evaluated by anything else."""
@@ -220,8 +229,8 @@ def test_wrong_arguments_are_told_before_anything_runs(tmp_path, changes, words)
         ({"weights": "sharded", "optimiser": "adamw"}, "needs several ranks"),
         ({"mix": [0.5, 0.5]}, "expected the shares of facts, variables"),
         ({"planted": [1.0, 1.0]}, "use longer rows, or another `mix`"),
-        ({"heldout_length": 10**6}, "held-out windows need one"),
-        ({"heldout_length": 60, "attention": "landmark", "block": 8}, "does not divide a length of 60: take 64"),
+        ({"heldout_lengths": [64, 10**6]}, "held-out windows need one"),
+        ({"heldout_lengths": [60], "attention": "landmark", "block": 8}, "does not divide a length of 60: take 64"),
     ],
 )
 def test_wrong_arguments_are_refused_in_a_sentence(tmp_path, changes, words):
