@@ -32,8 +32,8 @@ def main(stores: list[str]) -> int:
         raise SystemExit(f"no curve to compare: {'; '.join(wrong) or 'there is no training'}")
     apart = []
     for store, record in records:
-        speed = statistics.median(p["tok_s"] for p in record.samples[1:])
         apart.append(off(record, records[0][1]))
+        speed = statistics.median(p["tok_s"] for p in record.samples[1:] or record.samples)
         found = f"loss {record.samples[-1]['loss']:.4f}, off by {apart[-1]:.1e} at most, {speed / 1e6:.2f}M tokens/s"
         print(f"{store} {record.key} {record.cell.ranks} rank(s): {found}")
     return int(max(apart) > TOLERANCE)
