@@ -1,7 +1,10 @@
 """Exact rows beside a state of what was dropped: sinks, recent rows and heavy hitters stay, all else is summed up.
 
-Shapes: B batch, H query heads, G key/value heads, N sets of rows (1 or G), T query rows, S rows held, K rows dropped, D
-head dimension.
+At most one row leaves with each query row. Which, is known beforehand where rows leave in order of age (a window); else
+the walk over rows says so. The rest is the same: exact attention over rows that leave one after the other, linear
+attention over them in the order in which they leave.
+
+Shapes: B batch, H query heads, G key/value heads, N sets of rows (1 or G), T query rows, S rows held, D head dimension.
 """
 
 from __future__ import annotations
@@ -13,13 +16,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from . import attend
-from .budget import Allowance, share
+from ..kernels.held_prefill import OP as HELD_PREFILL
+from . import attend, many
+from .budget import Allowance, share, word_of
 from .evict import Stepwise, Walk, grouped, text
 from .feature_map import FeatureMap
 from .ledger import Ledger
 from .memory import Call, Memory, Site
-from .residual_state import Dropped, Exact, Share, State, marked, refuse_windows
+from .residual_state import Dropped, Share, State, marked, refuse_windows
 
 SINK = 1e30  # a mark that no attention reaches
 
@@ -76,78 +80,100 @@ class Residual(Stepwise):
         """The recent rows, as far as the sinks leave room for them."""
         return share(self.recent, rows_B).minimum((rows_B - self.sinks).clamp(min=1))
 
-    def merge(self, found: Share, exact: Exact) -> Tensor:
+    def merge(self, found: Share, exact: Share) -> Tensor:
         """The state's share and that of the rows attended exactly, in one softmax."""
         return found.merge(exact)
+
+    @property
+    def windowed(self) -> bool:
+        """Whether no row is held for the attention that it got: all but sinks are recent."""
+        return self.recent == 1 and not isinstance(self.recent, int)
+
+    def by_age(self, memory: Memory, call: Call) -> bool:
+        """Whether rows leave in order of age, sinks excepted, in this call and all that follow: no marks are needed."""
+        if not self.windowed or (word_of(self) == "keep" and memory.prompt is None and call.phase == "decode"):
+            return False  # such a budget grows with the text, from less than the sinks
+        budget, context = self.rows_BT(memory, call), call.context_BT
+        place = memory.numbers_BNS(len(call.first)) - call.first[:, None, None]
+        sinks = ((place >= 0) & (place < self.sinks)).sum(-1)
+        enough = (budget > self.sinks) | (budget >= context)
+        return bool(enough.all() & (sinks == context[:, -1:].clamp(max=self.sinks)).all())
+
+    def leaving(self, q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
+        """Which of the rows held leaves when each query row comes, [B, G, T]; -1: none."""
+        walked = self._in_order(memory, call) if self.by_age(memory, call) else self._walked(q_BHTD, memory, call)
+        return walked.expand(-1, memory.keys.view.shape[1], -1)
+
+    def _in_order(self, memory: Memory, call: Call) -> Tensor:
+        """The oldest but sinks, as soon as there is one row too many; [B, N, T]."""
+        is_text = text(memory, call)
+        before, now = is_text[..., : -call.new], is_text[..., -call.new :]
+        held = before.sum(-1, keepdim=True)
+        most = self.rows_BT(memory, call)[:, None, -1:].maximum(held)
+        gone = (held + now.cumsum(-1) - most).clamp(min=0)
+        leaves = gone > torch.cat([torch.zeros_like(gone[..., :1]), gone[..., :-1]], -1)
+        first = (~is_text).sum(-1, keepdim=True) + self.sinks
+        return torch.where(leaves, first + gone - 1, -1)
+
+    def _walked(self, q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
+        """By marks, row after row; marks are left."""
+        walk, parts = Walk(self, memory, call), []
+        before = torch.zeros_like(walk.held)
+        for rows in attend.pieces(call):
+            keep = walk.rows(q_BHTD, torch.arange(rows.start, rows.stop, device=q_BHTD.device))
+            come = walk.numbers[:, :, None] <= call.numbers_T[rows, None]
+            gone = walk.text[:, :, None] & come & ~keep
+            new = gone & ~torch.cat([before[:, :, None], gone[:, :, :-1]], 2)
+            parts.append(torch.where(new.any(-1), new.int().argmax(-1), -1))
+            before = gone[:, :, -1]
+        return torch.cat(parts, 2)
 
     def attend_dense(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Dense; what an earlier prompt dropped is still heard from the state."""
         if memory.columns is None:  # nothing was dropped
             return super().attend_dense(q_BHTD, memory, call, ledger)
         refuse_windows(call)
-        visible = attend.visible_BNTS(memory, call).expand(-1, memory.keys.view.shape[1], -1, -1)
-        marks, nothing = memory.aux["mark"].view[..., 0], torch.zeros_like(visible[:, :, 0])
-        self._count(memory, call, ledger, visible.sum(-1))
-        parts = []
-        for rows in attend.pieces(call):
-            out, weights = self._attend(q_BHTD, memory, call, rows, visible[:, :, rows], nothing)
-            marks.copy_(self.mark(marks, weights))
-            parts.append(out)
-        return torch.cat(parts, 2)
+        none = torch.full((*memory.keys.view.shape[:2], call.new), -1, device=q_BHTD.device)
+        leave_BGS = _leave(memory, call, none)
+        self._count(memory, call, ledger, _held(memory, call, none))
+        self.mark_prompt(memory.aux["mark"].view[..., 0], q_BHTD, memory, call)
+        found = self.state(memory).read(q_BHTD.float() * call.scale**0.5)
+        return self._merged(q_BHTD, memory, call, leave_BGS, found)
+
+    def mark_prompt(self, marks_BGS: Tensor, q_BHTD: Tensor, memory: Memory, call: Call) -> None:
+        """Sums of columns, through a kernel where there is one; none where nothing will read them."""
+        if self.by_age(memory, call):
+            return
+        if many.fits(q_BHTD, memory, call):
+            marks_BGS.add_(many.attention_received(q_BHTD, memory, call))
+        else:
+            super().mark_prompt(marks_BGS, q_BHTD, memory, call)
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
-        """Walk the rows; each attends what the walk has left it, and the state of what it has dropped."""
+        """Each row attends what has not left when it comes, and the state of what has."""
         refuse_windows(call)
-        walk, parts, read, kept = Walk(self, memory, call), [], [], []
-        before = torch.zeros_like(walk.held)
-        for rows in attend.pieces(call):
-            keep = walk.rows(q_BHTD, torch.arange(rows.start, rows.stop, device=q_BHTD.device))
-            parts.append(self._attend(q_BHTD, memory, call, rows, keep, before)[0])
-            kept.append(keep)
-            gone = walk.text & (walk.numbers <= call.numbers_T[rows.stop - 1]) & ~keep[:, :, -1]
-            read.append(keep.sum(-1) + self._folded(memory, call, rows, keep, before))
-            self.leave(memory, call, gone & ~before)
-            before = gone
-        ledger.chosen(memory, call, q_BHTD, torch.cat(kept, 2))
-        self._count(memory, call, ledger, torch.cat(read, 2))
-        memory.keep(attend.rows_of(walk.held))
-        return torch.cat(parts, 2)
+        left_BGT = self.leaving(q_BHTD, memory, call)
+        leave_BGS = _leave(memory, call, left_BGT)
+        found = self.state(memory).pass_by(q_BHTD.float() * call.scale**0.5, _dropped(memory, call, left_BGT))
+        out = self._merged(q_BHTD, memory, call, leave_BGS, found)
+        if ledger.watch is not None:
+            row = torch.arange(call.new, device=q_BHTD.device)[:, None]
+            keep = attend.visible_BNTS(memory, call) & (leave_BGS[:, :, None] > row)
+            ledger.chosen(memory, call, q_BHTD, keep)
+        self._count(memory, call, ledger, _held(memory, call, left_BGT) + (left_BGT >= 0))
+        memory.keep(attend.rows_of(leave_BGS >= call.new))
+        return out
+
+    def _merged(self, q_BHTD: Tensor, memory: Memory, call: Call, leave_BGS: Tensor, found: Share) -> Tensor:
+        """Exact attention over rows that leave, and the state's share."""
+        exact = Share(*HELD_PREFILL(q_BHTD, memory.keys.view, memory.values.view, leave_BGS, call.scale))
+        is_padding = call.context_BT[:, None, :, None] == 0
+        return self.merge(found, exact).masked_fill(is_padding, 0.0).to(q_BHTD.dtype)
 
     def leave(self, memory: Memory, call: Call, gone_BNS: Tensor) -> None:
         """Add rows to the state."""
-        gone = gone_BNS.expand(-1, memory.keys.view.shape[1], -1)
-        dropped = _dropped(memory, call, attend.rows_of(gone), gone[:, :, None])
-        self.state(memory).absorb(dropped.keys, dropped.values, dropped.last_BGK)
-
-    def _attend(
-        self, q_BHTD: Tensor, memory: Memory, call: Call, rows: slice, keep_BGTS: Tensor, before_BGS: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Output of some query rows [B, H, T, D], and their weights [B, H, T, S] among the rows held."""
-        q = q_BHTD[:, :, rows]
-        exact = Exact.over(q, memory, call, keep_BGTS)
-        meanwhile = self._meanwhile(memory, call, rows, keep_BGTS, before_BGS)
-        merged = self.merge(self.state(memory).read(q.float() * call.scale**0.5, meanwhile), exact)
-        is_padding = call.context_BT[:, None, rows, None] == 0
-        return merged.masked_fill(is_padding, 0.0).to(q.dtype), exact.weights
-
-    def _meanwhile(self, memory: Memory, call: Call, rows: slice, keep_BGTS: Tensor, before_BGS: Tensor) -> Dropped:
-        """Rows that left since the state was written, up to the last of these query rows."""
-        gone = self._gone(memory, call, rows, keep_BGTS) & ~before_BGS[:, :, None]
-        found = _dropped(memory, call, attend.rows_of(gone[:, :, -1]), gone)
-        self.state(memory).settle_anchor(found.keys, found.last_BGK)
-        return found
-
-    @staticmethod
-    def _gone(memory: Memory, call: Call, rows: slice, keep_BGTS: Tensor) -> Tensor:
-        """Which rows each query row no longer has, [B, G, T, S]."""
-        numbers = memory.numbers_BNS(call.first.shape[0])[:, :, None]
-        return text(memory, call)[:, :, None] & (numbers <= call.numbers_T[rows, None]) & ~keep_BGTS
-
-    def _folded(self, memory: Memory, call: Call, rows: slice, keep_BGTS: Tensor, before_BGS: Tensor) -> Tensor:
-        """How many rows each query row folds into the state, [B, G, T]: to be read once more, for the last time."""
-        gone = self._gone(memory, call, rows, keep_BGTS)
-        was = torch.cat([before_BGS[:, :, None], gone[:, :, :-1]], 2)
-        return (gone & ~was).sum(-1)
+        index = attend.rows_of(gone_BNS.expand(-1, memory.keys.view.shape[1], -1))
+        self.state(memory).absorb(_dropped(memory, call, index))
 
     def _count(self, memory: Memory, call: Call, ledger: Ledger, read_BGT: Tensor) -> None:
         """Rows attended and the one folded; their marks, and the state with the map's weights."""
@@ -155,12 +181,26 @@ class Residual(Stepwise):
         ledger.count(memory, call, read_BGT, marks + self.state(memory).read_bytes(read_BGT.shape[0]))
 
 
-def _dropped(memory: Memory, call: Call, index_BGK: Tensor, gone_BGTS: Tensor) -> Dropped:
-    """Rows of these indices (holes -1), and whether each query row has lost them."""
-    at = index_BGK.clamp(min=0)
+def _leave(memory: Memory, call: Call, left_BGT: Tensor) -> Tensor:
+    """The first query row that no longer has each row held, [B, G, S]: T where none, 0 for padding and holes."""
+    stay = text(memory, call).expand(-1, left_BGT.shape[1], -1).int() * call.new
+    row = torch.arange(call.new, device=stay.device, dtype=stay.dtype).expand_as(left_BGT)
+    spare = torch.cat([stay, stay[..., :1]], -1)  # where rows that do not leave may write
+    index = torch.where(left_BGT >= 0, left_BGT, stay.shape[-1])
+    return spare.scatter(2, index, row)[..., :-1].contiguous()
+
+
+def _held(memory: Memory, call: Call, left_BGT: Tensor) -> Tensor:
+    """How many rows each query row attends exactly, [B, G, T]."""
+    is_text = text(memory, call)
+    before, now = is_text[..., : -call.new], is_text[..., -call.new :]
+    return (before.sum(-1, keepdim=True) + now.cumsum(-1) - (left_BGT >= 0).cumsum(-1)) * now
+
+
+def _dropped(memory: Memory, call: Call, index_BGK: Tensor) -> Dropped:
+    """Rows of these indices (holes -1)."""
+    at = index_BGK.clamp(min=0)[..., None]
     keys, values = (
-        part.view.gather(2, at[..., None].expand(-1, -1, -1, part.view.shape[3])).float()
-        for part in (memory.keys, memory.values)
+        part.view.gather(2, at.expand(-1, -1, -1, part.view.shape[3])) for part in (memory.keys, memory.values)
     )
-    gone = gone_BGTS.gather(3, at[:, :, None].expand(-1, -1, gone_BGTS.shape[2], -1))
-    return Dropped(keys * call.scale**0.5, values, gone & (index_BGK >= 0)[:, :, None])
+    return Dropped(keys.float() * call.scale**0.5, values, index_BGK >= 0)

@@ -1,83 +1,64 @@
 """The state of rows that were dropped: sums over their features, of one size for any number of them.
 
-A layer holds for each text and key/value head, in fp32: `sums`, the sum of phi(k) [v, 1] over rows, [F, D + 1];
-`scale`, the logarithm of the factor that the sums lack, so that no feature overflows; and for maps around a centre
-`anchor` and `offset` [D] and `count`, whose anchor + offset / count is the mean of the keys dropped. They lie in
-`Memory.extra`, and are charged there.
+A layer holds for each text and key/value head, in fp32: `sums` and `norm`, the sums of phi(k) v and of phi(k) over
+rows, [F, D] and [F]; `scale`, the logarithm of the factor that both lack, so that no feature overflows; and for maps
+around a centre `anchor` and `offset` [D] and `count`, whose anchor + offset / count is the mean of the keys dropped.
+They lie in `Memory.extra`, and are charged there.
 
-Shapes: B batch, G key/value heads, H query heads, J = H / G, T query rows, K rows dropped meanwhile, D head dimension,
-F features.
+Shapes: B batch, G key/value heads, H query heads, J = H / G, T query rows, K rows dropped, D head dimension, F
+features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import attend
+from ..kernels.linear_prefill import OP as LINEAR_PREFILL
+from ..kernels.linear_prefill.eager import relative
 from .feature_map import Centre, FeatureMap, Features, Weights
 from .memory import Call, Memory
 
-AT_ONCE = 256  # rows whose features are held at one time
+AT_ONCE = 2**20  # features of a head that are held at one time
 PARTS = "residual."
+SUMS = ("sums", "norm", "scale")
 
 
-@dataclass(frozen=True)
-class Dropped:
-    """Rows that leave while T rows are attended.
+class Dropped(NamedTuple):
+    """Rows that are dropped.
 
     Attributes:
         keys: [B, G, K, D] fp32, multiplied by the square root of the factor of q . k.
-        values: [B, G, K, D] fp32.
-        gone: [B, G, T, K] which of them had left when each query row came; rows of no meaning never have.
+        values: [B, G, K, D].
+        there: [B, G, K] which of them are meant.
     """
 
     keys: Tensor
     values: Tensor
-    gone: Tensor
+    there: Tensor
 
-    @property
-    def last_BGK(self) -> Tensor:
-        """Which of them have left in the end."""
-        return self.gone[:, :, -1]
-
-
-@dataclass(frozen=True)
-class Exact:
-    """Attention over some of the rows held: output [B, H, T, D], logarithm of its sum [B, H, T], weights [B, H, T, S].
-
-    All in fp32; a query row without any row has the logarithm of nothing.
-    """
-
-    out: Tensor
-    log: Tensor
-    weights: Tensor
-
-    @classmethod
-    def over(cls, q_BHTD: Tensor, memory: Memory, call: Call, keep_BNTS: Tensor) -> Exact:
-        """Over the rows that `keep` (N = 1 or G) allows."""
-        groups, heads = memory.keys.view.shape[1], q_BHTD.shape[1]
-        sets = keep_BNTS.shape[1]
-        keep = keep_BNTS.repeat_interleave(heads // sets, 1) if sets > 1 else keep_BNTS
-        scores = attend.group_scores(q_BHTD, memory.keys.view, "none") * call.scale
-        scores = scores.masked_fill(~keep, -torch.inf)
-        log = scores.logsumexp(-1)
-        weights = (scores - log.masked_fill(log == -torch.inf, 0.0)[..., None]).exp()
-        out = weights.unflatten(1, (groups, -1)) @ memory.values.view.float()[:, :, None]
-        return cls(out.flatten(1, 2), log, weights)
+    def rows(self, some: slice) -> Dropped:
+        """Some of them."""
+        return Dropped(*(part[:, :, some] for part in self))
 
 
 @dataclass(frozen=True)
 class Share:
-    """What the state gives query rows: the mean value `out` [B, H, T, D], and the `log` [B, H, T] of its weight."""
+    """What some rows, or the state, give query rows.
+
+    Attributes:
+        out: [B, H, T, D] their mean value.
+        log: [B, H, T] the logarithm of the sum of their weights; of nothing where there are none.
+    """
 
     out: Tensor
     log: Tensor
 
-    def merge(self, exact: Exact | Share) -> Tensor:
+    def merge(self, exact: Share) -> Tensor:
         """With exact attention: (e^a x + e^b y) / (e^a + e^b)."""
         weight = torch.sigmoid(self.log - exact.log).masked_fill(self.log == -torch.inf, 0.0)[..., None]
         return exact.out + weight * (self.out - exact.out)
@@ -96,8 +77,9 @@ class State:
         if PARTS + "sums" in self.memory.extra:
             return
         batch, groups, _, size = like_BGTD.shape
-        zeros = like_BGTD.new_zeros(batch, groups, self.phi.features(size), size + 1, dtype=torch.float32)
+        zeros = like_BGTD.new_zeros(batch, groups, self.phi.features(size), size, dtype=torch.float32)
         self._put("sums", zeros)
+        self._put("norm", torch.zeros_like(zeros[..., 0]))
         self._put("scale", torch.full_like(zeros[..., 0, 0], -torch.inf))
         if self.centred:
             self._put("anchor", zeros.new_zeros(batch, groups, size))
@@ -121,76 +103,95 @@ class State:
         own = sum(part.nbytes for name, part in self.memory.extra.items() if name.startswith(PARTS))
         return (own + sum(part.nbytes for part in self.weights.values())) * share / texts
 
-    def absorb(self, keys_BGKD: Tensor, values_BGKD: Tensor, gone_BGK: Tensor) -> None:
-        """Add rows for good (keys scaled, fp32); `gone` says which are meant."""
-        if keys_BGKD.shape[2] == 0:
-            return
-        self.settle_anchor(keys_BGKD, gone_BGK)
-        for k, v, gone in zip(*(x.split(AT_ONCE, 2) for x in (keys_BGKD, values_BGKD, gone_BGK)), strict=True):
-            self._absorb(k, v, gone)
+    def absorb(self, dropped: Dropped) -> None:
+        """Add rows for good."""
+        self._settle_anchor(dropped)
+        for rows in self._pieces(dropped.keys):
+            some = dropped.rows(rows)
+            found, old = self._features(some), self._get("scale")
+            new = torch.maximum(old, found.log.amax(-1))
+            entering = found.value * relative(found.log, new[..., None])[..., None]
+            decay = relative(old, new)[..., None]
+            self._put("sums", self._get("sums") * decay[..., None] + entering.mT @ some.values.float())
+            self._put("norm", self._get("norm") * decay + entering.sum(2))
+            self._put("scale", new)
+            self._move_centre(some)
 
-    def _absorb(self, k: Tensor, v: Tensor, gone: Tensor) -> None:
-        found = self._features(k, gone)
-        old = self._get("scale")
-        new = torch.maximum(old, found.log.amax(-1))
-        weight = relative(found.log, new[..., None])
-        sums = (found.value * weight[..., None]).mT @ with_one(v)
-        self._put("sums", self._get("sums") * relative(old, new)[..., None, None] + sums)
-        self._put("scale", new)
-        if self.centred:
-            apart = (k - self._get("anchor")[:, :, None]) * gone[..., None]
-            self._put("offset", self._get("offset") + apart.sum(2))
-            self._put("count", self._get("count") + gone.sum(-1))
+    def pass_by(self, q_BHTD: Tensor, dropped: Dropped) -> Share:
+        """Add one row with each query row (scaled, fp32), which hears it and all before it; K = T."""
+        self._settle_anchor(dropped)
+        parts = []
+        for rows in self._pieces(dropped.keys):
+            some, q = dropped.rows(rows), q_BHTD[:, :, rows]
+            found, asked = self._features(some), self._asked(q, self._centres(some, q.shape[1]))
+            value = asked.value.reshape(*q.shape[:3], -1)
+            sums = (self._get(name) for name in SUMS)
+            heard = LINEAR_PREFILL(value, found.value, some.values, found.log, *sums)
+            for name, part in zip(SUMS, heard[2:], strict=True):
+                self._put(name, part)
+            self._move_centre(some)
+            parts.append(Share(heard.mean_BHTD, heard.log_BHT + asked.log.view(q.shape[:3])))
+        return Share(torch.cat([part.out for part in parts], 2), torch.cat([part.log for part in parts], 2))
 
-    def settle_anchor(self, k: Tensor, gone: Tensor) -> None:
+    def read(self, q_BHTD: Tensor) -> Share:
+        """What the state gives query rows (scaled, fp32)."""
+        batch, heads, rows, size = q_BHTD.shape
+        asked = self._asked(q_BHTD, self._centre(heads * rows))
+        sums, norm, scale = (self._get(name) for name in SUMS)
+        total = (asked.value @ norm[..., None])[..., 0]
+        safe = total > 0  # the diagonal Taylor map may be negative: then the exact rows stand alone
+        out = (asked.value @ sums) / torch.where(safe, total, 1.0)[..., None]
+        log = torch.where(safe, torch.where(safe, total, 1.0).log() + asked.log + scale[..., None], -torch.inf)
+        return Share(out.view(batch, heads, rows, size), log.view(batch, heads, rows))
+
+    def _pieces(self, keys_BGKD: Tensor) -> Iterator[slice]:
+        """Rows whose features are held at one time."""
+        size = max(64, min(4096, AT_ONCE // self.phi.features(keys_BGKD.shape[3])))
+        for first in range(0, keys_BGKD.shape[2], size):
+            yield slice(first, first + size)
+
+    def _settle_anchor(self, dropped: Dropped) -> None:
         """Put the anchor at the mean of the first rows that leave; where it lies only rounding depends on."""
-        if not self.centred or k.shape[2] == 0:
+        if not self.centred or dropped.keys.shape[2] == 0:
             return
-        mean = (k * gone[..., None]).sum(2) / gone.sum(-1, keepdim=True).clamp(min=1)
+        there = dropped.there[..., None]
+        mean = (dropped.keys * there).sum(2) / there.sum(2).clamp(min=1)
         self._put("anchor", torch.where(self._get("count")[..., None] == 0, mean, self._get("anchor")))
 
-    def _features(self, k: Tensor, gone: Tensor) -> Features:
+    def _apart(self, dropped: Dropped) -> Tensor:
+        """From the anchor, [B, G, K, D]."""
+        return (dropped.keys - self._get("anchor")[:, :, None]) * dropped.there[..., None]
+
+    def _move_centre(self, dropped: Dropped) -> None:
+        if self.centred:
+            self._put("offset", self._get("offset") + self._apart(dropped).sum(2))
+            self._put("count", self._get("count") + dropped.there.sum(-1))
+
+    def _features(self, dropped: Dropped) -> Features:
         """Of keys; rows that are not meant get the logarithm of nothing."""
-        found = self.phi.keys(k - self._get("anchor")[:, :, None] if self.centred else k, self.weights)
-        return Features(found.value * gone[..., None], found.log.masked_fill(~gone, -torch.inf))
+        found = self.phi.keys(self._apart(dropped) if self.centred else dropped.keys, self.weights)
+        return Features(found.value, found.log.masked_fill(~dropped.there, -torch.inf))
 
-    def read(self, q_BHTD: Tensor, dropped: Dropped) -> Share:
-        """What the state, and rows dropped meanwhile, give query rows (scaled, fp32)."""
-        groups = dropped.keys.shape[1]
-        q = q_BHTD.unflatten(1, (groups, -1))
-        batch, _, share, rows, size = q.shape
-        flat = q.reshape(batch, groups, share * rows, size)
-        found = self.phi.queries(flat, self.weights, self._centre(dropped, share))
-        total, log = self._sum(found, dropped, share)
-        norm = total[..., -1]
-        safe = norm > 0  # the diagonal Taylor map may be negative: then the exact rows stand alone
-        out = total[..., :-1] / torch.where(safe, norm, 1.0)[..., None]
-        log = torch.where(safe, norm.clamp(min=torch.finfo(norm.dtype).tiny).log() + log + found.log, -torch.inf)
-        return Share(out.view(batch, -1, rows, size), log.view(batch, -1, rows))
+    def _asked(self, q_BHTD: Tensor, centre: Centre | None) -> Features:
+        """Of queries, those of a group one after the other: [B, G, J T, F] and [B, G, J T]."""
+        flat = q_BHTD.reshape(q_BHTD.shape[0], self._get("scale").shape[1], -1, q_BHTD.shape[3])
+        return self.phi.queries(flat, self.weights, centre)
 
-    def _centre(self, dropped: Dropped, share: int) -> Centre | None:
+    def _centre(self, rows: int) -> Centre | None:
+        """The mean of what has left, for so many query rows of all heads."""
+        if not self.centred:
+            return None
+        mean = (self._get("offset") / self._get("count").clamp(min=1)[..., None])[:, :, None]
+        return Centre(self._get("anchor")[:, :, None], mean.expand(-1, -1, rows // mean.shape[1], -1))
+
+    def _centres(self, dropped: Dropped, heads: int) -> Centre | None:
         """The mean of what had left when each query row came; for the J query heads of a group alike."""
         if not self.centred:
             return None
-        anchor = self._get("anchor")[:, :, None]
-        inside = dropped.gone.to(anchor.dtype)
-        offset = self._get("offset")[:, :, None] + inside @ (dropped.keys - anchor)
-        count = self._get("count")[:, :, None] + inside.sum(-1)
-        offset = offset / count.clamp(min=1)[..., None]
-        return Centre(anchor, offset.repeat(1, 1, share, 1))
-
-    def _sum(self, found: Features, dropped: Dropped, share: int) -> tuple[Tensor, Tensor]:
-        """phi(q) . sums [B, G, J T, D + 1], and the logarithm of the factor that it lacks [B, G, J T]."""
-        sums, scale = self._get("sums"), self._get("scale")[:, :, None]
-        if dropped.keys.shape[2] == 0:
-            return found.value @ sums, scale.expand(*found.log.shape).masked_fill(scale == -torch.inf, 0.0)
-        late = self._features(dropped.keys, dropped.last_BGK)
-        log = late.log[:, :, None].masked_fill(~dropped.gone, -torch.inf)  # [B, G, T, K]
-        top = torch.maximum(scale, log.amax(-1))
-        factor = relative(log, top[..., None]).repeat(1, 1, share, 1)
-        before = relative(scale, top).repeat(1, 1, share)[..., None] * (found.value @ sums)
-        meanwhile = ((found.value @ late.value.mT) * factor) @ with_one(dropped.values)
-        return before + meanwhile, top.masked_fill(top == -torch.inf, 0.0).repeat(1, 1, share)
+        count = self._get("count")[:, :, None] + dropped.there.cumsum(-1)
+        offset = self._get("offset")[:, :, None] + self._apart(dropped).cumsum(2)
+        mean = offset / count.clamp(min=1)[..., None]
+        return Centre(self._get("anchor")[:, :, None], mean.repeat(1, 1, heads // mean.shape[1], 1))
 
 
 def refuse_windows(call: Call) -> None:
@@ -202,16 +203,6 @@ def refuse_windows(call: Call) -> None:
     context = call.context_BT
     if call.visible is not None and bool(((call.visible.sum(-1) < context) & (context > 0)).any()):
         raise ValueError("this model forgets tokens by a sliding window of its own: a state cannot forget them")
-
-
-def relative(log: Tensor, top: Tensor) -> Tensor:
-    """exp(log - top), nothing where log is the logarithm of nothing."""
-    return (log - top).exp().masked_fill(log == -torch.inf, 0.0)
-
-
-def with_one(v_BGKD: Tensor) -> Tensor:
-    """Values, and a one for the normaliser."""
-    return torch.cat([v_BGKD, torch.ones_like(v_BGKD[..., :1])], -1)
 
 
 def marked(weights: Weights) -> Mapping[str, Tensor]:

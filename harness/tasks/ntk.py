@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...models.feature_map import load_map
 from ...models.methods.ntk import from_state
-from ...models.residual_state import Exact
+from ...models.residual_state import Share
 from ...results import rules
 from ...results.fields import Data, Within
 from ..distil import Lesson, Plan, Pupil, distil
@@ -93,7 +93,7 @@ class _Prefix(Pupil):
     def output(self, weights: Mapping[str, Tensor], lesson: Lesson) -> Tensor:
         """Later rows exactly, and the state."""
         scores = self._later(lesson)
-        exact = Exact(lesson.attended(scores).flatten(1, 2), scores.logsumexp(-1).flatten(1, 2), scores)
+        exact = Share(lesson.attended(scores).flatten(1, 2), scores.logsumexp(-1).flatten(1, 2))
         found = from_state(lesson.q.flatten(1, 2), weights)
         return found.merge(exact).view_as(lesson.q)
 

@@ -28,10 +28,11 @@ COMPILED = (
 
 
 def make(case: Case, device: torch.device, seed: int) -> Inputs:
-    """Draw positive features, as maps of weights have them, values, and a state of earlier rows.
+    """Draw positive features, as maps of weights have them, values, factors, and a state of earlier rows.
 
     Args:
-        case: A `RowsCase`; `low_dims` is F.
+        case: A `RowsCase`; `low_dims` is F. In ragged cases a quarter of the query rows lets no row enter, and the last
+            sequence has no state, and no row before its sixth.
         device: Where the tensors live.
         seed: Of the draw.
 
@@ -41,17 +42,24 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
     heads, keys = (case.batch, case.q_heads, case.rows), (case.batch, case.kv_heads, case.rows)
     state = (case.batch, case.kv_heads, case.low_dims, case.head_dim)
     generator = torch.Generator(device=device).manual_seed(seed)
+    log_BGT = 4 * torch.randn(keys, generator=generator, device=device)
+    scale_BG = 4 * torch.randn(keys[:2], generator=generator, device=device)
+    if case.visible == "ragged":
+        log_BGT[torch.rand(keys, generator=generator, device=device) < 0.25] = -torch.inf
+        log_BGT[-1, :, :5], scale_BG[-1] = -torch.inf, -torch.inf
     return {
         "q_BHTF": draw((*heads, case.low_dims), case, device, seed + 1).abs(),
         "k_BGTF": draw((*keys, case.low_dims), case, device, seed + 2).abs(),
         "v_BGTD": draw((*keys, case.head_dim), case, device, seed + 3),
+        "log_BGT": log_BGT,
         "state_BGFD": torch.randn(state, generator=generator, device=device),
         "norm_BGF": torch.rand(state[:3], generator=generator, device=device),
+        "scale_BG": scale_BG,
     }
 
 
 def compare_linear(inputs: Inputs, output: Linear, reference: Linear) -> Comparison:  # noqa: ARG001
-    """Compare all four parts by the norm of each head's difference over that of its reference.
+    """Compare means and states by the norm of each head's difference over that of its reference, logs as they are.
 
     Args:
         inputs: Not used.
@@ -65,13 +73,20 @@ def compare_linear(inputs: Inputs, output: Linear, reference: Linear) -> Compari
     for name, found, wanted in zip(Linear._fields, output, reference, strict=True):
         if found.shape != wanted.shape or bool(found.isnan().any()):
             return Comparison(math.inf, 0.0, f"{name}: another shape, or NaN")
-        apart = (found.double() - wanted).flatten(2).norm(dim=-1) / wanted.flatten(2).norm(dim=-1)
-        worst = max(worst, float(apart.max()))
+        there = wanted > -torch.inf
+        if not torch.equal(there, found > -torch.inf):
+            return Comparison(math.inf, 0.0, f"{name}: nothing in other places than in the reference")
+        apart = (found.double() - wanted).masked_fill(~there, 0.0)
+        if "log" in name or "scale" in name:
+            worst = max(worst, float(apart.abs().max()))
+            continue
+        length = wanted.flatten(2).norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+        worst = max(worst, float((apart.flatten(2).norm(dim=-1) / length).max()))
     return Comparison(worst, 1.0)
 
 
 def moved_bytes(case: Case) -> int:
-    """Count the fewest bytes: features and values read, float32 sums written; states of chunks are not counted.
+    """Count the fewest bytes: features, values and factors read, float32 means written; no states of chunks.
 
     Args:
         case: A `RowsCase`.
@@ -80,7 +95,7 @@ def moved_bytes(case: Case) -> int:
         Bytes.
     """
     queries = case.q_heads * case.rows * (case.low_dims * case.item_bytes + 4 * case.head_dim + 4)
-    keys = case.kv_heads * case.rows * (case.low_dims + case.head_dim) * case.item_bytes
+    keys = case.kv_heads * case.rows * ((case.low_dims + case.head_dim) * case.item_bytes + 4)
     return case.batch * (queries + keys + 8 * case.kv_heads * case.low_dims * (case.head_dim + 1))
 
 
@@ -98,5 +113,5 @@ def flops(case: Case) -> int:
     return case.batch * (states + case.q_heads * case.rows * each)
 
 
-OP = Op("linear_prefill", "1", __name__, linear_prefill, make, moved_bytes, flops, TESTED + TIMED + COMPILED,
+OP = Op("linear_prefill", "2", __name__, linear_prefill, make, moved_bytes, flops, TESTED + TIMED + COMPILED,
         compare_linear)  # fmt: skip

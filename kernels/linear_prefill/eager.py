@@ -1,6 +1,6 @@
 """Causal linear attention over features, chunk by chunk, in plain torch.
 
-Shape legend: B batch, H query heads, G KV heads, T rows, F features, D head dim.
+Shape legend: B batch, H query heads, G KV heads, J = H / G, T query rows and rows that enter, F features, D head dim.
 """
 
 from typing import NamedTuple
@@ -11,49 +11,84 @@ CHUNK = 64
 
 
 class Linear(NamedTuple):
-    """What rows get from the rows before them, and the state after the last.
+    """What query rows get from all that entered, and the state in the end; at least float32.
 
     Attributes:
-        sum_BHTD: Sums of values, weighted by products of features; not yet divided.
-        total_BHT: Sums of the weights.
-        state_BGFD: Sums of features times values.
-        norm_BGF: Sums of features.
+        mean_BHTD: Means of values, weighted by products of features; zeros where nothing entered.
+        log_BHT: Logs of the sums of weights; -inf where the sum is not positive, as products of polynomials may be.
+        state_BGFD: Sums of features times values, over exp(scale).
+        norm_BGF: Sums of features, over exp(scale).
+        scale_BG: Largest log that entered; -inf where nothing did.
     """
 
-    sum_BHTD: torch.Tensor
-    total_BHT: torch.Tensor
+    mean_BHTD: torch.Tensor
+    log_BHT: torch.Tensor
     state_BGFD: torch.Tensor
     norm_BGF: torch.Tensor
+    scale_BG: torch.Tensor
 
 
 def linear_prefill(
-    q_BHTF: torch.Tensor, k_BGTF: torch.Tensor, v_BGTD: torch.Tensor, state_BGFD: torch.Tensor, norm_BGF: torch.Tensor
+    q_BHTF: torch.Tensor,
+    k_BGTF: torch.Tensor,
+    v_BGTD: torch.Tensor,
+    log_BGT: torch.Tensor,
+    state_BGFD: torch.Tensor,
+    norm_BGF: torch.Tensor,
+    scale_BG: torch.Tensor,
 ) -> Linear:
-    """Attend causally with weights q . k of features of any map (Katharopoulos et al., arXiv 2006.16236, equation 12).
+    """Attend with weights q . k exp(log) of features of any map (Katharopoulos et al., arXiv 2006.16236, equation 12).
 
-    Row t sees rows 0 to t, and through the state whatever came before. A caller whose rows enter the state late (a
-    window of exact attention) passes queries that much later than keys.
+    One row enters with each query row: that sees what entered with rows 0 to t, and through the state whatever came
+    before. A caller whose rows enter late (a window of exact attention) passes queries that much later than keys.
+    Sums are kept over the largest factor so far, so no factor overflows and a later one changes no earlier row.
 
     Args:
         q_BHTF: (B, H, T, F) features of queries; head h reads KV head h // (H / G).
-        k_BGTF: (B, G, T, F) features of keys.
-        v_BGTD: (B, G, T, D) values.
-        state_BGFD: (B, G, F, D) float32 state before the first row; zeros for none.
+        k_BGTF: (B, G, T, F) features of the rows that enter.
+        v_BGTD: (B, G, T, D) their values.
+        log_BGT: (B, G, T) logs of their factors, at least float32; -inf where no row enters, whatever stands there.
+        state_BGFD: (B, G, F, D) float32 state before the first row.
         norm_BGF: (B, G, F) float32 likewise.
+        scale_BG: (B, G) float32 log of the factor that both lack; -inf for a state of nothing.
 
     Returns:
-        Sums and the state after the last row, at least float32.
+        Means and logs, and the state after the last row.
     """
     wide = torch.promote_types(q_BHTF.dtype, torch.float32)
     batch, _, rows, features = q_BHTF.shape
     groups = k_BGTF.shape[1]
     q_BGJTF = q_BHTF.to(wide).view(batch, groups, -1, rows, features)
     k, v, state, norm = (part.to(wide) for part in (k_BGTF, v_BGTD, state_BGFD, norm_BGF))
-    sums, totals = [], []
+    top_BGT = torch.maximum(log_BGT, scale_BG[..., None]).cummax(-1).values
+    k, v = (part.masked_fill(log_BGT[..., None] == -torch.inf, 0.0) for part in (k, v))
+    means, logs, scale = [], [], scale_BG
     for first in range(0, rows, CHUNK):
         at = slice(first, first + CHUNK)
-        weight_BGJtt = (q_BGJTF[:, :, :, at] @ k[:, :, None, at].mT).tril()
-        sums.append(weight_BGJtt @ v[:, :, None, at] + q_BGJTF[:, :, :, at] @ state[:, :, None])
-        totals.append(weight_BGJtt.sum(-1) + (q_BGJTF[:, :, :, at] @ norm[:, :, None, :, None])[..., 0])
-        state, norm = state + k[:, :, at].mT @ v[:, :, at], norm + k[:, :, at].sum(2)
-    return Linear(torch.cat(sums, 3).flatten(1, 2), torch.cat(totals, 3).flatten(1, 2), state, norm)
+        q, top, log = q_BGJTF[:, :, :, at], top_BGT[:, :, at], log_BGT[:, :, at]
+        factor_BGtt = relative(log[:, :, None], top[..., None]).tril()
+        weight_BGJtt = (q @ k[:, :, None, at].mT) * factor_BGtt[:, :, None]
+        before_BGt1 = relative(scale[..., None], top)[:, :, None, :, None]
+        sums = weight_BGJtt @ v[:, :, None, at] + (q @ state[:, :, None]) * before_BGt1
+        total = weight_BGJtt.sum(-1, keepdim=True) + (q @ norm[:, :, None, :, None]) * before_BGt1
+        there = total > 0
+        means.append(torch.where(there, sums / torch.where(there, total, 1.0), 0.0))
+        logs.append(torch.where(there, torch.where(there, total, 1.0).log() + top[:, :, None, :, None], -torch.inf))
+        entering = k[:, :, at] * relative(log, top[..., -1:])[..., None]
+        decay = relative(scale, top[..., -1])[..., None]
+        state = state * decay[..., None] + entering.mT @ v[:, :, at]
+        norm, scale = norm * decay + entering.sum(2), top[..., -1]
+    return Linear(torch.cat(means, 3).flatten(1, 2), torch.cat(logs, 3).flatten(1, 2)[..., 0], state, norm, scale)
+
+
+def relative(log: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
+    """Give exp(log - top), and nothing where log is the log of nothing.
+
+    Args:
+        log: Any shape.
+        top: A shape that broadcasts with it.
+
+    Returns:
+        The quotient of the two factors.
+    """
+    return (log - top).exp().masked_fill(log == -torch.inf, 0.0)

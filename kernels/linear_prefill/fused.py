@@ -17,14 +17,16 @@ FEATURES = 32
 
 
 @triton.jit
-def chunk_sums_kernel(k_ptr, v_ptr, sums_ptr, norms_ptr, rows, chunks, k_batch, k_head, k_row, v_batch, v_head, v_row,
-                      KV_HEADS: tl.constexpr, FEATURES: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
-                      M: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
-    """Sum one tile of features over one chunk; the grid is (N, feature tiles, B * G).
+def chunk_sums_kernel(k_ptr, v_ptr, log_ptr, top_ptr, sums_ptr, norms_ptr, rows, chunks, k_batch, k_head, k_row,
+                      v_batch, v_head, v_row, KV_HEADS: tl.constexpr, FEATURES: tl.constexpr, DIM: tl.constexpr,
+                      BLOCK_DIM: tl.constexpr, M: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    """Sum one tile of features over one chunk, over the factor of its last row; the grid is (N, feature tiles, B * G).
 
     Args:
-        k_ptr: Features of keys.
+        k_ptr: Features of the rows that enter.
         v_ptr: Values.
+        log_ptr: (B, G, T) logs of factors, contiguous.
+        top_ptr: (B, G, T) largest log so far, contiguous.
         sums_ptr: (B * G, N, F, D).
         norms_ptr: (B * G, N, F).
         rows: T.
@@ -42,38 +44,91 @@ def chunk_sums_kernel(k_ptr, v_ptr, sums_ptr, norms_ptr, rows, chunks, k_batch, 
         M: Rows of a chunk.
         TILE: Features of a tile.
     """
-    chunk, pair = tl.program_id(0), tl.program_id(2)
-    batch, group = (pair // KV_HEADS).to(tl.int64), (pair % KV_HEADS).to(tl.int64)
+    chunk, pair = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    batch, group = pair // KV_HEADS, pair % KV_HEADS
     row, column = chunk * M + tl.arange(0, M), tl.arange(0, BLOCK_DIM)
     feature = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    log = tl.load(log_ptr + pair * rows + row, mask=row < rows, other=float("-inf"))
+    enters = log > float("-inf")
+    top = tl.load(top_ptr + pair * rows + tl.minimum(chunk * M + M, rows) - 1)
+    factor = tl.where(enters, tl.exp(log - top), 0.0)
     k_at = k_ptr + batch * k_batch + group * k_head + row.to(tl.int64)[:, None] * k_row + feature[None, :]
     v_at = v_ptr + batch * v_batch + group * v_head + row.to(tl.int64)[:, None] * v_row + column[None, :]
-    k = tl.load(k_at, mask=(row < rows)[:, None] & (feature < FEATURES)[None, :], other=0.0).to(tl.float32)
-    v = tl.load(v_at, mask=(row < rows)[:, None] & (column < DIM)[None, :], other=0.0).to(tl.float32)
+    k = tl.load(k_at, mask=enters[:, None] & (feature < FEATURES)[None, :], other=0.0).to(tl.float32)
+    v = tl.load(v_at, mask=enters[:, None] & (column < DIM)[None, :], other=0.0).to(tl.float32)
+    k = k * factor[:, None]
     sums = tl.dot(tl.trans(k), v, input_precision="tf32x3")
-    place = (pair.to(tl.int64) * chunks + chunk) * FEATURES + feature
+    place = (pair * chunks + chunk) * FEATURES + feature
     mask = (feature < FEATURES)[:, None] & (column < DIM)[None, :]
     tl.store(sums_ptr + place[:, None] * DIM + column[None, :], sums, mask=mask)
     tl.store(norms_ptr + place, tl.sum(k, 0), mask=feature < FEATURES)
 
 
 @triton.jit
-def linear_rows_kernel(q_ptr, k_ptr, v_ptr, states_ptr, norms_ptr, sum_ptr, total_ptr, rows, chunks, q_batch, q_head,
-                       q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, HEADS: tl.constexpr,
-                       GROUP: tl.constexpr, FEATURES: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
-                       M: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+def running_sums_kernel(sums_ptr, norms_ptr, state_ptr, norm_ptr, scale_ptr, top_ptr, last_ptr, last_norm_ptr, rows,
+                        chunks, FEATURES: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, M: tl.constexpr,
+                        TILE: tl.constexpr):  # fmt: skip
+    """Turn sums of chunks into states before each chunk, in place; the grid is (feature tiles, B * G).
+
+    Args:
+        sums_ptr: (B * G, N, F, D), written.
+        norms_ptr: (B * G, N, F), written.
+        state_ptr: (B, G, F, D) state before the first chunk.
+        norm_ptr: (B, G, F) likewise.
+        scale_ptr: (B, G) log of the factor of both.
+        top_ptr: (B, G, T) largest log so far.
+        last_ptr: (B, G, F, D) state after the last chunk.
+        last_norm_ptr: (B, G, F) likewise.
+        rows: T.
+        chunks: N.
+        FEATURES: F.
+        DIM: D.
+        BLOCK_DIM: Power of two, at least 16 and D.
+        M: Rows of a chunk.
+        TILE: Features of a tile.
+    """
+    pair, feature = tl.program_id(1).to(tl.int64), tl.program_id(0) * TILE + tl.arange(0, TILE)
+    column, inside = tl.arange(0, BLOCK_DIM), feature < FEATURES
+    mask = inside[:, None] & (column < DIM)[None, :]
+    own, step = (pair * FEATURES + feature), FEATURES * DIM
+    state = tl.load(state_ptr + own[:, None] * DIM + column[None, :], mask=mask, other=0.0)
+    norm = tl.load(norm_ptr + own, mask=inside, other=0.0)
+    scale = tl.load(scale_ptr + pair)
+    place = pair * chunks * FEATURES + feature
+    sums_at, norms_at = sums_ptr + place[:, None] * DIM + column[None, :], norms_ptr + place
+    for chunk in range(chunks):
+        top = tl.load(top_ptr + pair * rows + tl.minimum(chunk * M + M, rows) - 1)
+        new, new_norm = tl.load(sums_at, mask=mask, other=0.0), tl.load(norms_at, mask=inside, other=0.0)
+        tl.store(sums_at, state, mask=mask)
+        tl.store(norms_at, norm, mask=inside)
+        decay = tl.where(scale > float("-inf"), tl.exp(scale - top), 0.0)
+        state, norm, scale = state * decay + new, norm * decay + new_norm, top
+        sums_at += step
+        norms_at += FEATURES
+    tl.store(last_ptr + own[:, None] * DIM + column[None, :], state, mask=mask)
+    tl.store(last_norm_ptr + own, norm, mask=inside)
+
+
+@triton.jit
+def linear_rows_kernel(q_ptr, k_ptr, v_ptr, log_ptr, top_ptr, scale_ptr, states_ptr, norms_ptr, mean_ptr, out_log_ptr,
+                       rows, chunks, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
+                       HEADS: tl.constexpr, GROUP: tl.constexpr, FEATURES: tl.constexpr, DIM: tl.constexpr,
+                       BLOCK_DIM: tl.constexpr, M: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """Attend from one chunk of one head; the grid is (N, B * H).
 
     Args:
         q_ptr: Features of queries.
-        k_ptr: Features of keys.
+        k_ptr: Features of the rows that enter.
         v_ptr: Values.
-        states_ptr: (B * G, N + 1, F, D) states before each chunk.
-        norms_ptr: (B * G, N + 1, F).
-        sum_ptr: (B, H, T, D), contiguous.
-        total_ptr: (B, H, T), contiguous.
+        log_ptr: (B, G, T) logs of factors.
+        top_ptr: (B, G, T) largest log so far.
+        scale_ptr: (B, G) log of the factor of the state before the first row.
+        states_ptr: (B * G, N, F, D) states before each chunk.
+        norms_ptr: (B * G, N, F).
+        mean_ptr: (B, H, T, D), contiguous.
+        out_log_ptr: (B, H, T), contiguous.
         rows: T.
-        chunks: N + 1.
+        chunks: N.
         q_batch: Stride of the queries.
         q_head: Stride of the queries.
         q_row: Stride of the queries.
@@ -91,71 +146,97 @@ def linear_rows_kernel(q_ptr, k_ptr, v_ptr, states_ptr, norms_ptr, sum_ptr, tota
         M: Rows of a chunk.
         TILE: Features of a tile.
     """
-    chunk, pair = tl.program_id(0), tl.program_id(1)
-    batch, head = (pair // HEADS).to(tl.int64), (pair % HEADS).to(tl.int64)
+    chunk, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    batch, head = pair // HEADS, pair % HEADS
     group = head // GROUP
+    own = batch * (HEADS // GROUP) + group
     row, column = chunk * M + tl.arange(0, M), tl.arange(0, BLOCK_DIM)
     there, in_dim = (row < rows)[:, None], (column < DIM)[None, :]
+    log = tl.load(log_ptr + own * rows + row, mask=row < rows, other=float("-inf"))
+    top = tl.load(top_ptr + own * rows + row, mask=row < rows, other=float("inf"))
+    enters = log > float("-inf")
     q_base = q_ptr + batch * q_batch + head * q_head + row.to(tl.int64)[:, None] * q_row
     k_base = k_ptr + batch * k_batch + group * k_head + row.to(tl.int64)[:, None] * k_row
-    v_base = v_ptr + batch * v_batch + group * v_head + row.to(tl.int64)[:, None] * v_row
-    before = ((batch * (HEADS // GROUP) + group) * chunks + chunk) * FEATURES
+    before = (own * chunks + chunk) * FEATURES
     weight, acc = tl.zeros([M, M], tl.float32), tl.zeros([M, BLOCK_DIM], tl.float32)
     total = tl.zeros([M], tl.float32)
     for tile in range(0, FEATURES, TILE):
         feature = tile + tl.arange(0, TILE)
         inside = (feature < FEATURES)[None, :]
         q = tl.load(q_base + feature[None, :], mask=there & inside, other=0.0).to(tl.float32)
-        k = tl.load(k_base + feature[None, :], mask=there & inside, other=0.0).to(tl.float32)
+        k = tl.load(k_base + feature[None, :], mask=enters[:, None] & inside, other=0.0).to(tl.float32)
         at = states_ptr + (before + feature)[:, None] * DIM + column[None, :]
         state = tl.load(at, mask=(feature < FEATURES)[:, None] & in_dim, other=0.0)
         norm = tl.load(norms_ptr + before + feature, mask=feature < FEATURES, other=0.0)
         weight = tl.dot(q, tl.trans(k), weight, input_precision="tf32x3")
         acc = tl.dot(q, state, acc, input_precision="tf32x3")
         total += tl.sum(q * norm[None, :], 1)
-    weight = tl.where(row[:, None] >= row[None, :], weight, 0.0)
-    v = tl.load(v_base + column[None, :], mask=there & in_dim, other=0.0).to(tl.float32)
-    acc = tl.dot(weight, v, acc, input_precision="tf32x3")
-    place = pair.to(tl.int64) * rows + row
-    tl.store(sum_ptr + place[:, None] * DIM + column[None, :], acc, mask=there & in_dim)
-    tl.store(total_ptr + place, total + tl.sum(weight, 1), mask=row < rows)
+    scale = tl.load(scale_ptr + own)
+    if chunk > 0:
+        scale = tl.load(top_ptr + own * rows + chunk * M - 1)
+    decay = tl.where(scale > float("-inf"), tl.exp(scale - top), 0.0)
+    seen = (row[:, None] >= row[None, :]) & enters[None, :]
+    weight = tl.where(seen, weight * tl.exp(tl.where(seen, log[None, :] - top[:, None], 0.0)), 0.0)
+    v_at = v_ptr + batch * v_batch + group * v_head + row.to(tl.int64)[:, None] * v_row + column[None, :]
+    v = tl.load(v_at, mask=enters[:, None] & in_dim, other=0.0).to(tl.float32)
+    acc = tl.dot(weight, v, acc * decay[:, None], input_precision="tf32x3")
+    total = total * decay + tl.sum(weight, 1)
+    some = total > 0.0
+    safe = tl.where(some, total, 1.0)
+    place = pair * rows + row
+    tl.store(mean_ptr + place[:, None] * DIM + column[None, :], tl.where(some[:, None], acc / safe[:, None], 0.0),
+             mask=there & in_dim)  # fmt: skip
+    tl.store(out_log_ptr + place, tl.where(some, tl.log(safe) + top, float("-inf")), mask=row < rows)
 
 
 def linear_prefill(
-    q_BHTF: torch.Tensor, k_BGTF: torch.Tensor, v_BGTD: torch.Tensor, state_BGFD: torch.Tensor, norm_BGF: torch.Tensor
+    q_BHTF: torch.Tensor,
+    k_BGTF: torch.Tensor,
+    v_BGTD: torch.Tensor,
+    log_BGT: torch.Tensor,
+    state_BGFD: torch.Tensor,
+    norm_BGF: torch.Tensor,
+    scale_BG: torch.Tensor,
 ) -> Linear:
     """Attend as the eager twin does, all chunks at once; a state of each chunk is held meanwhile.
 
     Args:
         q_BHTF: (B, H, T, F) features of queries; any strides, the last dim contiguous, as of all tensors with rows.
-        k_BGTF: (B, G, T, F) features of keys.
-        v_BGTD: (B, G, T, D) values.
+        k_BGTF: (B, G, T, F) features of the rows that enter.
+        v_BGTD: (B, G, T, D) their values.
+        log_BGT: (B, G, T) float32 logs of their factors; -inf where no row enters.
         state_BGFD: (B, G, F, D) float32 state before the first row.
         norm_BGF: (B, G, F) float32 likewise.
+        scale_BG: (B, G) float32 log of the factor that both lack.
 
     Returns:
-        Sums and the state after the last row, float32.
+        Means and logs, and the state after the last row, float32.
 
     Raises:
         ValueError: If the last dim of a tensor is not contiguous.
     """
     check_contiguous_rows(q_BHTF, k_BGTF, v_BGTD)
     batch, heads, rows, features = q_BHTF.shape
-    groups, dim = v_BGTD.shape[1], v_BGTD.shape[3]
+    groups, dim, device = v_BGTD.shape[1], v_BGTD.shape[3], q_BHTF.device
     chunks, tiles = triton.cdiv(rows, CHUNK), triton.cdiv(features, FEATURES)
-    new = torch.empty(batch, groups, chunks, features, dim, dtype=torch.float32, device=q_BHTF.device)
-    new_norm = torch.empty(batch, groups, chunks, features, dtype=torch.float32, device=q_BHTF.device)
+    log, state, norm, scale = (part.float().contiguous() for part in (log_BGT, state_BGFD, norm_BGF, scale_BG))
+    top = torch.maximum(log, scale[..., None]).cummax(-1).values
+    states = torch.empty(batch, groups, chunks, features, dim, dtype=torch.float32, device=device)
+    norms = torch.empty(batch, groups, chunks, features, dtype=torch.float32, device=device)
+    last, last_norm = torch.empty_like(state), torch.empty_like(norm)
     shape = {"FEATURES": features, "DIM": dim, "BLOCK_DIM": max(16, power_of_2(dim)), "M": CHUNK, "TILE": FEATURES}
     chunk_sums_kernel[(chunks, tiles, batch * groups)](
-        k_BGTF, v_BGTD, new, new_norm, rows, chunks, *k_BGTF.stride()[:3], *v_BGTD.stride()[:3], KV_HEADS=groups,
-        **shape, num_warps=4,
+        k_BGTF, v_BGTD, log, top, states, norms, rows, chunks, *k_BGTF.stride()[:3], *v_BGTD.stride()[:3],
+        KV_HEADS=groups, **shape, num_warps=4,
     )  # fmt: skip
-    states = torch.cat([state_BGFD.float()[:, :, None], new], 2).cumsum(2)
-    norms = torch.cat([norm_BGF.float()[:, :, None], new_norm], 2).cumsum(2)
-    sum_BHTD = torch.empty(batch, heads, rows, dim, dtype=torch.float32, device=q_BHTF.device)
-    total_BHT = torch.empty(batch, heads, rows, dtype=torch.float32, device=q_BHTF.device)
+    running_sums_kernel[(tiles, batch * groups)](
+        states, norms, state, norm, scale, top, last, last_norm, rows, chunks, **shape, num_warps=4
+    )
+    mean_BHTD = torch.empty(batch, heads, rows, dim, dtype=torch.float32, device=device)
+    log_BHT = torch.empty(batch, heads, rows, dtype=torch.float32, device=device)
     linear_rows_kernel[(chunks, batch * heads)](
-        q_BHTF, k_BGTF, v_BGTD, states, norms, sum_BHTD, total_BHT, rows, chunks + 1, *q_BHTF.stride()[:3],
-        *k_BGTF.stride()[:3], *v_BGTD.stride()[:3], HEADS=heads, GROUP=heads // groups, **shape, num_warps=4,
+        q_BHTF, k_BGTF, v_BGTD, log, top, scale, states, norms, mean_BHTD, log_BHT, rows, chunks,
+        *q_BHTF.stride()[:3], *k_BGTF.stride()[:3], *v_BGTD.stride()[:3], HEADS=heads, GROUP=heads // groups, **shape,
+        num_warps=4,
     )  # fmt: skip
-    return Linear(sum_BHTD, total_BHT, states[:, :, -1], norms[:, :, -1])
+    return Linear(mean_BHTD, log_BHT, last, last_norm, top[..., -1])

@@ -14,13 +14,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ...kernels.held_prefill import OP as HELD_PREFILL
 from ...results.fields import Needs, Within
 from .. import attend, many
 from ..feature_map import load_map
 from ..ledger import Ledger
 from ..memory import Call, Memory, Site
 from ..method import Method
-from ..residual_state import Exact, Share, refuse_windows
+from ..residual_state import Share, refuse_windows
 
 PARTS = ("values", "norms", "scale")
 
@@ -72,15 +73,18 @@ class Ntk(Method):
         refuse_windows(call)
         place_BT = call.numbers_T - call.first[:, None]
         beyond = place_BT >= self.prefix
+        is_text = memory.numbers_BS(len(call.first)) >= call.first[:, None]
         later = memory.numbers_BS(len(call.first)) >= (call.first + self.prefix)[:, None]
         if ledger.watch is None and many.fits_hidden(q_BHTD, call) and bool(beyond.all() & later.all()):
             return self._beyond(q_BHTD, memory, call, ledger)
-        keep = attend.visible_BTS(memory, call) & (later[:, None] | ~beyond[..., None])
-        read = keep.sum(-1)[:, None].expand(-1, memory.keys.view.shape[1], -1)
-        ledger.chosen(memory, call, q_BHTD, keep[:, None])
+        hidden = beyond * (is_text & ~later).sum(-1, keepdim=True)
+        read = (attend.visible_count_BNT(memory, call) - hidden[:, None]).expand(-1, memory.keys.view.shape[1], -1)
+        if ledger.watch is not None:
+            keep = attend.visible_BTS(memory, call) & (later[:, None] | ~beyond[..., None])
+            ledger.chosen(memory, call, q_BHTD, keep[:, None])
         ledger.count(memory, call, read, beyond * self._read_bytes(memory, len(place_BT)))
-        parts = [self._rows(q_BHTD[:, :, t], memory, call, keep[:, None, t], beyond[:, t]) for t in attend.pieces(call)]
-        return torch.cat(parts, 2).masked_fill(place_BT[:, None, :, None] < 0, 0.0)
+        leave = torch.where(later, call.new, (~beyond).sum(-1, keepdim=True)) * is_text
+        return self._merged(q_BHTD, memory, call, leave, beyond).masked_fill(place_BT[:, None, :, None] < 0, 0.0)
 
     def _beyond(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Rows of texts that have lost their prefix: they see all that is held, and the state."""
@@ -89,8 +93,11 @@ class Ntk(Method):
         exact = Share(attend.dense(q_BHTD, memory, call).float(), many.sums_of_held(q_BHTD, memory, call))
         return from_state(q_BHTD.float() * call.scale**0.5, memory.constants).merge(exact).to(q_BHTD.dtype)
 
-    def _rows(self, q_BHTD: Tensor, memory: Memory, call: Call, keep_B1TS: Tensor, beyond_BT: Tensor) -> Tensor:
-        exact = Exact.over(q_BHTD, memory, call, keep_B1TS)
+    @staticmethod
+    def _merged(q_BHTD: Tensor, memory: Memory, call: Call, leave_BS: Tensor, beyond_BT: Tensor) -> Tensor:
+        """Exact attention over rows that leave, and the state where the prefix has left."""
+        leave_BGS = leave_BS[:, None].expand(-1, memory.keys.view.shape[1], -1).int()
+        exact = Share(*HELD_PREFILL(q_BHTD, memory.keys.view, memory.values.view, leave_BGS, call.scale))
         share = from_state(q_BHTD.float() * call.scale**0.5, memory.constants)
         heard = Share(share.out, share.log.masked_fill(~beyond_BT[:, None], -torch.inf))
         return heard.merge(exact).to(q_BHTD.dtype)

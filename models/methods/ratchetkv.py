@@ -17,7 +17,7 @@ from ..feature_map import FeatureMap, load_map
 from ..ledger import Ledger
 from ..memory import Call, Memory
 from ..residual import Residual
-from ..residual_state import Exact, Share
+from ..residual_state import Share
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ class RatchetKv(Residual):
         """Never."""
         return False
 
+    @property
+    def windowed(self) -> bool:
+        """Always."""
+        return True
+
     def __post_init__(self) -> None:
         rules.one_budget(self)
 
@@ -104,7 +109,7 @@ class RatchetKv(Residual):
             return self.attend_dense(q_BHTD, memory, call, ledger)
         return super().attend(q_BHTD, memory, call, ledger)
 
-    def merge(self, found: Share, exact: Exact) -> Tensor:
+    def merge(self, found: Share, exact: Share) -> Tensor:
         """In one softmax, or with the source's guard."""
         merged = found.merge(exact)
         if self.guard == "none":

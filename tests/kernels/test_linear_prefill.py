@@ -11,42 +11,72 @@ OP = load_op("linear_prefill")
 MAPS = {"elu+1": lambda x: torch.nn.functional.elu(x) + 1,
         "taylor": lambda x: torch.cat([torch.ones_like(x[..., :1]), x, (x[..., None] * x[..., None, :]).flatten(-2) / 2**0.5], -1),
         "learned": lambda x: (x @ torch.linspace(-1, 1, 8 * 6, dtype=x.dtype).view(8, 6)).softmax(-1)}  # fmt: skip
+BY_ROW = ("q_BHTF", "k_BGTF", "v_BGTD", "log_BGT")
+STATE = ("state_BGFD", "norm_BGF", "scale_BG")
 
 
-def inputs_of(phi, rows=150):
+def inputs_of(phi, rows=150, spread=0.0):
     torch.manual_seed(3)
     q, k, v = (torch.randn(2, heads, rows, 8, dtype=torch.float64) for heads in (4, 2, 2))
     features = phi(k)
+    log = spread * torch.randn(2, 2, rows, dtype=torch.float64)
+    log[:, :, ::7] = -torch.inf  # no row enters
     state = torch.zeros(2, 2, features.shape[-1], 8, dtype=torch.float64)
-    return {"q_BHTF": phi(q), "k_BGTF": features, "v_BGTD": v, "state_BGFD": state, "norm_BGF": state[..., 0]}
+    nothing = torch.full((2, 2), -torch.inf, dtype=torch.float64)
+    return dict(zip(BY_ROW + STATE, (phi(q), features, v, log, state, state[..., 0], nothing), strict=True))
 
 
+@pytest.mark.parametrize("spread", [0.0, 3.0])
 @pytest.mark.parametrize("phi", MAPS.values(), ids=MAPS)
-def test_chunks_are_the_steps(phi):
+def test_chunks_are_the_steps(phi, spread):
     """Broken: a prompt read by chunks ends in another state, or gives rows another output, than row by row."""
-    inputs = inputs_of(phi)
+    inputs = inputs_of(phi, spread=spread)
     found = OP.eager(**inputs)
     state, norm = inputs["state_BGFD"].clone(), inputs["norm_BGF"].clone()
     for t in range(150):
-        k, v = inputs["k_BGTF"][:, :, t], inputs["v_BGTD"][:, :, t]
+        v = inputs["v_BGTD"][:, :, t]
+        k = inputs["k_BGTF"][:, :, t] * inputs["log_BGT"][:, :, t, None].exp()
         state, norm = state + k[..., None] * v[:, :, None], norm + k
         q = inputs["q_BHTF"][:, :, t].unflatten(1, (2, 2))
-        torch.testing.assert_close(found.sum_BHTD[:, :, t], (q @ state).flatten(1, 2))
-        torch.testing.assert_close(found.total_BHT[:, :, t], (q @ norm[..., None]).flatten(1))
-    torch.testing.assert_close(found.state_BGFD, state)
-    torch.testing.assert_close(found.norm_BGF, norm)
+        total = (q @ norm[..., None]).flatten(1)
+        there = total > 0
+        mean = torch.where(there[..., None], (q @ state).flatten(1, 2) / total[..., None], 0.0)
+        torch.testing.assert_close(found.mean_BHTD[:, :, t], mean)
+        torch.testing.assert_close(found.log_BHT[:, :, t], torch.where(there, total, 0.0).log())
+    factor = found.scale_BG.exp()
+    torch.testing.assert_close(found.state_BGFD * factor[..., None, None], state)
+    torch.testing.assert_close(found.norm_BGF * factor[..., None], norm)
 
 
-def test_a_prompt_in_two_parts_is_one_prompt():
+@pytest.mark.parametrize("twin", ["eager", "fused"])
+def test_a_prompt_in_two_parts_is_one_prompt(twin, device):
     """Broken: the state that one part leaves is not what the next part begins with."""
-    inputs = inputs_of(MAPS["elu+1"])
-    whole = OP.eager(**inputs)
-    first = {name: part[:, :, :90] for name, part in inputs.items() if "T" in name.split("_")[1]}
-    rest = {name: part[:, :, 90:] for name, part in inputs.items() if "T" in name.split("_")[1]}
-    one = OP.eager(**inputs | first)
-    two = OP.eager(**rest, state_BGFD=one.state_BGFD, norm_BGF=one.norm_BGF)
-    torch.testing.assert_close(torch.cat([one.sum_BHTD, two.sum_BHTD], 2), whole.sum_BHTD)
-    torch.testing.assert_close(two.state_BGFD, whole.state_BGFD)
+    run = getattr(OP, twin)
+    inputs = {name: part.float().to(device) for name, part in inputs_of(MAPS["elu+1"], spread=3.0).items()}
+    whole = run(**inputs)
+    one = run(**inputs | {name: inputs[name][:, :, :90].contiguous() for name in BY_ROW})
+    left = dict(zip(STATE, one[2:], strict=True))
+    two = run(**{name: inputs[name][:, :, 90:].contiguous() for name in BY_ROW}, **left)
+    torch.testing.assert_close(torch.cat([one.mean_BHTD, two.mean_BHTD], 2), whole.mean_BHTD, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat([one.log_BHT, two.log_BHT], 2), whole.log_BHT, atol=1e-5, rtol=1e-5)
+    for mine, theirs in zip(two[2:], whole[2:], strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("twin", ["eager", "fused"])
+def test_a_factor_beyond_every_number_changes_no_earlier_row(twin, device):
+    """Broken: a row that enters with e^300 makes NaN, or the sums of rows before it sink to zero."""
+    run = getattr(OP, twin)
+    inputs = {name: part.float().to(device) for name, part in inputs_of(MAPS["elu+1"]).items()}
+    want = run(**inputs)
+    log = inputs["log_BGT"].clone()
+    log[:, :, 100] = 300.0
+    found = run(**inputs | {"log_BGT": log})
+    torch.testing.assert_close(found.mean_BHTD[:, :, :100], want.mean_BHTD[:, :, :100])
+    torch.testing.assert_close(found.log_BHT[:, :, :100], want.log_BHT[:, :, :100])
+    value = inputs["v_BGTD"][:, :, 100].repeat_interleave(2, 1)[:, :, None].expand(-1, -1, 50, -1)
+    torch.testing.assert_close(found.mean_BHTD[:, :, 100:], value)
+    assert all(bool(part.isfinite().all()) for part in found[2:])
 
 
 @pytest.mark.parametrize("case", [case for case in OP.cases if case.purpose == "test"], ids=lambda case: case.name)

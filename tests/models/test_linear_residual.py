@@ -119,13 +119,15 @@ def test_the_state_is_the_same_however_rows_are_fed(args):
     rows = [feed(method, steps, *(x[:, :, i : i + 1] for x in (q, k, v)), "decode")[0] for i in range(300)]
     torch.testing.assert_close(got, torch.cat(rows, 2), atol=2e-4, rtol=1e-3)
     assert held(once) == held(steps)
-    scale = [m.extra["residual.scale"][..., None, None].exp() for m in (once, steps)]
-    sums = [m.extra["residual.sums"] * s for m, s in zip((once, steps), scale, strict=True)]
+    factors = [m.extra["residual.scale"].exp() for m in (once, steps)]
+    sums = [m.extra["residual.sums"] * f[..., None, None] for m, f in zip((once, steps), factors, strict=True)]
+    norms = [m.extra["residual.norm"] * f[..., None] for m, f in zip((once, steps), factors, strict=True)]
     if not args:
         torch.testing.assert_close(*sums, atol=1e-2, rtol=1e-4)
         gone = [j for j in range(300) if j not in held(once)[0][1]]
-        torch.testing.assert_close(sums[0][0, 1, 0, -1], torch.tensor(float(len(gone))))
-        torch.testing.assert_close(sums[0][0, 1, 0, :-1], v[0, 1, gone].sum(0), atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(*norms, atol=1e-2, rtol=1e-4)
+        torch.testing.assert_close(norms[0][0, 1, 0], torch.tensor(float(len(gone))))
+        torch.testing.assert_close(sums[0][0, 1, 0], v[0, 1, gone].sum(0), atol=1e-3, rtol=1e-4)
 
 
 def test_a_second_prompt_hears_what_the_first_one_dropped():
