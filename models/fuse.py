@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from ..kernels.add_norm import OP as ADD_NORM
 from ..kernels.gate import OP as GATE
 from ..kernels.rotate_rows import OP as ROTATE_ROWS
+from ..kernels.sum_norm import OP as SUM_NORM
 from .joined import joined
+from .rank_sum import Parts
 
 PARTS = {
     "": {"input_layernorm", "post_attention_layernorm", "self_attn", "mlp"},
@@ -33,14 +35,17 @@ Attention = Callable[..., tuple[Tensor, None]]
 
 @dataclass
 class _Stream:
-    """What the layer before has still to add to the residual stream, [B, E]."""
+    """What the layer before has still to add to the residual stream, [B, E]; of several ranks perhaps in parts."""
 
-    delta_BE: Tensor | None = None
+    delta: Tensor | Parts | None = None
 
     def normed(self, norm: Any, x_BE: Tensor) -> tuple[Tensor, Tensor]:
         """The stream with all that was added, normalised, and as it is."""
-        delta_BE = torch.zeros_like(x_BE) if self.delta_BE is None else self.delta_BE
-        self.delta_BE = None
+        delta, self.delta = self.delta, None
+        if isinstance(delta, Parts):
+            normed_BE, sum_BE = SUM_NORM(x_BE, norm.weight, norm.variance_epsilon, *delta)
+            return normed_BE, sum_BE
+        delta_BE = torch.zeros_like(x_BE) if delta is None else delta
         normed_BE, sum_BE = ADD_NORM(x_BE, delta_BE, norm.weight, norm.variance_epsilon)
         return normed_BE, sum_BE
 
@@ -90,21 +95,30 @@ def _forward(
     if x.shape[1] != 1:
         return own(x, *args, **kwargs)
     normed_BE, x_BE = stream.normed(layer.input_layernorm, x[:, 0])
-    stream.delta_BE = _attend(
+    stream.delta = _attend(
         layer.self_attn, normed_BE, attention, kwargs["past_key_values"], kwargs["position_embeddings"]
     )
     normed_BE, x_BE = stream.normed(layer.post_attention_layernorm, x_BE)
     mlp = layer.mlp
-    stream.delta_BE = mlp.down_proj(GATE(*joined((mlp.gate_proj, mlp.up_proj), normed_BE)))
+    stream.delta = _left(mlp.down_proj, GATE(*joined((mlp.gate_proj, mlp.up_proj), normed_BE)), 1)
     return x_BE[:, None]
 
 
 def _last(norm: Any, own: Callable[[Tensor], Tensor], stream: _Stream, x: Tensor) -> Tensor:
     """The norm behind the last layer, with what that layer adds."""
-    return own(x) if stream.delta_BE is None else stream.normed(norm, x[:, 0])[0][:, None]
+    return own(x) if stream.delta is None else stream.normed(norm, x[:, 0])[0][:, None]
 
 
-def _attend(module: Any, normed_BE: Tensor, attention: Attention, cache: Any, turn: tuple[Tensor, Tensor]) -> Tensor:
+def _left(projection: Any, x_BF: Tensor, place: int) -> Tensor | Parts:
+    """What a projection adds to the stream; several ranks leave the sum to the norm behind it, if they can."""
+    late: Callable[[Tensor, int], Tensor | Parts] | None = getattr(projection, "unsummed", None)
+    whole_BE: Tensor | Parts = projection(x_BF) if late is None else late(x_BF, place)
+    return whole_BE
+
+
+def _attend(
+    module: Any, normed_BE: Tensor, attention: Attention, cache: Any, turn: tuple[Tensor, Tensor]
+) -> Tensor | Parts:
     """Attention of one token, [B, E]: in one launch up to the cache where the method lets it."""
     batch, dim = normed_BE.shape[0], module.head_dim
     parts = joined((module.q_proj, module.k_proj, module.v_proj), normed_BE)
@@ -116,4 +130,4 @@ def _attend(module: Any, normed_BE: Tensor, attention: Attention, cache: Any, tu
         (query, k), where = ROTATE_ROWS(q, k, cos, sin), "model"
         held.update(k[:, :, None], v[:, :, None])
     out, _ = attention(module, query[:, :, None], held, held, None, scaling=module.scaling, query_in=where)
-    return module.o_proj(out.reshape(batch, -1))
+    return _left(module.o_proj, out.reshape(batch, -1), 0)

@@ -1,49 +1,71 @@
 """Sums over the ranks of a group: in one step through memory that all of them see, or by the group's own collective.
 
 A decode step sums two small tensors a layer. What a ring or a tree costs there is its latency, not its bytes: with
-symmetric memory each rank writes once and reads what the others wrote.
+symmetric memory each rank writes once and reads what the others wrote. Where a norm follows, the ranks meet in its
+kernel, and the sum takes no launch of its own.
+
+Shapes: B texts, E hidden size, F inputs of this rank.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..kernels.sum_norm.meeting import Meeting
+from .shared_rows import PLACES, SharedRows
+
 SMALL_BYTES = 512 * 1024  # above, each rank would read more than a ring moves
-PLACES = 2  # used in turn: a slow peer may still read the one before
+
+
+class Parts(NamedTuple):
+    """A sum that is still to be made: what each rank adds, [B or more, E], and where they meet."""
+
+    parts: tuple[Tensor, ...]
+    meeting: Meeting
 
 
 class RankSum:
     """Adds up tensors of equal shape, every rank alike.
 
     Attributes:
-        how: what does it, for the record: a collective that was meant to be faster and was refused says so and why.
+        how: what does it, for the record: a way that was meant to be faster and was refused says so and why.
     """
 
     def __init__(self, group: Any, device: torch.device) -> None:
         self.group, self.how = group, f"{dist.get_backend(group)} all-reduce"
         self._places: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+        self._shared: dict[tuple[int, int, torch.dtype], SharedRows] = {}
         self._turn = 0
-        self._one_shot = False
+        self._one_shot = self._meets = False
         if device.type == "cuda":
-            self._try_one_shot(device)
+            self._try_memory(device)
 
-    def _try_one_shot(self, device: torch.device) -> None:
+    def _try_memory(self, device: torch.device) -> None:
+        probe = torch.zeros(1, 16, dtype=torch.bfloat16, device=device)
+        refused = self._agreed(lambda: self._place(probe), device)
+        if refused:
+            self.how += f"; symmetric memory was refused: {refused}"
+            return
+        self._one_shot, self.how = True, "one-shot all-reduce over symmetric memory"
+        refused = self._agreed(lambda: SharedRows(self.group, 1, 16, probe), device)
+        self._meets = not refused
+        self.how += f"; not with the norm: {refused}" if refused else ", in fused layers with the norm in one launch"
+
+    def _agreed(self, work: Callable[[], object], device: torch.device) -> str:
+        """Why some rank cannot do it; empty if all can."""
         refusal = ""
         try:
-            self._place(torch.zeros(1, 16, dtype=torch.bfloat16, device=device))
+            work()
         except (RuntimeError, ImportError, AttributeError) as error:
             refusal = str(error).strip().splitlines()[0]
         able = torch.tensor([not refusal], dtype=torch.int32, device=device)
         dist.all_reduce(able, op=dist.ReduceOp.MIN, group=self.group)
-        self._one_shot = bool(able.item())
-        if self._one_shot:
-            self.how = "one-shot all-reduce over symmetric memory"
-        else:
-            self.how += f"; symmetric memory was refused: {refusal or 'by another rank'}"
+        return "" if bool(able.item()) else refusal or "by another rank"
 
     def _place(self, like: Tensor) -> Tensor:
         """Memory that the peers see, of this shape; made before a capture, at the first sum of that shape."""
@@ -67,3 +89,22 @@ class RankSum:
             return total
         dist.all_reduce(part, group=self.group)
         return part
+
+    def parts(self, x_BF: Tensor, weight_EF: Tensor, place: int) -> Parts | None:
+        """This rank's product where the others can read it; nothing if they cannot, or if it is large.
+
+        Args:
+            x_BF: this rank's inputs.
+            weight_EF: this rank's slice.
+            place: 0 or 1, of two sums that follow each other not the same.
+        """
+        rows, width = x_BF.shape[0], weight_EF.shape[0]
+        if not self._meets or rows * width * x_BF.element_size() > SMALL_BYTES:
+            return None
+        key = (rows, width, x_BF.dtype)
+        if key not in self._shared:
+            self._shared[key] = SharedRows(self.group, rows, width, x_BF)
+        shared = self._shared[key]
+        parts, meeting = shared.places[place], shared.meetings[place]
+        torch.mm(x_BF, weight_EF.t(), out=parts[meeting.rank])
+        return Parts(parts, meeting)

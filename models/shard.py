@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear as linear_of
 from transformers import PreTrainedModel
 
-from .rank_sum import RankSum
+from .rank_sum import Parts, RankSum
 
 SPLIT = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -220,6 +220,16 @@ class SplitLinear(nn.Module):
             return linear_of(x, self.weight, bias)
         total = self.add(linear_of(x, self.weight))
         return total if bias is None else total + bias
+
+    def unsummed(self, x_BF: Tensor, place: int) -> Tensor | Parts:
+        """What all ranks have still to add up, if their memory allows it; else the sum of it.
+
+        Args:
+            x_BF: [B, F] this rank's inputs.
+            place: 0 or 1, another one than at the sum before.
+        """
+        late = None if self.add is None or self.axonn.bias is not None else self.add.parts(x_BF, self.weight, place)
+        return self(x_BF) if late is None else late
 
 
 class GatheredLinear(SplitLinear):

@@ -16,30 +16,78 @@ from ..overlap.fused import overlap, start_after_others
 from ..tiling import power_of_2
 
 # Columns of a block, and rows that it moves at once.
-COLUMNS, TILE = 64, 64
+COLUMNS, TILE = 64, 128
 
 
 @triton.jit
-def move_tile(rows_ptr, index_ptr, start, end, column, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Move some rows: all are read before any is written.
+def numbers_at(index_ptr, start, first, end, BLOCK: tl.constexpr):
+    """Load the numbers of some places.
+
+    Args:
+        index_ptr: (K,) rows.
+        start: First place.
+        first: Places before it have no number.
+        end: One past the last place that has one.
+        BLOCK: Places of a tile.
+
+    Returns:
+        (BLOCK,) int64, -1 where there is none.
+    """
+    place = start + tl.arange(0, BLOCK)
+    return tl.load(index_ptr + place, mask=(place >= first) & (place < end), other=-1)
+
+
+@triton.jit
+def rows_of(rows_ptr, source, column, stride, WIDTH: tl.constexpr):
+    """Load some columns of rows.
+
+    Args:
+        rows_ptr: Pointer to row 0 of a head.
+        source: (BLOCK,) numbers of rows, -1 for none.
+        column: Columns of the block.
+        stride: Stride of the rows.
+        WIDTH: W.
+
+    Returns:
+        (BLOCK, columns).
+    """
+    there = (source >= 0)[:, None] & (column < WIDTH)[None, :]
+    return tl.load(rows_ptr + source[:, None] * stride + column[None, :], mask=there, other=0.0)
+
+
+@triton.jit
+def move_run(rows_ptr, index_ptr, start, step, tiles, first, end, column, stride, WIDTH: tl.constexpr,
+             BLOCK: tl.constexpr):  # fmt: skip
+    """Move a run of tiles in an order in which nothing is overwritten that a later tile reads.
+
+    To read a tile early is therefore safe, and two are on their way while one is written; a tile is written once every
+    thread has read it and all tiles before it.
 
     Args:
         rows_ptr: Pointer to row 0 of a head.
         index_ptr: (K,) rows.
-        start: First place.
-        end: One past the last place.
+        start: First place of the first tile.
+        step: Places from one tile to the next.
+        tiles: How many.
+        first: First place of the run.
+        end: One past the last place of the run.
         column: Columns of the block.
         stride: Stride of the rows.
         WIDTH: W.
         BLOCK: Places of a tile.
     """
-    place = start + tl.arange(0, BLOCK)
-    source = tl.load(index_ptr + place, mask=(place >= 0) & (place < end), other=-1)
-    mask = (source >= 0)[:, None] & (column < WIDTH)[None, :]
-    moved = tl.load(rows_ptr + source[:, None] * stride + column[None, :], mask=mask, other=0.0)
-    tl.debug_barrier()
-    tl.store(rows_ptr + place.to(tl.int64)[:, None] * stride + column[None, :], moved, mask=mask)
-    tl.debug_barrier()
+    source = numbers_at(index_ptr, start, first, end, BLOCK)
+    after = numbers_at(index_ptr, start + step, first, end, BLOCK)
+    moved = rows_of(rows_ptr, source, column, stride, WIDTH)
+    for tile in range(tiles):
+        here = start + tile * step
+        later = numbers_at(index_ptr, here + 2 * step, first, end, BLOCK)
+        moved_after = rows_of(rows_ptr, after, column, stride, WIDTH)
+        tl.debug_barrier()
+        place = (here + tl.arange(0, BLOCK)).to(tl.int64)
+        there = (source >= 0)[:, None] & (column < WIDTH)[None, :]
+        tl.store(rows_ptr + place[:, None] * stride + column[None, :], moved, mask=there)
+        source, after, moved = after, later, moved_after
 
 
 @triton.jit
@@ -76,10 +124,8 @@ def keep_rows_kernel(rows_ptr, index_ptr, kept, rows_batch, rows_head, rows_row,
         source = tl.load(index + place, mask=place < kept, other=1 << 60)
         rising += (source < place).to(tl.int32)
     up = tl.sum(rising, 0)
-    for done in range(0, up, BLOCK):
-        move_tile(base, index, up - done - BLOCK, up - done, column, rows_row, WIDTH, BLOCK)
-    for start in range(up, kept, BLOCK):
-        move_tile(base, index, start, kept, column, rows_row, WIDTH, BLOCK)
+    move_run(base, index, up - BLOCK, -BLOCK, tl.cdiv(up, BLOCK), 0, up, column, rows_row, WIDTH, BLOCK)
+    move_run(base, index, up, BLOCK, tl.cdiv(kept - up, BLOCK), up, kept, column, rows_row, WIDTH, BLOCK)
 
 
 def keep_rows(rows_BGSW: torch.Tensor, index_BNK: torch.Tensor) -> torch.Tensor:

@@ -1,14 +1,13 @@
-"""Approximate weights of every row from the largest components of the query (SparQ), and the rank of the rows.
+"""Approximate scores of every row from the largest components of the query (SparQ), and the rank of the rows.
 
 Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, R components.
 """
 
-import math
 from dataclasses import replace
 
 import torch
 
-from ..op import Case, Comparison, Inputs, Op, compare_values
+from ..op import Case, Inputs, Op, compare_all
 from ..shapes import CASES
 from ..visible import draw, draw_intervals
 from .eager import sparq_score
@@ -42,7 +41,7 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
 
 
 def moved_bytes(case: Case) -> int:
-    """Count the fewest bytes: R of the D components of keys and the queries read, float32 ranks and weights written.
+    """Count the fewest bytes: R of the D components of keys and the queries read, float32 ranks and scores written.
 
     Args:
         case: All of its rows count as visible.
@@ -67,21 +66,4 @@ def flops(case: Case) -> int:
     return 2 * case.batch * case.q_heads * case.rows * case.low_dims
 
 
-def compare(
-    inputs: Inputs, output: tuple[torch.Tensor, torch.Tensor], reference: tuple[torch.Tensor, torch.Tensor]
-) -> Comparison:
-    """Compare ranks and weights; rows must be forced and hidden in the same places.
-
-    Args:
-        inputs: Not used.
-        output: rank_BGS and weight_BHS.
-        reference: The same in float64.
-
-    Returns:
-        The comparison of the weights or of the ranks, whichever is worse.
-    """
-    rank, weight = (compare_values(inputs, mine, theirs) for mine, theirs in zip(output, reference, strict=True))
-    return Comparison(max(rank.error, weight.error), math.fsum([weight.scale]), rank.reason or weight.reason)
-
-
-OP = Op("sparq_score", "1", __name__, sparq_score, make, moved_bytes, flops, CASES, compare)
+OP = Op("sparq_score", "2", __name__, sparq_score, make, moved_bytes, flops, CASES, compare_all)

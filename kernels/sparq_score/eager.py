@@ -1,4 +1,4 @@
-"""SparQ's approximate weights from the largest components of the query, in plain torch.
+"""SparQ's approximate scores from the largest components of the query, in plain torch.
 
 Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, D head dim, R components.
 """
@@ -16,12 +16,13 @@ def sparq_score(
     local_B: torch.Tensor,
     components: int,
     scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weigh every visible row by the components of the query that are largest in magnitude, and rank the rows.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Score every visible row by the components of the query that are largest in magnitude, and rank the rows.
 
     The R components are those of the largest magnitude, summed over the query heads of a KV head, the lowest first
-    among equals. Weights are a softmax of the products of these components, times the scale over the root of the share
-    of the query's magnitude that they hold (SparQ Attention, arXiv 2312.04985, Algorithm 1).
+    among equals. Scores are the products of these components, times the scale over the root of the share of the query's
+    magnitude that they hold; weights are a softmax of them (SparQ Attention, arXiv 2312.04985, Algorithm 1). The weight
+    of a row is exp(score - lse), which one needs of few rows.
 
     Args:
         q_BHD: (B, H, D) queries; head h reads KV head h // J.
@@ -34,7 +35,8 @@ def sparq_score(
 
     Returns:
         rank_BGS, float32: the weights summed over the group, +inf for local rows, -inf for rows that are not visible;
-        weight_BHS, float32, 0 for rows that are not visible.
+        score_BHS, float32, -inf for rows that are not visible;
+        lse_BH, float32, the log of the sum of exp(score), -inf where nothing is visible.
     """
     wide = torch.promote_types(q_BHD.dtype, torch.float32)
     groups, rows = k_BGDS.shape[1], k_BGDS.shape[3]
@@ -48,7 +50,8 @@ def sparq_score(
     part_BGJ1 = torch.where(part_BGJ1 > 0, part_BGJ1, 1.0)
     seen_B1S = visible_rows(lo_B, hi_B, rows)
     score_BGJS = (q_BGJR @ k_BGRS) * (scale * part_BGJ1.rsqrt())
-    weight_BGJS = score_BGJS.masked_fill(~seen_B1S[:, None], float("-inf")).softmax(-1).nan_to_num(0.0)
+    score_BGJS = score_BGJS.masked_fill(~seen_B1S[:, None], float("-inf"))
+    weight_BGJS = score_BGJS.softmax(-1).nan_to_num(0.0)
     local_B1S = visible_rows(hi_B - local_B, hi_B, rows)
     rank_BGS = weight_BGJS.sum(2).masked_fill(local_B1S, float("inf")).masked_fill(~seen_B1S, float("-inf"))
-    return rank_BGS, weight_BGJS.flatten(1, 2)
+    return rank_BGS, score_BGJS.flatten(1, 2), score_BGJS.logsumexp(-1).flatten(1)

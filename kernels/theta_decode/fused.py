@@ -3,8 +3,11 @@
 Three launches: scores with the softmax's maximum and sum, kept values, and the parts of all blocks together. The
 thresholds are known beforehand, so nothing is searched or sorted, and no index is written.
 
-Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, D head dim, N sets, X splits.
+Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, D head dim, N sets, X and Y
+splits of the scores and of the values.
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -14,8 +17,11 @@ from ..interpreter import storage_dtype, upcasts
 from ..overlap.fused import overlap, start_after_others
 from ..tiling import Plan, attention_plan, multiprocessors, power_of_2
 from .eager import check_terms
+from .merge.fused import theta_merge_kernel
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+# Tiles begin at multiples of so many rows, whatever the first visible one is: scores are then moved 16 bytes at a time.
+ALIGN = tl.constexpr(16)
 
 
 @triton.jit
@@ -30,7 +36,7 @@ def theta_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, s_ptr, top_ptr, total_ptr, 
         k_ptr: Keys.
         lo_ptr: (B,) first visible row.
         hi_ptr: (B,) one past the last visible row.
-        s_ptr: (B, H, S) float32 scaled scores, result; only visible rows are written.
+        s_ptr: (B, H, S) float32 scaled scores, result; others than visible rows hold anything.
         top_ptr: (B * H, X) largest score of the split.
         total_ptr: (B * H, X) sum of exp(score - top).
         scale: Factor of the scores.
@@ -52,8 +58,9 @@ def theta_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, s_ptr, top_ptr, total_ptr, 
     pair, split = tl.program_id(0), tl.program_id(1)
     batch, head = pair // KV_HEADS, pair % KV_HEADS
     lo, hi = tl.load(lo_ptr + batch), tl.load(hi_ptr + batch)
-    share = tl.cdiv(tl.cdiv(tl.maximum(hi - lo, 0), BLOCK_ROWS), SPLITS) * BLOCK_ROWS
-    start = lo + split * share
+    begin = lo // ALIGN * ALIGN
+    share = tl.cdiv(tl.cdiv(tl.maximum(hi - begin, 0), BLOCK_ROWS), SPLITS) * BLOCK_ROWS
+    start = begin + split * share
     end = tl.minimum(start + share, hi)
     member, column, row = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_ROWS)
     in_group, in_dim = (member < GROUP)[:, None], (column < DIM)[None, :]
@@ -67,12 +74,12 @@ def theta_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, s_ptr, top_ptr, total_ptr, 
         q = q.to(tl.float32)
     for tile in range(start, end, BLOCK_ROWS):
         at = tile + row
-        seen = at < end
+        seen = (at >= lo) & (at < end)
         k = tl.load(k_tile, mask=seen[:, None] & in_dim, other=0.0)
         if UPCAST:
             k = k.to(tl.float32)
         score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        tl.store(s_heads + at[None, :], score, mask=in_group & seen[None, :])
+        tl.store(s_heads + at[None, :], score, mask=in_group & (at < rows)[None, :])
         score = tl.where(seen[None, :], score, float("-inf"))
         new_top = tl.maximum(top, tl.max(score, 1))
         total = total * tl.exp2((top - new_top) * LOG2_E) + tl.sum(tl.exp2((score - new_top[:, None]) * LOG2_E), 1)
@@ -86,10 +93,10 @@ def theta_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, s_ptr, top_ptr, total_ptr, 
 @triton.jit
 def value_gather_kernel(s_ptr, v_ptr, lo_ptr, hi_ptr, threshold_ptr, top_ptr, total_ptr, out_ptr, sums_ptr, count_ptr,
                         rows, v_batch, v_head, v_row, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
-                        SPLITS: tl.constexpr, BLOCK_SPLITS: tl.constexpr, POST: tl.constexpr, TOGETHER: tl.constexpr,
-                        BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr,
-                        UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
-    """Weigh the values of the rows that are kept, of one split; the grid is (B * G, X).
+                        SCORED: tl.constexpr, BLOCK_SCORED: tl.constexpr, SPLITS: tl.constexpr, POST: tl.constexpr,
+                        TOGETHER: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr,
+                        BLOCK_DIM: tl.constexpr, UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+    """Weigh the values of the rows that are kept, of one split; the grid is (B * G, Y).
 
     Args:
         s_ptr: (B, H, S) float32 scaled scores.
@@ -99,9 +106,9 @@ def value_gather_kernel(s_ptr, v_ptr, lo_ptr, hi_ptr, threshold_ptr, top_ptr, to
         threshold_ptr: (B, N) float32.
         top_ptr: (B * H, X) largest scores.
         total_ptr: (B * H, X) sums of exp(score - top).
-        out_ptr: (B * H, X, D) float32 result: values times exp(score - largest of the head).
-        sums_ptr: (B * H, X, 3) result: weight kept, weight dropped, rows dropped.
-        count_ptr: (B * G, X) int32 result: rows that some head keeps.
+        out_ptr: (B * H, Y, D) float32 result: values times exp(score - largest of the head).
+        sums_ptr: (B * H, Y, 3) result: weight kept, weight dropped, rows dropped.
+        count_ptr: (B * G, Y) int32 result: rows that some head keeps.
         rows: S.
         v_batch: Stride of the values.
         v_head: Stride of the values.
@@ -109,8 +116,9 @@ def value_gather_kernel(s_ptr, v_ptr, lo_ptr, hi_ptr, threshold_ptr, top_ptr, to
         KV_HEADS: G.
         GROUP: J.
         DIM: D.
-        SPLITS: X.
-        BLOCK_SPLITS: Power of two, at least X.
+        SCORED: X.
+        BLOCK_SCORED: Power of two, at least X.
+        SPLITS: Y.
         POST: Whether thresholds are of weights.
         TOGETHER: Whether a group keeps one set of rows.
         BLOCK_ROWS: Rows of a tile.
@@ -123,14 +131,15 @@ def value_gather_kernel(s_ptr, v_ptr, lo_ptr, hi_ptr, threshold_ptr, top_ptr, to
     pair, split = tl.program_id(0), tl.program_id(1)
     batch, head = pair // KV_HEADS, pair % KV_HEADS
     lo, hi = tl.load(lo_ptr + batch), tl.load(hi_ptr + batch)
-    share = tl.cdiv(tl.cdiv(tl.maximum(hi - lo, 0), BLOCK_ROWS), SPLITS) * BLOCK_ROWS
-    start = lo + split * share
+    begin = lo // ALIGN * ALIGN
+    share = tl.cdiv(tl.cdiv(tl.maximum(hi - begin, 0), BLOCK_ROWS), SPLITS) * BLOCK_ROWS
+    start = begin + split * share
     end = tl.minimum(start + share, hi)
     member, column, row = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_ROWS)
-    other = tl.arange(0, BLOCK_SPLITS)
+    other = tl.arange(0, BLOCK_SCORED)
     in_group, in_dim = member < GROUP, (column < DIM)[None, :]
-    parts = (pair * GROUP + member)[:, None] * SPLITS + other[None, :]
-    known = in_group[:, None] & (other < SPLITS)[None, :]
+    parts = (pair * GROUP + member)[:, None] * SCORED + other[None, :]
+    known = in_group[:, None] & (other < SCORED)[None, :]
     tops = tl.load(top_ptr + parts, mask=known, other=float("-inf"))
     top = tl.max(tops, 1)
     # -inf minus -inf is NaN: of a sequence without rows the maximum stands at zero.
@@ -152,8 +161,8 @@ def value_gather_kernel(s_ptr, v_ptr, lo_ptr, hi_ptr, threshold_ptr, top_ptr, to
     count = split * 0
     for tile in range(start, end, BLOCK_ROWS):
         at = tile + row
-        seen = in_group[:, None] & (at < end)[None, :]
-        score = tl.load(s_heads + at[None, :], mask=seen, other=float("-inf"))
+        seen = in_group[:, None] & ((at >= lo) & (at < end))[None, :]
+        score = tl.load(s_heads + at[None, :], mask=in_group[:, None] & (at < rows)[None, :], other=float("-inf"))
         weight = tl.where(seen, tl.exp2((score - base[:, None]) * LOG2_E), 0.0)
         rank = weight / some[:, None] if POST else score
         rank = tl.where(seen, rank, float("-inf"))
@@ -178,53 +187,6 @@ def value_gather_kernel(s_ptr, v_ptr, lo_ptr, hi_ptr, threshold_ptr, top_ptr, to
     tl.store(count_ptr + pair * SPLITS + split, count)
 
 
-@triton.jit
-def theta_merge_kernel(part_ptr, sums_ptr, top_ptr, threshold_ptr, given_ptr, out_ptr, lack_ptr, factor,
-                       SHARING: tl.constexpr, DIM: tl.constexpr, SPLITS: tl.constexpr, MISSING: tl.constexpr,
-                       BLOCK_SPLITS: tl.constexpr, BLOCK_DIM: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
-    """Put the splits of one query head together, and what is missing into the denominator; the grid is (B * H,).
-
-    Args:
-        part_ptr: (B * H, X, D) values times weights.
-        sums_ptr: (B * H, X, 3) weight kept, weight dropped, rows dropped.
-        top_ptr: (B * H, X) largest scores.
-        threshold_ptr: (B, N) float32.
-        given_ptr: (B, H) float32.
-        out_ptr: (B, H, D) result.
-        lack_ptr: (B, H) float32 result.
-        factor: Of what is missing.
-        SHARING: H / N.
-        DIM: D.
-        SPLITS: X.
-        MISSING: "none", "exact", "threshold" or "given".
-        BLOCK_SPLITS: Power of two, at least X.
-        BLOCK_DIM: Power of two, at least D.
-        OVERLAP: Whether the launch overlaps the kernel before.
-    """
-    start_after_others(OVERLAP)
-    head = tl.program_id(0)
-    split, column = tl.arange(0, BLOCK_SPLITS), tl.arange(0, BLOCK_DIM)
-    inside = split < SPLITS
-    sums = sums_ptr + (head * SPLITS + split) * 3
-    kept = tl.sum(tl.load(sums, mask=inside, other=0.0), 0)
-    number = tl.sum(tl.load(sums + 2, mask=inside, other=0.0), 0)
-    miss = kept * 0.0
-    if MISSING == "exact":
-        miss = tl.sum(tl.load(sums + 1, mask=inside, other=0.0), 0) * factor
-    elif MISSING == "threshold":
-        top = tl.max(tl.load(top_ptr + head * SPLITS + split, mask=inside, other=float("-inf")), 0)
-        below = tl.minimum(tl.load(threshold_ptr + head // SHARING) - top, 0.0)
-        miss = tl.where(number > 0, number * tl.exp2(below * LOG2_E) * factor, 0.0)
-    elif MISSING == "given":
-        miss = tl.where(number > 0, tl.load(given_ptr + head) * factor, 0.0)
-    whole = tl.maximum(kept + miss, 1.1754943508222875e-38)
-    place = (head * SPLITS + split)[:, None] * DIM + column[None, :]
-    part = tl.load(part_ptr + place, mask=inside[:, None] & (column < DIM)[None, :], other=0.0)
-    out = tl.sum(part, 0) / whole
-    tl.store(out_ptr + head * DIM + column, out.to(out_ptr.dtype.element_ty), mask=column < DIM)
-    tl.store(lack_ptr + head, miss / whole)
-
-
 def theta_decode(
     q_BHD: torch.Tensor,
     k_BGSD: torch.Tensor,
@@ -238,6 +200,7 @@ def theta_decode(
     given_BH: torch.Tensor,
     factor: float,
     plan: Plan | None = None,
+    value_plan: Plan | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attend as the eager twin does; keys are read once, values where a head keeps the row.
 
@@ -253,7 +216,8 @@ def theta_decode(
         missing: "none", "exact", "threshold" or "given".
         given_BH: (B, H) float32.
         factor: Of what is missing.
-        plan: How to cut the work; chosen from the shape if absent.
+        plan: How to cut the scores; chosen from the shape if absent.
+        value_plan: How to cut the values; chosen from the shape if absent.
 
     Returns:
         out_BHD, lack_BH and count_BG as the eager twin.
@@ -264,25 +228,35 @@ def theta_decode(
     check_terms(placement, missing)
     q_BHD, threshold_BN, given_BH = q_BHD.contiguous(), threshold_BN.float().contiguous(), given_BH.float().contiguous()
     (batch, heads, dim), (groups, rows), sets = q_BHD.shape, k_BGSD.shape[1:3], threshold_BN.shape[1]
-    plan = plan or attention_plan(batch * groups, rows, dim, k_BGSD.element_size(), multiprocessors(q_BHD.device))
-    empty, splits = q_BHD.new_empty, plan.splits
+    pairs, item, count_sm = batch * groups, k_BGSD.element_size(), multiprocessors(q_BHD.device)
+    plan = plan or attention_plan(pairs, rows, dim, item, count_sm)
+    value_plan = value_plan or attention_plan(pairs, rows, dim, item, count_sm)
+    empty, scored, splits = q_BHD.new_empty, plan.splits, value_plan.splits
     s_BHS = empty(batch, heads, rows, dtype=torch.float32)
-    top, total, lack_BH = (empty(batch, heads, *more, dtype=torch.float32) for more in ((splits,), (splits,), ()))
+    top, total, lack_BH = (empty(batch, heads, *more, dtype=torch.float32) for more in ((scored,), (scored,), ()))
     part, sums = (empty(batch, heads, splits, width, dtype=torch.float32) for width in (dim, 3))
     count = empty(batch, groups, splits, dtype=torch.int32)
     out_BHD = empty(batch, heads, dim, dtype=storage_dtype(q_BHD.dtype))
-    both = {"KV_HEADS": groups, "GROUP": heads // groups, "DIM": dim, "SPLITS": splits, "BLOCK_ROWS": plan.block_rows,
-            "BLOCK_GROUP": max(16, power_of_2(heads // groups)), "BLOCK_DIM": max(16, power_of_2(dim)),
-            "UPCAST": upcasts(q_BHD.dtype), "num_warps": plan.num_warps, "num_stages": plan.num_stages,
-            **overlap(q_BHD.device)}  # fmt: skip
-    grid = (batch * groups, splits)
-    theta_score_kernel[grid](
-        q_BHD, k_BGSD, lo_B, hi_B, s_BHS, top, total, scale, rows, *k_BGSD.stride()[:3], **both)  # fmt: skip
-    value_gather_kernel[grid](
+    both = _shared(q_BHD, groups)
+    theta_score_kernel[(pairs, scored)](
+        q_BHD, k_BGSD, lo_B, hi_B, s_BHS, top, total, scale, rows, *k_BGSD.stride()[:3], SPLITS=scored, **_cut(plan),
+        **both)  # fmt: skip
+    value_gather_kernel[(pairs, splits)](
         s_BHS, v_BGSD, lo_B, hi_B, threshold_BN, top, total, part, sums, count, rows, *v_BGSD.stride()[:3],
-        BLOCK_SPLITS=power_of_2(splits), POST=placement == "post", TOGETHER=sets < heads, **both)  # fmt: skip
+        SCORED=scored, BLOCK_SCORED=power_of_2(scored), SPLITS=splits, POST=placement == "post",
+        TOGETHER=sets < heads, **_cut(value_plan), **both)  # fmt: skip
     theta_merge_kernel[(batch * heads,)](
         part, sums, top, threshold_BN, given_BH, out_BHD, lack_BH, factor, SHARING=heads // sets, DIM=dim,
-        SPLITS=splits, MISSING=missing, BLOCK_SPLITS=power_of_2(splits), BLOCK_DIM=power_of_2(dim), num_warps=4,
-        **overlap(q_BHD.device))  # fmt: skip
+        SCORED=scored, SPLITS=splits, MISSING=missing, BLOCK_SCORED=power_of_2(scored), BLOCK_SPLITS=power_of_2(splits),
+        BLOCK_DIM=power_of_2(dim), num_warps=4, **overlap(q_BHD.device))  # fmt: skip
     return out_BHD.to(q_BHD.dtype), lack_BH, count.sum(-1, dtype=torch.int32)
+
+
+def _shared(q_BHD: torch.Tensor, groups: int) -> dict[str, Any]:
+    group, dim = q_BHD.shape[1] // groups, q_BHD.shape[2]
+    return {"KV_HEADS": groups, "GROUP": group, "DIM": dim, "BLOCK_GROUP": max(16, power_of_2(group)),
+            "BLOCK_DIM": max(16, power_of_2(dim)), "UPCAST": upcasts(q_BHD.dtype), **overlap(q_BHD.device)}  # fmt: skip
+
+
+def _cut(plan: Plan) -> dict[str, int]:
+    return {"BLOCK_ROWS": plan.block_rows, "num_warps": plan.num_warps, "num_stages": plan.num_stages}

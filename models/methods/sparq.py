@@ -91,12 +91,14 @@ class Sparq(Method):
         budget, local = call.once(("sparq", key), lambda: self._row_budget(memory, call))
         held = memory.keys.view.shape[2]
         width = min(widest(self, memory.site, held, key) + self._more, held)
-        rank, weights = SPARQ_SCORE(q_BHTD[:, :, 0], by_component, lo, hi, local, self._components(memory), call.scale)
+        components = self._components(memory)
+        rank, scores, lse = SPARQ_SCORE(q_BHTD[:, :, 0], by_component, lo, hi, local, components, call.scale)
         index, count = SELECT_TOPK(rank, budget, width)
         self._count(memory, call, ledger, count[..., None])
         chosen = index.clamp(min=0).long().repeat_interleave(q_BHTD.shape[1] // index.shape[1], 1)
         valid = (index >= 0).repeat_interleave(q_BHTD.shape[1] // index.shape[1], 1)
-        inside = (weights.gather(-1, chosen) * valid).sum(-1)
+        weights = (scores.gather(-1, chosen) - lse[..., None]).exp()
+        inside = torch.where(valid, weights, 0).sum(-1)
         return attend.gathered(q_BHTD, memory, index, count, call), inside[..., None]
 
     def _row_budget(self, memory: Memory, call: Call) -> tuple[Tensor, Tensor]:

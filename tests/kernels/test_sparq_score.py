@@ -10,8 +10,10 @@ import torch
 
 from lacuna.kernels.op import Case
 from lacuna.kernels.sparq_score import OP as SPARQ_SCORE
+from lacuna.kernels.sparq_score.fused import aligned_rows
 from lacuna.kernels.tiling import Plan
 from lacuna.kernels.verify import poisoned_memory
+from lacuna.kernels.visible import visible_rows
 
 CASES = (
     Case("gqa4", 2, 8, 2, 37, head_dim=64, low_dims=16, kept=8, dtype="float32"),
@@ -38,7 +40,9 @@ def test_weights_are_those_of_the_paper(case, twin, device):
     inputs = SPARQ_SCORE.make(case, device, 3)
     plan = {} if twin == "eager" else {"plan": Plan(16, 2, 4, 2)}
     with poisoned_memory():
-        rank_BGS, weight_BHS = getattr(SPARQ_SCORE, twin)(**inputs, **plan)
+        rank_BGS, score_BHS, lse_BH = getattr(SPARQ_SCORE, twin)(**inputs, **plan)
+    weight_BHS = (score_BHS - lse_BH[..., None]).exp().nan_to_num(0.0)
+    assert bool((score_BHS[-1] == -math.inf).all()) == (case.batch > 1), "the last of several sequences is empty"
     group = case.q_heads // case.kv_heads
     for b, (lo, hi) in enumerate(zip(inputs["lo_B"].tolist(), inputs["hi_B"].tolist(), strict=True)):
         for g in range(case.kv_heads):
@@ -60,15 +64,28 @@ def test_a_head_without_the_components_weighs_all_rows_alike(twin, device):
     inputs = SPARQ_SCORE.make(CASES[0], device, 3)
     inputs["q_BHD"][:, 0] = 0.0
     with poisoned_memory():
-        _, weight_BHS = getattr(SPARQ_SCORE, twin)(**inputs)
+        _, score_BHS, lse_BH = getattr(SPARQ_SCORE, twin)(**inputs)
     lo, hi = int(inputs["lo_B"][0]), int(inputs["hi_B"][0])
-    torch.testing.assert_close(weight_BHS[0, 0, lo:hi], torch.full((hi - lo,), 1 / (hi - lo), device=device))
+    assert not score_BHS[0, 0, lo:hi].any()
+    torch.testing.assert_close(float(lse_BH[0, 0]), math.log(hi - lo))
 
 
-def test_keys_by_component_are_read_in_place(device):
-    """Broken: a cache that grows by whole columns must be copied to be read."""
+@pytest.mark.parametrize("room", [60, 64])
+def test_keys_by_component_are_read_in_place(room, device):
+    """Broken: a cache that grows by whole columns must be copied to be read; a row beyond the visible ones counts."""
     inputs = SPARQ_SCORE.make(CASES[0], device, 3)
     expected = SPARQ_SCORE.fused(**inputs)
-    longer = torch.full((*inputs["k_BGDS"].shape[:3], 60), float("nan"), device=device)[..., : CASES[0].rows]
-    found = SPARQ_SCORE.fused(**inputs | {"k_BGDS": longer.copy_(inputs["k_BGDS"])})
+    longer = torch.full((*inputs["k_BGDS"].shape[:3], room), float("nan"), device=device)[..., : CASES[0].rows]
+    hidden = ~visible_rows(inputs["lo_B"], inputs["hi_B"], CASES[0].rows)[:, None]
+    longer.copy_(inputs["k_BGDS"].masked_fill(hidden, float("nan")))
+    found = SPARQ_SCORE.fused(**inputs | {"k_BGDS": longer})
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+
+
+def test_wide_loads_end_within_the_component(device):
+    """Broken: the last visible row, rounded up to a wide load, reads the next component, or memory that is not ours."""
+    k_BGDS = SPARQ_SCORE.make(CASES[0], device, 3)["k_BGDS"]
+    whole = k_BGDS.new_zeros(*k_BGDS.shape[:3], 64)
+    assert aligned_rows(k_BGDS) == 1, "37 rows"
+    assert aligned_rows(whole[..., :37]) == 16 // whole.element_size()
+    assert aligned_rows(whole[..., 1:38]) == 1, "components begin between"

@@ -1,0 +1,63 @@
+"""Parts of values above thresholds put together, and what dropped rows weigh put into the denominator.
+
+Shape legend: B batch, H query heads, D head dim, N sets, X and Y splits of the scores and of the values.
+"""
+
+import triton
+import triton.language as tl
+
+from ...overlap.fused import start_after_others
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def theta_merge_kernel(part_ptr, sums_ptr, top_ptr, threshold_ptr, given_ptr, out_ptr, lack_ptr, factor,
+                       SHARING: tl.constexpr, DIM: tl.constexpr, SCORED: tl.constexpr, SPLITS: tl.constexpr,
+                       MISSING: tl.constexpr, BLOCK_SCORED: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
+                       BLOCK_DIM: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+    """Put the splits of one query head together, and what is missing into the denominator; the grid is (B * H,).
+
+    Args:
+        part_ptr: (B * H, Y, D) values times weights.
+        sums_ptr: (B * H, Y, 3) weight kept, weight dropped, rows dropped.
+        top_ptr: (B * H, X) largest scores.
+        threshold_ptr: (B, N) float32.
+        given_ptr: (B, H) float32.
+        out_ptr: (B, H, D) result.
+        lack_ptr: (B, H) float32 result.
+        factor: Of what is missing.
+        SHARING: H / N.
+        DIM: D.
+        SCORED: X.
+        SPLITS: Y.
+        MISSING: "none", "exact", "threshold" or "given".
+        BLOCK_SCORED: Power of two, at least X.
+        BLOCK_SPLITS: Power of two, at least Y.
+        BLOCK_DIM: Power of two, at least D.
+        OVERLAP: Whether the launch overlaps the kernel before.
+    """
+    start_after_others(OVERLAP)
+    head = tl.program_id(0)
+    split, column = tl.arange(0, BLOCK_SPLITS), tl.arange(0, BLOCK_DIM)
+    inside = split < SPLITS
+    sums = sums_ptr + (head * SPLITS + split) * 3
+    kept = tl.sum(tl.load(sums, mask=inside, other=0.0), 0)
+    number = tl.sum(tl.load(sums + 2, mask=inside, other=0.0), 0)
+    miss = kept * 0.0
+    if MISSING == "exact":
+        miss = tl.sum(tl.load(sums + 1, mask=inside, other=0.0), 0) * factor
+    elif MISSING == "threshold":
+        other = tl.arange(0, BLOCK_SCORED)
+        tops = tl.load(top_ptr + head * SCORED + other, mask=other < SCORED, other=float("-inf"))
+        top = tl.max(tops, 0)
+        below = tl.minimum(tl.load(threshold_ptr + head // SHARING) - top, 0.0)
+        miss = tl.where(number > 0, number * tl.exp2(below * LOG2_E) * factor, 0.0)
+    elif MISSING == "given":
+        miss = tl.where(number > 0, tl.load(given_ptr + head) * factor, 0.0)
+    whole = tl.maximum(kept + miss, 1.1754943508222875e-38)
+    place = (head * SPLITS + split)[:, None] * DIM + column[None, :]
+    part = tl.load(part_ptr + place, mask=inside[:, None] & (column < DIM)[None, :], other=0.0)
+    out = tl.sum(part, 0) / whole
+    tl.store(out_ptr + head * DIM + column, out.to(out_ptr.dtype.element_ty), mask=column < DIM)
+    tl.store(lack_ptr + head, miss / whole)
