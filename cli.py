@@ -8,7 +8,7 @@ and never import torch.
 from __future__ import annotations
 
 import argparse
-import os
+import errno
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .jobs.commands import parser, typed
-from .jobs.say import UnheardError, flush, hush, say, say_row
-from .results import plugins
+from .jobs.commands import check_settings, is_table, parser, typed
+from .jobs.say import UnheardError, flush, hush, say
 from .results.worded import worded
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 if TYPE_CHECKING:
     import pandas as pd
-    import torch
 
     from .analysis.sources import Sources
     from .jobs.plan import Plan
@@ -50,8 +50,10 @@ def _answer(argv: Sequence[str] | None) -> int:
         return _complain("stopped; what was finished is kept, the same command goes on from there", 130)
     except ModuleNotFoundError as error:
         return _complain(f"{error}; `lacuna doctor` says what this machine lacks", 2)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         return _complain(worded(error), 2)
+    except OSError as error:  # a full disk is nobody's wrong input
+        return _complain(worded(error), 1 if error.errno in FULL else 2)
     finally:
         flush()  # of argparse's help nobody else would know that it was not read
 
@@ -74,6 +76,8 @@ def _read(args: argparse.Namespace, path: Path) -> tuple[Sweep, Store]:
     from .jobs.sweep import read
     from .results.store import Store
 
+    if args.data is not None and not args.data.is_dir():
+        raise ValueError(f"--data {args.data}: there is no such folder")
     store = Store(args.store)
     return read(path, store, args.settings, args.data), store
 
@@ -120,8 +124,11 @@ def _finish(args: argparse.Namespace, sweep: Sweep, store: Store) -> int:
     ended = plan(sweep, store, ())
     records = list(store.records(sweep.keys()))
     say(terminal_table(to_frame(records)) if records else "no cell has a record yet")
-    if set(ended.counts()) <= {"ok"}:
+    states = set(ended.counts())
+    if states <= {"ok"}:
         return 0
+    if states <= {"ok", "todo"}:
+        return _complain(f"not every cell has run ({ended.tally()})", 1)
     return _complain(f"not every cell is ok ({ended.tally()}); `lacuna why {typed(args)}` says why", 1)
 
 
@@ -144,10 +151,11 @@ def _status(args: argparse.Namespace) -> int:
 
 def _why(args: argparse.Namespace) -> int:
     from .jobs import show
+    from .jobs.plan import cells_in
 
     _, store, plan = _planned(args)
     told = list(show.failures(plan, store, args.key))
-    say("\n\n".join(told) if told else f"nothing failed; {len(plan.todo)} cells have not run yet")
+    say("\n\n".join(told) if told else f"nothing failed; {cells_in(len(plan.todo))} to run")
     return 0
 
 
@@ -155,7 +163,7 @@ def _frame(args: argparse.Namespace, source: Path) -> tuple[pd.DataFrame, str]:
     """The records of a sweep or of a collected file, and their title."""
     from .results.frame import read, to_frame
 
-    if source.suffix in (".parquet", ".csv"):
+    if is_table(source):
         return read(source), source.stem
     sweep, store = _read(args, source)
     records = list(store.records(sweep.keys()))
@@ -167,6 +175,7 @@ def _frame(args: argparse.Namespace, source: Path) -> tuple[pd.DataFrame, str]:
 def _collect(args: argparse.Namespace) -> int:
     from .results.frame import write
 
+    check_settings(args, (args.sweep,))
     frame, _ = _frame(args, args.sweep)
     write(frame, args.output)
     say(f"{args.output}: {len(frame)} rows")
@@ -177,9 +186,10 @@ def _sources(args: argparse.Namespace) -> tuple[Sources, str]:
     """The records and times of sweeps and files, those of `--where`, and their title."""
     from .analysis.sources import of_frame, read, together
 
+    check_settings(args, args.source)
     found, titles = [], []
     for source in args.source:
-        if source.suffix in (".parquet", ".csv"):
+        if is_table(source):
             found.append(read(source))
             titles.append(source.stem)
         else:
@@ -222,38 +232,23 @@ def _table(args: argparse.Namespace) -> int:
 def _diff(args: argparse.Namespace) -> int:
     from .analysis.diff import compare
 
+    check_settings(args, (args.before, args.after))
     found = compare(_frame(args, args.before)[0], _frame(args, args.after)[0])
     say(found.text)
     return int(found.worse)
 
 
-def _device(args: argparse.Namespace) -> torch.device:
-    import torch
-
-    return torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def _verify(args: argparse.Namespace) -> int:
-    from .kernels.verify import verify_all
+    from .jobs.operations import verified
 
-    names = [n for n in args.op or plugins.names("ops") if plugins.source("ops", n)]
-    device = _device(args)
-    if device.type == "cpu":  # Triton reads this when it is imported, which the first fused kernel does
-        os.environ.setdefault("TRITON_INTERPRET", "1")
-    verdicts = [say_row(verdict) for verdict in verify_all(names, device)]
+    verdicts = list(verified(args))
     return int(not all(verdict["passed"] for verdict in verdicts))
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from .kernels.bench import rows
-    from .kernels.clock import refuse_other_gpu
-    from .kernels.grid import decode_ops, grid_cases, write_csv
+    from .jobs.operations import timed
 
-    refuse_other_gpu(args.gpu, _device(args))
-    cases = grid_cases(args.batch, args.rows, args.part, args.heads) if args.rows else ()
-    ops = plugins.names("ops") if not cases else decode_ops(plugins.names("ops"))
-    timed = map(say_row, rows(args.op or [*ops, "loki_pipeline", "loki_theta_pipeline"], _device(args), cases))
-    told = write_csv(timed, args.output) if args.output else list(timed)
+    told = timed(args)
     return int(any(row["status"] != "ok" and not row.get("baseline") for row in told))  # baselines may be missing here
 
 

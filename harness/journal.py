@@ -110,20 +110,25 @@ class Journal:
         if self.world.ranks.rank == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"samples": results, "sums": everyone}) + "\n")
+                file.write(json.dumps({"samples": results, "sums": everyone, "done": len(self.done)}) + "\n")
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Lines that were written to their end; what follows them is cut off, so that more can be appended."""
+    """Lines that were written to their end; what follows them is cut off, so that more can be appended.
+
+    Two processes may run one cell and write into one file. A line whose sums are not of the samples before it and its
+    own is the other one's, and ends what can be gone on from.
+    """
     if not path.exists():
         return
-    raw, good = path.read_bytes(), 0
+    raw, good, names = path.read_bytes(), 0, set[str]()
     for line in raw.splitlines(keepends=True):
         try:
             entry = json.loads(line)
         except ValueError:
             break
-        if not line.endswith(b"\n"):
+        names.update(sample["id"] for sample in entry["samples"])
+        if not line.endswith(b"\n") or entry.get("done") != len(names):
             break
         good += len(line)
         yield entry

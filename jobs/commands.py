@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 from argparse import ArgumentParser as Parser
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,17 @@ def typed(args: Namespace) -> str:
     store = [] if args.store == _default_store() else ["--store", str(args.store)]
     data = [] if args.data == _default_data() else ["--data", str(args.data)]
     return shlex.join([str(args.sweep), *chosen, *store, *data])
+
+
+def is_table(source: Path) -> bool:
+    """Whether a source is a file of records or times; else it is a sweep."""
+    return source.suffix in (".parquet", ".csv")
+
+
+def check_settings(args: Namespace, sources: Sequence[Path]) -> None:
+    """Raise ValueError where `--set` would change nothing, as there is no sweep among the sources."""
+    if args.settings and all(map(is_table, sources)):
+        raise ValueError(f"--set {args.settings[0]} sets nothing: {sources[0]} holds what was measured; see --where")
 
 
 def _default_store() -> Path:
@@ -105,6 +117,28 @@ def seconds(text: str) -> float:
     return float(text)
 
 
+def count(text: str) -> int:
+    """A number of things; argparse names this function where the text is none.
+
+    Raises:
+        ValueError: it is no whole number above 0.
+    """
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+
+def csv_file(text: str) -> Path:
+    """Where times are written.
+
+    Raises:
+        ArgumentTypeError: `report` could not read it there.
+    """
+    if not text.endswith(".csv"):
+        raise ArgumentTypeError(f"times are written as .csv, not {text!r}")
+    return Path(text)
+
+
 def _add_result_commands(commands: Commands) -> None:
     collect = _command(commands, "collect", "fold a sweep's records into one file", _sweep())
     collect.add_argument("-o", dest="output", type=Path, required=True, metavar="FILE", help=".parquet or .csv")
@@ -146,14 +180,14 @@ def _add_weights_commands(commands: Commands) -> None:
 def _add_kernel_commands(commands: Commands) -> None:
     verify = _command(commands, "verify", "hold kernels against their eager twins")
     bench = _command(commands, "bench", "verify, then time kernels")
-    bench.add_argument("-o", dest="output", type=Path, metavar="CSV", help="write each row there as it is measured")
-    bench.add_argument("--rows", type=int, nargs="+", metavar="S", help="time caches of so many rows instead")
-    bench.add_argument("--batch", type=int, nargs="+", default=[16], metavar="B", help="with --rows: sequences")
+    bench.add_argument("-o", dest="output", type=csv_file, metavar="CSV", help="write each row there as it is measured")
+    bench.add_argument("--rows", type=count, nargs="+", metavar="S", help="time caches of so many rows instead")
+    bench.add_argument("--batch", type=count, nargs="+", metavar="B", help="with --rows: sequences (default: 16)")
     bench.add_argument(
-        "--part", type=int, nargs="+", default=[4], metavar="P", help="with --rows: 1/P of rows and dims"
+        "--part", type=count, nargs="+", metavar="P", help="with --rows: 1/P of rows and dims (default: 4)"
     )
     bench.add_argument("--gpu", default="", metavar="NAME", help="refuse a GPU of another name, such as H200")
-    bench.add_argument("--heads", default="32x8", metavar="HxG", help="with --rows: query x key/value heads")
+    bench.add_argument("--heads", metavar="HxG", help="with --rows: query x key/value heads (default: 32x8)")
     for parser in (verify, bench):
         parser.add_argument("op", nargs="*", metavar="OP", help="some of `lacuna list ops` (default: all)")
         parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..results.digest import source_digest
 from ..results.plugins import ROOT
 from ..results.store import Store
+from ..results.worded import worded
 
 
 @dataclass(frozen=True)
@@ -121,5 +122,7 @@ def _store(root: Path) -> Finding:
         probe.write_bytes(b"")
         probe.unlink()
     except (OSError, ValueError) as error:
-        return Finding("store", there=False, text=f"{error}; set LACUNA_STORE or --store to a folder of your own")
+        return Finding(
+            "store", there=False, text=f"{worded(error)}; set LACUNA_STORE or --store to a folder of your own"
+        )
     return Finding("store", there=True, text=f"{root.resolve()}, {shutil.disk_usage(root).free / 2**30:.0f} GiB free")

@@ -98,11 +98,14 @@ def write_csv(lines: Iterable[dict[str, Any]], path: Path) -> list[dict[str, Any
     Returns:
         The rows.
     """
-    written = []
+    written, lines = [], iter(lines)
+    first = next(lines, None)  # what is wrong with the question is told before the file of an earlier run is gone
+    if first is None:
+        return []
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(Row.__dataclass_fields__))
         writer.writeheader()
-        for line in lines:
+        for line in itertools.chain((first,), lines):
             writer.writerow(line | {"samples_ms": " ".join(f"{ms:.6f}" for ms in line["samples_ms"])})
             file.flush()
             written.append(line)

@@ -158,7 +158,10 @@ class Store:
             raise StoreError(
                 f"the cell {key} that makes the artifact is {head.status if head else 'missing'}; run it first"
             )
-        said, path = (self.get(key).artifact or {}).get("sha256"), self.artifact(key)
+        record, path = self.get(key), self.artifact(key)
+        if record.artifact is None:
+            raise StoreError(f"the cell {key} (task {record.cell.task.name}) makes no artifact")
+        said = record.artifact["sha256"]
         if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != said:
             raise StoreError(f"{path} is missing or damaged; delete its record and run the cell {key} again")
         return path
@@ -174,6 +177,9 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error  # nobody knows the draft by its name
     except BaseException:
         draft.unlink(missing_ok=True)
         raise

@@ -60,16 +60,6 @@ def stand_in(monkeypatch, name, **content):
     monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
-def outcome(capsys, *argv):
-    """Exit code, output and errors of a command, whether or not argparse ends it."""
-    try:
-        code = cli.main([str(a) for a in argv])
-    except SystemExit as end:
-        code = end.code
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
 def every_command():
     actions = parser("0")._subparsers._group_actions
     return sorted(actions[0].choices)
@@ -80,23 +70,23 @@ def test_each_command_is_called():
     assert every_command() == sorted(cli.COMMANDS)
 
 
-def test_version(capsys):
+def test_version(outcome):
     """Nobody could say with which version a result was made."""
-    assert outcome(capsys, "--version") == (0, f"lacuna {__version__}\n", "")
+    assert outcome("--version") == (0, f"lacuna {__version__}\n", "")
 
 
 @pytest.mark.parametrize("kind", plugins.FOLDERS)
-def test_list(capsys, kind):
+def test_list(outcome, kind):
     """A plug-in would be there and not be found, or break the list of all others."""
-    code, out, _ = outcome(capsys, "list", kind, "--json")
+    code, out, _ = outcome("list", kind, "--json")
     assert code == 0
     assert sorted(row["name"] for row in json.loads(out)) == sorted(plugins.names(kind))
-    assert outcome(capsys, "list", kind)[0] == 0
+    assert outcome("list", kind)[0] == 0
 
 
-def test_list_says_what_an_argument_takes(capsys):
+def test_list_says_what_an_argument_takes(outcome):
     """Nobody could write a sweep without reading the source."""
-    rows = {row["name"]: row for row in json.loads(outcome(capsys, "list", "methods", "--json")[1])}
+    rows = {row["name"]: row for row in json.loads(outcome("list", "methods", "--json")[1])}
     keep, rows = (field for field in rows["topk"]["fields"] if field["name"] in ("keep", "rows"))
     assert keep["type"].startswith("a share in (0, 1]")
     assert (keep["default"], rows["default"]) == (0.25, None)
@@ -117,84 +107,91 @@ def test_list_says_what_an_argument_takes(capsys):
         (("why", "tiny.yaml", "zzz"), "no cell of tiny has a key that begins with 'zzz'"),
         (("run", "tiny.yaml", "--cell-timeout", "0"), "invalid seconds value: '0'"),
         (("run", "wrong.yaml"), "wrong.yaml:1: unknown model 'poket'"),
+        (("plan", "tiny.yaml", "--data", "nowhere"), "--data nowhere: there is no such folder"),
+        (("diff", "a.csv", "b.csv", "--set", "ranks=2"), "--set ranks=2 sets nothing: a.csv holds what was measured"),
+        (("bench", "--rows", "0"), "invalid count value: '0'"),
+        (("bench", "-o", "times.txt"), "times are written as .csv, not 'times.txt'"),
+        (("bench", "--batch", "4"), "--batch sets nothing without --rows"),
+        (("bench", "loki_pipelin"), "unknown op 'loki_pipelin': did you mean 'loki_pipeline'?"),
+        (("verify", "gat"), "unknown op 'gat': did you mean 'gate'?"),
     ],
 )  # fmt: skip
-def test_bad_input(here, capsys, argv, said):
+def test_bad_input(here, outcome, argv, said):
     """A user's mistake would end in a traceback, or look like success."""
     Path("wrong.yaml").write_text("model: poket\nmethod: lokki\ntask: needle\n", encoding="utf-8")
-    code, out, err = outcome(capsys, *argv)
+    code, out, err = outcome(*argv)
     assert (code, out) == (2, "")
     assert said in err
     assert "Traceback" not in err
 
 
-def test_plan(here, capsys):
+def test_plan(here, outcome):
     """The plan that is shown would not be the one that `run` follows."""
-    code, out, _ = outcome(capsys, "plan", "tiny.yaml")
+    code, out, _ = outcome("plan", "tiny.yaml")
     assert code == 0
     assert "wave 1: 1 cell\n  pocket (float32, cpu, 1 rank): 1 cell\nwave 2: 2 cells\n" in out
-    found = json.loads(outcome(capsys, "plan", "tiny.yaml", "--json", "--set", "ranks=2")[1])
+    found = json.loads(outcome("plan", "tiny.yaml", "--json", "--set", "ranks=2")[1])
     assert found["counts"] == {"todo": 3}
     assert [group["ranks"] for wave in found["waves"] for group in wave] == [2, 2]
 
 
-def test_run_goes_wave_by_wave_and_then_is_done(runner, capsys):
+def test_run_goes_wave_by_wave_and_then_is_done(runner, outcome):
     """A calibration would come too late, or a second run compute everything again."""
-    code, out, _ = outcome(capsys, "run", "tiny.yaml", "--cell-timeout", "9")
+    code, out, _ = outcome("run", "tiny.yaml", "--cell-timeout", "9")
     assert (code, runner.calls) == (0, [(["pca", "perplexity", "perplexity"], 9.0)])
     assert "TABLE of 3" in out
-    assert outcome(capsys, "run", "tiny.yaml")[0] == 0
+    assert outcome("run", "tiny.yaml")[0] == 0
     assert len(runner.calls) == 1
 
 
-def test_run_says_what_waits_for_a_failure(runner, capsys):
+def test_run_says_what_waits_for_a_failure(runner, outcome):
     """A cell that could not run for want of its calibration would look like success."""
     runner.fate["pca"] = "error"
-    code, _, err = outcome(capsys, "run", "tiny.yaml")
+    code, _, err = outcome("run", "tiny.yaml")
     assert code == 1
     assert "not every cell is ok (1 ok, 1 error, 1 waits); `lacuna why tiny.yaml` says why" in err
 
 
-def test_run_retries_what_is_asked(runner, capsys):
+def test_run_retries_what_is_asked(runner, outcome):
     """A cell that failed once could never be run again."""
     runner.fate["perplexity"] = "oom"
-    assert outcome(capsys, "run", "tiny.yaml")[0] == 1
+    assert outcome("run", "tiny.yaml")[0] == 1
     runner.fate.clear()
-    assert outcome(capsys, "run", "tiny.yaml")[0] == 1
-    assert outcome(capsys, "run", "tiny.yaml", "--retry", "oom,error")[0] == 0
+    assert outcome("run", "tiny.yaml")[0] == 1
+    assert outcome("run", "tiny.yaml", "--retry", "oom,error")[0] == 0
 
 
-def test_run_names_cells_for_other_ranks(runner, capsys):
+def test_run_names_cells_for_other_ranks(runner, outcome):
     """A sweep for two ranks would run on one, or do nothing without a word."""
     Path("tiny.yaml").write_text(SWEEP + "\nranks: [1, 2]\n", encoding="utf-8")
-    code, out, _ = outcome(capsys, "run", "tiny.yaml")
+    code, out, _ = outcome("run", "tiny.yaml")
     assert code == 1
     assert "3 cells for 2 ranks, this run has 1: `mpirun -np 2 lacuna run tiny.yaml`, or --set ranks=1" in out
     assert [names for names, _ in runner.calls] == [["pca", "perplexity", "perplexity"]]
 
 
-def test_what_to_type_next_means_the_same_cells(runner, capsys):
+def test_what_to_type_next_means_the_same_cells(runner, outcome):
     """The command told after a failure would look at other cells, or into another store."""
     runner.fate["perplexity"] = "oom"
-    _, _, err = outcome(capsys, "run", "tiny.yaml", "--set", "seed=3", "--store", "my store")
+    _, _, err = outcome("run", "tiny.yaml", "--set", "seed=3", "--store", "my store")
     command = err.split("`")[1]
     assert command == "lacuna why tiny.yaml --set seed=3 --store 'my store'"
-    assert outcome(capsys, *shlex.split(command)[1:])[1].count("oom: because") == 2
+    assert outcome(*shlex.split(command)[1:])[1].count("oom: because") == 2
 
 
-def test_interrupt(runner, monkeypatch, capsys):
+def test_interrupt(runner, monkeypatch, outcome):
     """Ctrl-C would end in a traceback."""
 
     def stop(*_):
         raise KeyboardInterrupt
 
     stand_in(monkeypatch, "harness.run", run_cells=stop)
-    code, _, err = outcome(capsys, "run", "tiny.yaml")
+    code, _, err = outcome("run", "tiny.yaml")
     assert code == 130
     assert err == "stopped; what was finished is kept, the same command goes on from there\n"
 
 
-def test_status_and_why(here, capsys):
+def test_status_and_why(here, outcome):
     """What failed, and why, could not be found out."""
     store = Store("store")
     sweep = read(Path("tiny.yaml"), store)
@@ -204,7 +201,7 @@ def test_status_and_why(here, capsys):
     log = store.logs() / "7_1" / "7_1_0_log.err"
     log.parent.mkdir(parents=True)
     log.write_text("".join(f"line {i}\n" for i in range(100)), encoding="utf-8")
-    _, out, _ = outcome(capsys, "status", "tiny.yaml")
+    _, out, _ = outcome("status", "tiny.yaml")
     assert [line.split() for line in out.splitlines()] == [
         ["method", "task", "oom", "todo", "waits"],
         ["full", "pca", "1", "0", "0"],
@@ -214,7 +211,7 @@ def test_status_and_why(here, capsys):
         ["1", "to", "run"],
         [full.key, *named(full).split()],
     ]
-    code, out, _ = outcome(capsys, "why", "tiny.yaml")
+    code, out, _ = outcome("why", "tiny.yaml")
     assert code == 0
     assert (
         f"{needed.key}  {named(needed)}\n  oom: no memory left\n  | Traceback\n  | OutOfMemoryError\n  log {log}\n  > line 85"
@@ -222,7 +219,7 @@ def test_status_and_why(here, capsys):
     )
     assert f"{loki.key}  {named(loki)}\n  waits: waits for {needed.key} which is oom" in out
     assert full.key not in out
-    assert outcome(capsys, "why", "tiny.yaml", full.key[:8])[1] == f"{full.key}  {named(full)}\n  todo: no record yet\n"
+    assert outcome("why", "tiny.yaml", full.key[:8])[1] == f"{full.key}  {named(full)}\n  todo: no record yet\n"
 
 
 def test_a_cell_is_named_by_what_is_not_the_default(here):
@@ -236,7 +233,7 @@ def test_a_cell_is_named_by_what_is_not_the_default(here):
     ]
 
 
-def test_submit_gets_the_plan(here, monkeypatch, capsys):
+def test_submit_gets_the_plan(here, monkeypatch, outcome):
     """A dry run would submit, or a submission would not hold what the plan shows."""
     got = []
     stand_in(
@@ -245,22 +242,22 @@ def test_submit_gets_the_plan(here, monkeypatch, capsys):
         submit=lambda plan, name, store, site: got.append((len(plan.todo), name, site)) or ["1_0"],
         dry_run=lambda plan, name, store, site: f"#SBATCH {len(plan.todo)} {name} {site}",
     )
-    assert outcome(capsys, "submit", "tiny.yaml", "--site", "s", "--dry-run") == (0, "#SBATCH 3 tiny.yaml s\n", "")
+    assert outcome("submit", "tiny.yaml", "--site", "s", "--dry-run") == (0, "#SBATCH 3 tiny.yaml s\n", "")
     assert got == []
-    assert outcome(capsys, "submit", "tiny.yaml", "--site", "s") == (0, "1_0\n", "")
+    assert outcome("submit", "tiny.yaml", "--site", "s") == (0, "1_0\n", "")
     assert got == [(3, "tiny.yaml", "s")]
 
 
 @pytest.mark.parametrize("worse", [True, False])
-def test_diff_fails_when_it_got_worse(runner, monkeypatch, capsys, worse):
+def test_diff_fails_when_it_got_worse(runner, monkeypatch, outcome, worse):
     """A regression would pass a nightly check."""
     stand_in(monkeypatch, "results.frame", to_frame=list, read=lambda path: [path.name])
     found = types.SimpleNamespace(text="told", worse=worse)
     stand_in(monkeypatch, "analysis.diff", compare=lambda a, b: found if (a, b) == (["a.csv"], ["b.parquet"]) else None)
-    assert outcome(capsys, "diff", "a.csv", "b.parquet") == (int(worse), "told\n", "")
+    assert outcome("diff", "a.csv", "b.parquet") == (int(worse), "told\n", "")
 
 
-def test_a_condition_that_nothing_meets_is_one_sentence(runner, monkeypatch, capsys):
+def test_a_condition_that_nothing_meets_is_one_sentence(runner, monkeypatch, outcome):
     """A table of no cells would look like a result."""
 
     def where(frame, conditions):
@@ -269,29 +266,21 @@ def test_a_condition_that_nothing_meets_is_one_sentence(runner, monkeypatch, cap
     sources = types.SimpleNamespace(where=lambda conditions: where(None, conditions))
     stand_in(monkeypatch, "analysis.sources", of_frame=None, read=lambda path: path, together=lambda several: sources)
     stand_in(monkeypatch, "analysis.doubts", doubtful=None)
-    code, out, err = outcome(capsys, "table", "a.csv", "--where", "task=lost")
+    code, out, err = outcome("table", "a.csv", "--where", "task=lost")
     assert (code, out, err) == (2, "", "['task=lost']: no record has that\n")
 
 
-def test_report_of_nothing(runner, monkeypatch, capsys):
+def test_report_of_nothing(runner, monkeypatch, outcome):
     """An empty report would look like a result."""
     stand_in(monkeypatch, "analysis.report", write_sources=None)
     stand_in(monkeypatch, "analysis.sources", of_frame=list, read=None, together=None)
     stand_in(monkeypatch, "results.frame", to_frame=list, read=None)
-    code, _, err = outcome(capsys, "report", "tiny.yaml")
+    code, _, err = outcome("report", "tiny.yaml")
     assert (code, err) == (2, "no cell of tiny.yaml has a record in store; `lacuna run` it, or see --store\n")
 
 
-@pytest.mark.parametrize(("passed", "code"), [([True, True], 0), ([True, False], 1)])
-def test_verify_fails_when_a_kernel_does(monkeypatch, capsys, passed, code):
-    """A wrong kernel would pass."""
-    rows = [{"op": "x", "passed": one, "reason": ""} for one in passed]
-    stand_in(monkeypatch, "kernels.verify", verify_all=lambda names, device: iter(rows))
-    assert outcome(capsys, "verify", "--device", "cpu")[:2] == (code, "".join(f"op=x  passed={p}\n" for p in passed))
-
-
-def test_doctor(here, capsys):
+def test_doctor(here, outcome):
     """Nobody would be told what a machine lacks."""
-    code, out, _ = outcome(capsys, "doctor", "--store", "fresh")
+    code, out, _ = outcome("doctor", "--store", "fresh")
     assert (code, len(out.splitlines())) == (0, 13)
     assert all(line.startswith(("yes", "no ")) for line in out.splitlines())

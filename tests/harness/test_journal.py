@@ -70,7 +70,7 @@ def test_a_timed_out_cell_keeps_what_it_has(sweep, run, store, monkeypatch):
     store.begin()
     path = store.unfinished(swept.keys()[0])
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"samples": [], "sums": [[[[0.0] * 6] * 3] * 8]}) + "\n")
+    path.write_text(json.dumps({"samples": [], "sums": [[[[0.0] * 6] * 3] * 8], "done": 0}) + "\n")
     monkeypatch.setattr(Session, "start", start)
     records, _ = run(swept)
     assert [r.status for r in records.values()] == ["timeout"]
@@ -106,8 +106,22 @@ def test_samples_of_one_name_are_refused():
 def test_an_unfinished_file_that_is_damaged_costs_only_what_is_damaged(tmp_path):
     """Half a line would stop the cell for good, or let a sample in that was never measured."""
     path = tmp_path / "k.jsonl"
-    good = json.dumps({"samples": [{"id": "a", "score": 1}], "sums": [[[[1.0] * 6] * 3]]})
+    good = json.dumps({"samples": [{"id": "a", "score": 1}], "sums": [[[[1.0] * 6] * 3]], "done": 1})
     path.write_text(good + "\n" + good.replace('"a"', '"b"')[:-5] + "\n" + good.replace('"a"', '"c"') + "\n")
     found = Journal.open(path, World(Ranks(), "cpu"), lambda _: None)
     assert set(found.done) == {"a"}
     assert path.read_text() == good + "\n"
+
+
+def test_lines_of_two_processes_do_not_make_one_ledger(tmp_path):
+    """Two runs of one cell, both killed, would leave the samples of one and the bytes read by the other."""
+    path = tmp_path / "k.jsonl"
+
+    def line(names, done, count):
+        return json.dumps({"samples": [{"id": n} for n in names], "sums": [[[[count] * 6] * 3]], "done": done}) + "\n"
+
+    path.write_text(line("a", 1, 1.0) + line("b", 2, 2.0) + line("c", 3, 3.0) + line("b", 2, 2.0) + line("d", 4, 4.0))
+    journal = Journal.open(path, World(Ranks(), "cpu"), lambda _: None)
+    assert set(journal.done) == set("abc")
+    assert journal.before[0, 0, 0] == 3.0
+    assert path.read_text().count("\n") == 3

@@ -1,5 +1,6 @@
 """The store: what is written is read again, what is damaged is said, and nothing is lost."""
 
+import errno
 import json
 import os
 import stat
@@ -10,7 +11,7 @@ import pytest
 
 from lacuna.results.cell import Cell, Spec
 from lacuna.results.record import Record
-from lacuna.results.store import MARK, Store, StoreError
+from lacuna.results.store import MARK, Store, StoreError, write_atomically
 
 CELL = Cell(Spec("m", digest="d", source="/a"), Spec("topk", 1, {"k": 0.25}), Spec("needle", 1, {"length": 512}))
 
@@ -85,6 +86,27 @@ def test_many_writers(tmp_path):
         list(pool.map(_write, [(root, range(i * 5, i * 5 + 20)) for i in range(4)]))
     assert len(list(Store(root).records())) == 35
     assert not list(root.rglob(".tmp-*"))
+
+
+def test_a_cell_that_makes_no_artifact_is_not_called_damaged(tmp_path):
+    """`lacuna weights export` of a measurement would send its user to delete a record that is sound."""
+    store = Store(tmp_path / "s")
+    store.put(record())
+    with pytest.raises(StoreError, match=r"makes no artifact$"):
+        store.get_artifact(record().key)
+
+
+def test_what_cannot_be_written_is_named_by_its_own_name(tmp_path, monkeypatch):
+    """A full disk would be told of a draft that nobody has heard of, or of no file at all."""
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomically(tmp_path / "record.json", b"numbers")
+    assert caught.value.filename == str(tmp_path / "record.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_artifacts_are_checked(tmp_path):
