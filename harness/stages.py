@@ -17,7 +17,7 @@ STAGES = (
     ),
     ("gather", ("attend_chosen", "value_gather")),
     ("attend", ("attend_kernel", "flash", "fmha", "cudnn_generated")),
-    ("merge", ("combine_kernel", "merge_kernel")),
+    ("merge", ("combine_kernel", "merge_kernel", "fill_kernel")),
     ("collective", ("nccl", "one_shot", "all_reduce", "symm_mem")),
     ("matmul", ("gemm", "gemv", "cutlass", "cublas", "nvjet", "splitk", "splitKreduce")),
 )

@@ -57,4 +57,4 @@ def flops(case: Case) -> int:
     return 2 * case.batch * case.q_heads * case.rows * case.low_dims
 
 
-OP = Op("lowrank_score", "1", __name__, lowrank_score, make, moved_bytes, flops, CASES)
+OP = Op("lowrank_score", "2", __name__, lowrank_score, make, moved_bytes, flops, CASES)

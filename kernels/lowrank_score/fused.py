@@ -16,9 +16,9 @@ from ..tiling import Plan, multiprocessors, power_of_2, score_plan
 @triton.jit
 def score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, out_ptr, rows, q_batch, q_head, k_batch, k_head, k_row,
                  KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, REDUCE: tl.constexpr,
-                 TILES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr,
+                 SPLITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr,
                  BLOCK_DIM: tl.constexpr, UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
-    """Score a run of tiles of one (sequence, KV head); the grid is (B * G, splits).
+    """Score a share of the visible rows of one (sequence, KV head); the grid is (B * G, splits).
 
     Args:
         q_ptr: Queries.
@@ -36,9 +36,9 @@ def score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, out_ptr, rows, q_batch, q_head, k
         GROUP: J.
         DIM: R.
         REDUCE: "max", "sum" or "none".
-        TILES: Tiles of one block.
+        SPLITS: Blocks that share the visible rows.
         BLOCK_ROWS: Rows of a tile.
-        BLOCK_GROUP: Power of two, at least 16 and J.
+        BLOCK_GROUP: Power of two, at least 8 and J.
         BLOCK_DIM: Power of two, at least 16 and R.
         UPCAST: Cast to float32 after each load.
         OVERLAP: Whether the launch overlaps the kernel before.
@@ -48,35 +48,45 @@ def score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, out_ptr, rows, q_batch, q_head, k
     batch, head = (pair // KV_HEADS).to(tl.int64), (pair % KV_HEADS).to(tl.int64)
     lo, hi = tl.load(lo_ptr + batch), tl.load(hi_ptr + batch)
     member, column, row = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_ROWS)
-    in_group, in_dim = (member < GROUP)[:, None], (column < DIM)[None, :]
-    q_rows = q_ptr + batch * q_batch + (head * GROUP + member)[:, None] * q_head
-    q = tl.load(q_rows + column[None, :], mask=in_group & in_dim, other=0.0)
-    first = split * TILES * BLOCK_ROWS
-    k_head_ptr = k_ptr + batch * k_batch + head * k_head + first.to(tl.int64) * k_row
-    k_tile = k_head_ptr + row[:, None] * k_row + column[None, :]
+    # Rows are the long side of the product: a tile has no more columns than there are heads, or 8. Columns beyond the
+    # group repeat its heads, which no maximum notices.
+    at_head, in_dim = member % GROUP if REDUCE == "max" else member, column < DIM
+    q_columns = q_ptr + batch * q_batch + (head * GROUP + at_head)[None, :] * q_head + column[:, None]
+    q = tl.load(q_columns, mask=(at_head < GROUP)[None, :] & in_dim[:, None], other=0.0)
     out_set = out_ptr + pair.to(tl.int64) * rows
     if REDUCE == "none":
         out_set = out_ptr + pair.to(tl.int64) * GROUP * rows
     if UPCAST:
         q = q.to(tl.float32)
-    for tile in range(first, tl.minimum(first + TILES * BLOCK_ROWS, rows), BLOCK_ROWS):
+    # The visible rows are shared, not the capacity of the cache; each block begins at a row of its own, so that one
+    # comparison tells which rows of a tile are its own.
+    share = tl.cdiv(tl.cdiv(tl.maximum(hi - lo, 0), BLOCK_ROWS), SPLITS) * BLOCK_ROWS
+    start = lo + split * share
+    end = tl.minimum(start + share, hi)
+    k_tile = k_ptr + batch * k_batch + head * k_head + start.to(tl.int64) * k_row
+    k_tile += row[:, None] * k_row + column[None, :]
+    for tile in range(start, end, BLOCK_ROWS):
         at = tile + row
-        seen = (at >= lo) & (at < hi)
-        k = tl.load(k_tile, mask=seen[:, None] & in_dim, other=0.0)
+        seen = at < end
+        mask = seen[:, None] if DIM == BLOCK_DIM else seen[:, None] & in_dim[None, :]
+        k = tl.load(k_tile, mask=mask, other=0.0)
         if UPCAST:
             k = k.to(tl.float32)
-        score = tl.dot(q, tl.trans(k), input_precision="ieee")
+        score = tl.dot(k, q, input_precision="ieee")
         if REDUCE == "none":
-            score = tl.where(seen[None, :], score, float("-inf"))
-            place = member.to(tl.int64)[:, None] * rows + at[None, :]
-            tl.store(out_set + place, score, mask=in_group & (at < rows)[None, :])
+            place = member.to(tl.int64)[None, :] * rows + at[:, None]
+            tl.store(out_set + place, score, mask=(member < GROUP)[None, :] & seen[:, None])
         else:
-            if REDUCE == "max":
-                best = tl.max(tl.where(in_group, score, float("-inf")), 0)
-            else:
-                best = tl.sum(tl.where(in_group, score, 0.0), 0)
-            tl.store(out_set + at, tl.where(seen, best, float("-inf")), mask=at < rows)
+            best = tl.max(score, 1) if REDUCE == "max" else tl.sum(score, 1)
+            tl.store(out_set + at, best, mask=seen)
         k_tile += BLOCK_ROWS * k_row
+    hidden = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
+    for line in range(GROUP if REDUCE == "none" else 1):
+        line_ptr = out_set + tl.cast(line, tl.int64) * rows + row
+        for tile in range(split * BLOCK_ROWS, lo, SPLITS * BLOCK_ROWS):
+            tl.store(line_ptr + tile, hidden, mask=tile + row < lo)
+        for tile in range(tl.maximum(lo, hi) + split * BLOCK_ROWS, rows, SPLITS * BLOCK_ROWS):
+            tl.store(line_ptr + tile, hidden, mask=tile + row < rows)
 
 
 def lowrank_score(
@@ -115,8 +125,8 @@ def lowrank_score(
     score_kernel[(batch * kv_heads, plan.splits)](
         q_BHR, k_BGSR, lo_B, hi_B, s_BNS, rows, *q_BHR.stride()[:2], *k_BGSR.stride()[:3],
         KV_HEADS=kv_heads, GROUP=heads // kv_heads, DIM=dims, REDUCE=reduce,
-        TILES=triton.cdiv(triton.cdiv(rows, plan.block_rows), plan.splits), BLOCK_ROWS=plan.block_rows,
-        BLOCK_GROUP=max(16, power_of_2(heads // kv_heads)), BLOCK_DIM=max(16, power_of_2(dims)),
+        SPLITS=plan.splits, BLOCK_ROWS=plan.block_rows,
+        BLOCK_GROUP=max(8, power_of_2(heads // kv_heads)), BLOCK_DIM=max(16, power_of_2(dims)),
         UPCAST=upcasts(q_BHR.dtype), num_warps=plan.num_warps, num_stages=plan.num_stages, **overlap(q_BHR.device),
     )  # fmt: skip
     return s_BNS

@@ -99,4 +99,4 @@ def _ordered(s_BNS: torch.Tensor, index_BNK: torch.Tensor) -> torch.Tensor:
     return score_BNK.masked_fill(index_BNK < 0, float("-inf")).sort(-1).values
 
 
-OP = Op("select_topk", "3", __name__, select_topk, make, moved_bytes, flops, CASES, compare)
+OP = Op("select_topk", "4", __name__, select_topk, make, moved_bytes, flops, CASES, compare)

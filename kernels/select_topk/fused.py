@@ -17,14 +17,14 @@ from ..tiling import SelectPlan, body_and_rest, power_of_2, select_plan
 from .long_rows.fused import select_long
 from .search.fused import (
     between,
-    counted,
-    described,
-    first_guesses,
+    counted_at_four,
+    four_first,
+    four_next,
     middle_of,
-    next_guesses,
+    moments,
+    narrowed,
     ordered_key,
     score_of,
-    shrink,
 )
 
 # 32768 scores are 64 registers of each of 512 threads, and a quarter more another 16.
@@ -56,11 +56,11 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
     row = tl.arange(0, BLOCK_ROWS)
     s_set = s_ptr + pair.to(tl.int64) * rows
     score = tl.load(s_set + row, mask=row < rows, other=float("-inf"))
-    able, sums, squares, least, largest = described(score)
+    able, sums, squares, least, largest = moments(score)
     if BLOCK_REST > 0:
         beyond = BLOCK_ROWS + tl.arange(0, BLOCK_REST)
         rest = tl.load(s_set + beyond, mask=beyond < rows, other=float("-inf"))
-        more_able, more_sums, more_squares, more_least, more_largest = described(rest)
+        more_able, more_sums, more_squares, more_least, more_largest = moments(rest)
         able, sums, squares = able + more_able, sums + more_sums, squares + more_squares
         least, largest = tl.minimum(least, more_least), tl.maximum(largest, more_largest)
     many = tl.maximum(able, 1)
@@ -71,18 +71,20 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
     lo, hi = ordered_key(least), ordered_key(largest) + 1
     lo_count, hi_count = able, able * 0
     middle = middle_of(lo, hi)
-    first_score, second_score = first_guesses(mean, deviation, many, k)
-    first, second = between(first_score, lo, hi, middle), between(second_score, lo, hi, middle)
+    one, two, three, four = four_first(mean, deviation, many, k)
+    one, two = between(one, lo, hi, middle), between(two, lo, hi, middle)
+    three, four = between(three, lo, hi, middle), between(four, lo, hi, middle)
     while (k > 0) & (lo_count != k) & (lo + 1 < hi):
-        counts = counted(score, score_of(first), score_of(second))
+        lower, upper = counted_at_four(score, one, two, three, four)
         if BLOCK_REST > 0:
-            counts += counted(rest, score_of(first), score_of(second))
+            more_lower, more_upper = counted_at_four(rest, one, two, three, four)
+            lower, upper = lower + more_lower, upper + more_upper
         field = lo_count - hi_count
-        lo, lo_count, hi, hi_count = shrink(
-            lo, lo_count, hi, hi_count, first, counts & 0xFFFF, second, (counts >> 16) & 0xFFFF, k
-        )
-        slow = (lo_count - hi_count) * 4 > field
-        first, second = next_guesses(lo, hi, lo_count, hi_count, k, slow)
+        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, one, lower & 0xFFFF, k)
+        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, two, (lower >> 16) & 0xFFFF, k)
+        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, three, upper & 0xFFFF, k)
+        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, four, (upper >> 16) & 0xFFFF, k)
+        one, two, three, four = four_next(lo, hi, lo_count, hi_count, k, (lo_count - hi_count) * 4 > field)
     lo_score, hi_score = score_of(lo), score_of(hi)
     room = k - hi_count
     out = index_ptr + pair.to(tl.int64) * width

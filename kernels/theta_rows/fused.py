@@ -16,15 +16,16 @@ import triton.language as tl
 from ..interpreter import upcasts
 from ..overlap.fused import overlap, start_after_others
 from ..tiling import Plan, multiprocessors, power_of_2, score_plan
-from .bound.fused import LOG2_E, bound_kernel
+from .bound.fused import LOG2_E, bound_kernel, threshold_of
 
 # Scores that a block looks at together while it searches.
 SEARCH_ROWS = 4096
 
 
 @triton.jit
-def score_and_weigh_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, index_ptr, count_ptr, sums_ptr, scale, rows,
-                           segment_rows, q_batch, q_head, k_batch, k_head, k_row,
+def score_and_weigh_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_ptr, index_ptr, count_ptr, sums_ptr,
+                           scale, rows, segment_rows, threshold_batch, threshold_head, q_batch, q_head,
+                           k_batch, k_head, k_row,
                            KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, SEGMENTS: tl.constexpr,
                            BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr,
                            LINES: tl.constexpr, UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
@@ -36,12 +37,15 @@ def score_and_weigh_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, index_pt
         lo_ptr: (B,) first visible row.
         hi_ptr: (B,) one past the last visible row.
         threshold_ptr: (B, G) float32.
+        least_ptr: (B,) int32.
         index_ptr: (B, G, X, W) int32 result.
         count_ptr: (B, G, X) int32 result.
         sums_ptr: (B * H, X, 2) float32 result: sum of exp(score - threshold), the same of the rows kept.
         scale: Factor of the scores.
         rows: S.
         segment_rows: W.
+        threshold_batch: Stride of the thresholds.
+        threshold_head: Stride of the thresholds.
         q_batch: Stride of the queries.
         q_head: Stride of the queries.
         k_batch: Stride of the keys.
@@ -52,7 +56,7 @@ def score_and_weigh_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, index_pt
         DIM: R.
         SEGMENTS: X.
         BLOCK_ROWS: Rows of a tile.
-        BLOCK_GROUP: Power of two, at least 16 and J.
+        BLOCK_GROUP: Power of two, at least 8 and J.
         BLOCK_DIM: Power of two, at least 16 and R.
         LINES: 1 where the group is one head, whose best score is its own; else BLOCK_GROUP.
         UPCAST: Cast to float32 after each load.
@@ -62,43 +66,47 @@ def score_and_weigh_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, index_pt
     pair, segment = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // KV_HEADS).to(tl.int64), (pair % KV_HEADS).to(tl.int64)
     first = segment * segment_rows
-    lo = tl.maximum(tl.load(lo_ptr + batch), first)
-    hi = tl.minimum(tl.minimum(tl.load(hi_ptr + batch), first + segment_rows), rows)
-    threshold = tl.load(threshold_ptr + pair)
+    lo, hi = tl.load(lo_ptr + batch), tl.minimum(tl.load(hi_ptr + batch), rows)
+    threshold = threshold_of(
+        threshold_ptr + batch * threshold_batch + head * threshold_head, least_ptr + batch, hi - lo
+    )
+    lo, hi = tl.maximum(lo, first), tl.minimum(hi, first + segment_rows)
     member, column, row = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_ROWS)
-    in_group, in_dim = (member < GROUP)[:, None], (column < DIM)[None, :]
-    q_rows = q_ptr + batch * q_batch + (head * GROUP + member)[:, None] * q_head
-    q = tl.load(q_rows + column[None, :], mask=in_group & in_dim, other=0.0)
+    # Rows are the long side of the product; columns beyond the group repeat its heads, which no maximum notices.
+    in_dim = column < DIM
+    q_columns = q_ptr + batch * q_batch + (head * GROUP + member % GROUP)[None, :] * q_head + column[:, None]
+    q = tl.load(q_columns, mask=in_dim[:, None], other=0.0)
     k_tile = k_ptr + batch * k_batch + head * k_head + lo.to(tl.int64) * k_row
     k_tile += row[:, None] * k_row + column[None, :]
     out = index_ptr + (pair.to(tl.int64) * SEGMENTS + segment) * segment_rows
     kept = segment * 0
-    base = base_of(threshold)
-    whole, chosen = tl.zeros([LINES, BLOCK_ROWS], tl.float32), tl.zeros([LINES, BLOCK_ROWS], tl.float32)
+    base, scale_log2 = base_of(threshold) * LOG2_E, scale * LOG2_E
+    whole, chosen = tl.zeros([BLOCK_ROWS, LINES], tl.float32), tl.zeros([BLOCK_ROWS, LINES], tl.float32)
     if UPCAST:
         q = q.to(tl.float32)
     for tile in range(lo, hi, BLOCK_ROWS):
         at = tile + row
         seen = at < hi
-        k = tl.load(k_tile, mask=seen[:, None] & in_dim, other=0.0)
+        k = tl.load(k_tile, mask=seen[:, None] if DIM == BLOCK_DIM else seen[:, None] & in_dim[None, :], other=0.0)
         if UPCAST:
             k = k.to(tl.float32)
-        score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        best = tl.max(tl.where(in_group, score, float("-inf")), 0)
-        passing = seen & (best > threshold)
+        score = tl.dot(k, q, input_precision="ieee")
+        best = tl.max(score, 1)
+        passing = seen & (best * scale > threshold)
         through = tl.cumsum(passing.to(tl.int32), 0)
         tl.store(out + kept + through - 1, at, mask=passing)
         kept += tl.max(through, 0)
-        own = best[None, :] if LINES == 1 else score
-        weight = tl.where(seen[None, :], tl.exp2(tl.minimum((own - base) * LOG2_E, 100.0)), 0.0)
-        whole += weight
-        chosen += tl.where(passing[None, :], weight, 0.0)
+        own = best[:, None] if LINES == 1 else score
+        # What is not counted is multiplied by zero: of an infinite weight that makes NaN, and it is summed again.
+        weight = tl.exp2(own * scale_log2 - base)
+        whole += weight * seen.to(tl.float32)[:, None]
+        chosen += weight * passing.to(tl.float32)[:, None]
         k_tile += BLOCK_ROWS * k_row
     tl.store(count_ptr + pair * SEGMENTS + segment, kept)
     line = tl.arange(0, LINES)
     place = sums_ptr + ((pair * GROUP + line) * SEGMENTS + segment) * 2
-    tl.store(place, tl.sum(whole, 1), mask=line < GROUP)
-    tl.store(place + 1, tl.sum(chosen, 1), mask=line < GROUP)
+    tl.store(place, tl.sum(whole, 0), mask=line < GROUP)
+    tl.store(place + 1, tl.sum(chosen, 0), mask=line < GROUP)
 
 
 @triton.jit
@@ -151,24 +159,23 @@ def theta_rows(
     heads, (batch, groups, rows, dims) = q_BHR.shape[1], k_BGSR.shape
     if plan is None:
         plan = score_plan(batch * groups, rows, dims, k_BGSR.element_size(), multiprocessors(q_BHR.device))
-        # sums of a group's weights need as many registers again as its scores: twice the warps share them
-        plan = plan._replace(num_warps=plan.num_warps if heads == groups else 8)
     width = triton.cdiv(rows, segments)
     index_BGK, count_BGX = (
         q_BHR.new_empty(batch, groups, size, dtype=torch.int32) for size in (segments * width, segments)
     )
     sums = q_BHR.new_empty(batch, heads, segments, 2, dtype=torch.float32)
     rank_BGS = q_BHR.new_empty(batch, groups, rows, dtype=torch.float32)
-    threshold_BG = threshold_BG.float().contiguous()
+    threshold_BG = threshold_BG.float()
     share_BH = q_BHR.new_empty(batch, heads, dtype=torch.float32)
-    strides = (*q_BHR.stride()[:2], *k_BGSR.stride()[:3])
+    strides = (*threshold_BG.stride(), *q_BHR.stride()[:2], *k_BGSR.stride()[:3])
     both = {"KV_HEADS": groups, "GROUP": heads // groups, "DIM": dims, "SEGMENTS": segments,
             "BLOCK_ROWS": plan.block_rows, "BLOCK_GROUP": max(16, power_of_2(heads // groups)),
             "BLOCK_DIM": max(16, power_of_2(dims)), "UPCAST": upcasts(q_BHR.dtype), "num_warps": plan.num_warps,
             "num_stages": plan.num_stages, **overlap(q_BHR.device)}  # fmt: skip
+    columns = max(8, power_of_2(heads // groups))
     score_and_weigh_kernel[(batch * groups, segments)](
-        q_BHR, k_BGSR, lo_B, hi_B, threshold_BG, index_BGK, count_BGX, sums, scale, rows, width,
-        *strides, LINES=1 if heads == groups else both["BLOCK_GROUP"], **both)  # fmt: skip
+        q_BHR, k_BGSR, lo_B, hi_B, threshold_BG, least_B, index_BGK, count_BGX, sums, scale, rows, width,
+        *strides, LINES=1 if heads == groups else columns, **both | {"BLOCK_GROUP": columns})  # fmt: skip
     bound_kernel[(batch * groups,)](
         q_BHR, k_BGSR, lo_B, hi_B, threshold_BG, least_B, most_B, index_BGK, count_BGX, sums, share_BH, rank_BGS, scale,
         rows, width, *strides, BLOCK_SEGMENTS=power_of_2(segments),

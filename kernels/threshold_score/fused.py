@@ -45,7 +45,7 @@ def score_and_keep_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, index_ptr
         REDUCE: "max" or "sum".
         SEGMENTS: X.
         BLOCK_ROWS: Rows of a tile.
-        BLOCK_GROUP: Power of two, at least 16 and J.
+        BLOCK_GROUP: Power of two, at least 8 and J.
         BLOCK_DIM: Power of two, at least 16 and R.
         UPCAST: Cast to float32 after each load.
         OVERLAP: Whether the launch overlaps the kernel before.
@@ -58,11 +58,12 @@ def score_and_keep_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, index_ptr
     hi = tl.minimum(tl.minimum(tl.load(hi_ptr + batch), first + segment_rows), rows)
     threshold = tl.load(threshold_ptr + pair)
     member, column, row = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_ROWS)
-    in_group, in_dim = (member < GROUP)[:, None], (column < DIM)[None, :]
-    q_rows = q_ptr + batch * q_batch + (head * GROUP + member)[:, None] * q_head
-    q = tl.load(q_rows + column[None, :], mask=in_group & in_dim, other=0.0)
-    k_head_ptr = k_ptr + batch * k_batch + head * k_head + lo.to(tl.int64) * k_row
-    k_tile = k_head_ptr + row[:, None] * k_row + column[None, :]
+    # Rows are the long side of the product; columns beyond the group repeat its heads, which no maximum notices.
+    at_head, in_dim = member % GROUP if REDUCE == "max" else member, column < DIM
+    q_columns = q_ptr + batch * q_batch + (head * GROUP + at_head)[None, :] * q_head + column[:, None]
+    q = tl.load(q_columns, mask=(at_head < GROUP)[None, :] & in_dim[:, None], other=0.0)
+    k_tile = k_ptr + batch * k_batch + head * k_head + lo.to(tl.int64) * k_row
+    k_tile += row[:, None] * k_row + column[None, :]
     out = index_ptr + (pair.to(tl.int64) * SEGMENTS + segment) * segment_rows
     kept = segment * 0
     if UPCAST:
@@ -70,14 +71,11 @@ def score_and_keep_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, index_ptr
     for tile in range(lo, hi, BLOCK_ROWS):
         at = tile + row
         seen = at < hi
-        k = tl.load(k_tile, mask=seen[:, None] & in_dim, other=0.0)
+        k = tl.load(k_tile, mask=seen[:, None] if DIM == BLOCK_DIM else seen[:, None] & in_dim[None, :], other=0.0)
         if UPCAST:
             k = k.to(tl.float32)
-        score = tl.dot(q, tl.trans(k), input_precision="ieee")
-        if REDUCE == "max":
-            best = tl.max(tl.where(in_group, score, float("-inf")), 0)
-        else:
-            best = tl.sum(tl.where(in_group, score, 0.0), 0)
+        score = tl.dot(k, q, input_precision="ieee")
+        best = tl.max(score, 1) if REDUCE == "max" else tl.sum(score, 1)
         passing = seen & (best >= threshold) & (best > float("-inf"))
         through = tl.cumsum(passing.to(tl.int32), 0)
         tl.store(out + kept + through - 1, at, mask=passing)
@@ -127,7 +125,7 @@ def threshold_score(
         q_BHR, k_BGSR, lo_B, hi_B, threshold_BG.contiguous(), index_BGK, count_BGX, rows, width,
         *q_BHR.stride()[:2], *k_BGSR.stride()[:3],
         KV_HEADS=kv_heads, GROUP=heads // kv_heads, DIM=dims, REDUCE=reduce, SEGMENTS=segments,
-        BLOCK_ROWS=plan.block_rows, BLOCK_GROUP=max(16, power_of_2(heads // kv_heads)),
+        BLOCK_ROWS=plan.block_rows, BLOCK_GROUP=max(8, power_of_2(heads // kv_heads)),
         BLOCK_DIM=max(16, power_of_2(dims)), UPCAST=upcasts(q_BHR.dtype),
         num_warps=plan.num_warps, num_stages=plan.num_stages, **overlap(q_BHR.device),
     )  # fmt: skip

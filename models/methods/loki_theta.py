@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ...kernels.fill_missing import OP as FILL_MISSING
 from ...kernels.theta_rows import OP as THETA_ROWS
 from ...kernels.tiling import gather_plan, multiprocessors
 from ...results import rules
@@ -127,9 +128,8 @@ class LokiTheta(Method):
     def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         lead, (lo, hi) = memory.aux["lead"].view, attend.span(memory, call)
         key = (self._cost(memory, call), memory.site.live)
-        dense, least, most = call.once(("bounds", key), lambda: self._row_bounds(memory, call))
-        theta = threshold.look_up(memory.constants["theta"], call, lead.shape[1])
-        theta = theta.masked_fill(dense, -torch.inf)[..., 0]
+        least, most = call.once(("bounds", key), lambda: self._row_bounds(memory, call))
+        theta = threshold.look_up(memory.constants["theta"], call, lead.shape[1])[..., 0]
         index, count, share = THETA_ROWS(
             q_BHTD[:, :, 0, : lead.shape[-1]], lead, lo, hi, call.scale, theta, least, most,
             self._segments(memory, call),
@@ -137,10 +137,10 @@ class LokiTheta(Method):
         self._count(memory, call, ledger, count.sum(-1, keepdim=True))
         out = attend.gathered(q_BHTD, memory, index, count, call)
         if self.sdc == "none":
-            return self._compensated(out, share[..., None] * 0, memory, call).to(q_BHTD.dtype)
-        dropped = (1 - share).clamp(min=0) * self.sdc_scale
-        lack = (dropped / (share + dropped).clamp(min=torch.finfo(share.dtype).tiny))[..., None]
-        return self._compensated(out.float() * (1 - lack)[..., None], lack, memory, call).to(q_BHTD.dtype)
+            return out
+        sums = memory.extra[running.SUM][:, :, 0] if self.vmc == "mean" else None
+        seen = call.context_BT[:, 0]
+        return FILL_MISSING(out[:, :, 0], share, sums, seen, self.sdc_scale)[:, :, None]
 
     def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         lead = memory.aux["lead"].view
@@ -203,10 +203,10 @@ class LokiTheta(Method):
         least = torch.where(dense, context, (k * self.least).floor().long().clamp(min=1))
         return dense, least, (k * self.most).ceil().long().minimum(context)
 
-    def _row_bounds(self, memory: Memory, call: Call) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a single row: whether it stays dense, [B, 1, 1], and the bounds, [B] int32."""
-        dense, least, most = self._bounds(memory, call)
-        return dense[:, None], least[:, 0].int(), most[:, 0].int()
+    def _row_bounds(self, memory: Memory, call: Call) -> tuple[Tensor, Tensor]:
+        """The bounds of a single row, [B] int32; one that stays dense wants all rows, whatever its threshold."""
+        _, least, most = self._bounds(memory, call)
+        return least[:, 0].int(), most[:, 0].int()
 
     def _aim(self, memory: Memory, call: Call) -> Tensor:
         """What the thresholds aim at, [B, T]."""

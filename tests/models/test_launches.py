@@ -78,8 +78,8 @@ def a_layer(name, args, basis):
         ("full", {}, 9),
         ("topk", {"rows": 5}, 11),
         ("loki", {"keep": 0.25, "d": 0.25}, 11),
-        ("loki_theta", {"keep": 0.25, "d": 0.25, "sdc": "none", "vmc": "none"}, 15),
-        ("loki_theta", {"keep": 0.25, "d": 0.25}, 28),
+        ("loki_theta", {"keep": 0.25, "d": 0.25, "sdc": "none", "vmc": "none"}, 12),
+        ("loki_theta", {"keep": 0.25, "d": 0.25}, 15),
     ],
 )
 def test_a_layer_makes_few_launches(name, args, most, basis):

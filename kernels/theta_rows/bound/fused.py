@@ -14,16 +14,31 @@ from ...select_topk.search.fused import (
     BEYOND,
     LEAST,
     between,
-    first_guesses,
+    four_first,
+    four_next,
     middle_of,
-    next_guesses,
+    narrowed,
     score_of,
-    shrink,
 )
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Of sums between the two nothing that counts was cut off below, and nothing above.
 SMALLEST, LARGEST = tl.constexpr(2.0**-60), tl.constexpr(2.0**100)
+
+
+@triton.jit
+def threshold_of(threshold_ptr, least_ptr, many):
+    """Load the threshold of a set; where all rows are wanted, it is one that all exceed.
+
+    Args:
+        threshold_ptr: Pointer to it.
+        least_ptr: Pointer to the fewest rows that the sequence wants.
+        many: Visible rows.
+
+    Returns:
+        float32.
+    """
+    return tl.where(tl.load(least_ptr) >= many, float("-inf"), tl.load(threshold_ptr))
 
 
 @triton.jit
@@ -53,8 +68,45 @@ def scored(q, k_set, at, hi, k_row, scale, DIM: tl.constexpr, BLOCK_DIM: tl.cons
 
 
 @triton.jit
+def pair_of(first, second):
+    """Put two truths into one number, so that sums of them are two counts.
+
+    Args:
+        first: One.
+        second: The other.
+
+    Returns:
+        int64, 32 bits each.
+    """
+    return first.to(tl.int64) + (second.to(tl.int64) << 32)
+
+
+@triton.jit
+def narrowed_by(under, at_under, over, at_over, first, second, counts, k):
+    """Narrow a range by what was counted at two keys.
+
+    Args:
+        under: Key that at least k scores reach.
+        at_under: How many do.
+        over: Key that fewer reach.
+        at_over: How many do.
+        first: A key.
+        second: A key.
+        counts: Scores that reach them, as `pair_of` has it.
+        k: Scores wanted.
+
+    Returns:
+        The four, narrowed.
+    """
+    at_first, at_second = (counts & 0x7FFFFFFF).to(tl.int32), (counts >> 32).to(tl.int32)
+    under, at_under, over, at_over = narrowed(under, at_under, over, at_over, first, at_first, k)
+    return narrowed(under, at_under, over, at_over, second, at_second, k)
+
+
+@triton.jit
 def bound_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_ptr, most_ptr, index_ptr, count_ptr, sums_ptr,
-                 share_ptr, rank_ptr, scale, rows, segment_rows, q_batch, q_head, k_batch, k_head, k_row,
+                 share_ptr, rank_ptr, scale, rows, segment_rows, threshold_batch, threshold_head, q_batch, q_head,
+                 k_batch, k_head, k_row,
                  KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, SEGMENTS: tl.constexpr,
                  BLOCK_SEGMENTS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_SEARCH: tl.constexpr,
                  BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr, UPCAST: tl.constexpr,
@@ -77,6 +129,8 @@ def bound_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_ptr, most_pt
         scale: Factor of the scores.
         rows: S.
         segment_rows: W.
+        threshold_batch: Stride of the thresholds.
+        threshold_head: Stride of the thresholds.
         q_batch: Stride of the queries.
         q_head: Stride of the queries.
         k_batch: Stride of the keys.
@@ -109,8 +163,8 @@ def bound_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_ptr, most_pt
     place = sums_ptr + ((pair * GROUP + member)[:, None] * SEGMENTS + segment[None, :]) * 2
     whole = tl.sum(tl.load(place, mask=known, other=0.0), 1)
     chosen = tl.sum(tl.load(place + 1, mask=known, other=0.0), 1)
-    threshold = tl.load(threshold_ptr + pair)
-    cut = (member < GROUP) & ((whole < SMALLEST) | (whole >= LARGEST))
+    threshold = threshold_of(threshold_ptr + batch * threshold_batch + head * threshold_head, least_ptr + batch, many)
+    cut = (member < GROUP) & (((whole >= SMALLEST) & (whole < LARGEST)) == 0)
     if (k_wanted != count) | ((tl.max(cut.to(tl.int32), 0) > 0) & (many > 0)):
         q_rows = q_ptr + batch * q_batch + (head * GROUP + member)[:, None] * q_head
         q = tl.load(q_rows + column[None, :], mask=in_group & (column < DIM)[None, :], other=0.0)
@@ -133,23 +187,23 @@ def bound_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_ptr, most_pt
         deviation = tl.sqrt(tl.maximum(tl.sum(squares, 0) / many - mean * mean, 0.0))
         # at least k scores reach `under`, fewer reach `over`; within bounds the threshold itself divides them
         under, over, at_under, at_over = count * 0 + LEAST, count * 0 + BEYOND, many, count * 0
-        first_score, second_score = first_guesses(mean, deviation, many, k_wanted)
+        first, second, third, fourth = four_first(mean, deviation, many, k_wanted)
         middle = middle_of(under, over)
-        first, second = between(first_score, under, over, middle), between(second_score, under, over, middle)
+        first, second = between(first, under, over, middle), between(second, under, over, middle)
+        third, fourth = between(third, under, over, middle), between(fourth, under, over, middle)
         wide = tl.arange(0, BLOCK_SEARCH)
         while (k_wanted != count) & (at_under != k_wanted) & (under + 1 < over):
-            first_score, second_score = score_of(first), score_of(second)
-            at_first, at_second = tl.zeros([BLOCK_SEARCH], tl.int32), tl.zeros([BLOCK_SEARCH], tl.int32)
+            lower, upper = tl.zeros([BLOCK_SEARCH], tl.int64), tl.zeros([BLOCK_SEARCH], tl.int64)
             for tile in range(lo, hi, BLOCK_SEARCH):
                 rank = tl.load(ranks + tile + wide, mask=tile + wide < hi, other=float("-inf"))
-                at_first += (rank >= first_score).to(tl.int32)
-                at_second += (rank >= second_score).to(tl.int32)
+                lower += pair_of(rank >= score_of(first), rank >= score_of(second))
+                upper += pair_of(rank >= score_of(third), rank >= score_of(fourth))
+            lower, upper = tl.split(tl.sum(tl.join(lower, upper), 0))
             field = at_under - at_over
-            under, at_under, over, at_over = shrink(
-                under, at_under, over, at_over, first, tl.sum(at_first, 0), second, tl.sum(at_second, 0), k_wanted
-            )
+            under, at_under, over, at_over = narrowed_by(under, at_under, over, at_over, first, second, lower, k_wanted)
+            under, at_under, over, at_over = narrowed_by(under, at_under, over, at_over, third, fourth, upper, k_wanted)
             slow = (at_under - at_over) * 4 > field
-            first, second = next_guesses(under, over, at_under, at_over, k_wanted, slow)
+            first, second, third, fourth = four_next(under, over, at_under, at_over, k_wanted, slow)
         under_score, over_score = score_of(under), score_of(over)
         room, ties = k_wanted - at_over, count * 0
         whole, chosen = tl.zeros([BLOCK_GROUP], tl.float32), tl.zeros([BLOCK_GROUP], tl.float32)
