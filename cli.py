@@ -133,12 +133,16 @@ def _finish(args: argparse.Namespace, sweep: Sweep, store: Store) -> int:
 
 
 def _submit(args: argparse.Namespace) -> int:
+    from .jobs.site import read_site
     from .jobs.submit import dry_run, submit
 
-    _, store, plan = _planned(args)
+    sweep, store, plan = _planned(args)
     task = (plan, typed(args), store, args.site)
-    say(dry_run(*task) if args.dry_run else "\n".join(submit(*task)))
-    return 0
+    if args.dry_run:
+        say(dry_run(*task))
+        return 0
+    submit(*task)
+    return 0 if read_site(args.site).executor == "slurm" else _finish(args, sweep, store)
 
 
 def _status(args: argparse.Namespace) -> int:

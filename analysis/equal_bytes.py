@@ -20,7 +20,7 @@ import pandas as pd
 
 from . import significance, stats
 from .headlines import DENSE, headline
-from .numbers import number, plural, signed
+from .numbers import number, over_all, signed
 from .pool import Pool, grouped
 from .table import TextTable
 
@@ -174,7 +174,7 @@ def lay_out(found: pd.DataFrame) -> TextTable:
         "a − b where both read the same share of full's bytes, by interpolation between two budgets of each method "
         "(linear in the logarithm of the bytes; nothing is extrapolated). In brackets: 95% intervals over the samples "
         "that both have, which do not hold the error of the interpolation. *: the interval excludes 0; **: p < 0.05 "
-        f"after Holm's correction over all {plural(len(found), 'comparison')} here."
+        f"after Holm's correction over {over_all(len(found))}."
     )
     headings = [*by, "score", "bytes", "a", "b", "a's score", "b's score", "a − b"]
     return TextTable(headings, rows, len(by) + 4, about, [])

@@ -40,6 +40,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def over_all(count: int) -> str:
+    """What Holm's correction is over."""
+    return "the one comparison here" if count == 1 else f"all {plural(count, 'comparison')} here"
+
+
 def letter(index: int) -> str:
     """A, b, ... z, aa, ab, ... as marks of footnotes (lower case)."""
     head, last = divmod(index, 26)

@@ -242,10 +242,17 @@ def test_submit_gets_the_plan(here, monkeypatch, outcome):
         submit=lambda plan, name, store, site: got.append((len(plan.todo), name, site)) or ["1_0"],
         dry_run=lambda plan, name, store, site: f"#SBATCH {len(plan.todo)} {name} {site}",
     )
-    assert outcome("submit", "tiny.yaml", "--site", "s", "--dry-run") == (0, "#SBATCH 3 tiny.yaml s\n", "")
+    assert outcome("submit", "tiny.yaml", "--site", "onebox", "--dry-run") == (0, "#SBATCH 3 tiny.yaml onebox\n", "")
     assert got == []
-    assert outcome("submit", "tiny.yaml", "--site", "s") == (0, "1_0\n", "")
-    assert got == [(3, "tiny.yaml", "s")]
+    assert outcome("submit", "tiny.yaml", "--site", "onebox") == (0, "", "")
+    assert got == [(3, "tiny.yaml", "onebox")]
+
+
+def test_cells_that_a_submission_ran_here_are_judged_as_by_run(runner, monkeypatch, outcome):
+    """A script that submits to its own machine would take a failed sweep for a good one."""
+    stand_in(monkeypatch, "jobs.submit", submit=lambda plan, name, store, site: None, dry_run=None)
+    code, out, err = outcome("submit", "tiny.yaml", "--site", "local")
+    assert (code, out, err) == (1, "no cell has a record yet\n", "not every cell has run (3 todo)\n")
 
 
 @pytest.mark.parametrize("worse", [True, False])

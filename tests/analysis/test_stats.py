@@ -38,6 +38,14 @@ def test_wilson_has_its_known_values():
     assert (stats.wilson(5, 10).low, stats.wilson(5, 10).high) == pytest.approx((0.2366, 0.7634), abs=1e-4)
 
 
+@pytest.mark.parametrize(("n", "share"), [(4, 0.80), (10, 0.90), (24, 0.93)])
+def test_intervals_of_few_samples_hold_the_mean_as_often_as_the_page_on_bias_says(n, share):
+    """Broken: how far intervals of few samples can be trusted is a number that nobody looked at."""
+    runs = [run[:, None] for run in np.random.default_rng(0).normal(0, 1, (3000, n))]
+    held = np.mean([one.low <= 0 <= one.high for one in stats.intervals(runs, stats.mean)])
+    assert held == pytest.approx(share, abs=0.015)
+
+
 def test_wilson_of_none_and_of_all_ends_at_0_and_1_themselves():
     """Broken: a file says that an accuracy of 0 has 2.78e-17 as its lower end, and one of 1 may lie below its interval."""
     ends = [(stats.wilson(0, n).low, stats.wilson(n, n).high) for n in range(1, 500)]

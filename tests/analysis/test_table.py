@@ -82,6 +82,17 @@ def test_numbers_have_four_digits(value, text):
     assert number(value) == text
 
 
+def test_few_samples_are_named(make):
+    """Broken: an interval of three windows looks as sure as one of three hundred."""
+    few, one = ([make.perplexity(m, {}, 1.0, windows=w) for m in ("full",)] for w in (9, 10))
+    assert (
+        "Of fewer than 10 samples the bootstrap's intervals are too narrow."
+        in lay_out(points(to_frame(few)), long_cells).about
+    )
+    assert "too narrow" not in lay_out(points(to_frame(one)), long_cells).about
+    assert "over the one comparison here" in lay_out(points(to_frame(few)).assign(p=0.5), long_cells).about
+
+
 def test_signs_and_letters():
     """Broken: a difference without a sign, or two footnotes with one letter."""
     assert [signed(v) for v in (0.5, -0.5, 0.0)] == ["+0.500", "−0.500", "±0.000"]
