@@ -1,62 +1,52 @@
 """Landmark's blocks that were moved to the host: those that some rows chose come back for them, once for all.
 
-Shapes: B batch, H query heads, G key/value heads, T query rows, K chosen blocks, C tokens of a block, U different
-blocks chosen, D head dimension.
+Shapes: B batch, G key/value heads, X sets of query heads, T query rows, K chosen blocks, N blocks, U different ones
+chosen, C tokens of a block, D head dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .host_rows import HostRows
-
-Turn = Callable[[Tensor, Tensor], Tensor]
+from .memory import Memory
 
 
-@dataclass(frozen=True)
-class Fetch:
-    """What the rows of a query need to know.
+class Source(NamedTuple):
+    """What chosen blocks are read from, as the op `landmark_retrieve` wants it.
 
     Attributes:
-        host: the rows.
-        block: C.
-        chosen: [B, H, T, K] blocks of each text, -1 for none.
-        index: [B, H, T, K * C] place of each row among those on the device; negative: on the host.
-        begins: [B] place on the device at which each text's first token would lie.
+        keys: [B, G, S, D].
+        values: [B, G, S, D].
+        marks: [B, G, N, D] keys of the landmarks.
+        index: [B, X, T, K] which blocks of these; -1 for none.
+        begin_B: row of each text's first block.
     """
 
-    host: HostRows
-    block: int
-    chosen: Tensor
+    keys: Tensor
+    values: Tensor
+    marks: Tensor
     index: Tensor
-    begins: Tensor
-
-    def into(self, keys: Tensor, values: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
-        """Keys (turned by their place within the block) and values [B, H, T, K * C, D], the host's rows put in."""
-        of_block = self.chosen.repeat_interleave(self.block, 3)
-        lies_there = (self.index < 0) & (of_block >= 0)
-        if not bool(lies_there.any()):
-            return keys, values
-        blocks = of_block[lies_there].unique()
-        inner = torch.arange(self.block, device=blocks.device)
-        rows_R = (blocks[:, None] * self.block + inner).flatten()
-        old_k, old_v = self.host.take(self.begins[:, None] + rows_R + self.host.count)
-        turned = turn(old_k, inner.repeat(len(blocks))[None])
-        found = torch.searchsorted(blocks, self.chosen.clamp(min=0)).clamp(max=len(blocks) - 1)
-        at = (found[..., None] * self.block + inner).flatten(3)
-        heads, where = self.chosen.shape[1], lies_there[..., None]
-        return torch.where(where, gathered(turned, at, heads), keys), torch.where(
-            where, gathered(old_v, at, heads), values
-        )
+    begin_B: Tensor
 
 
-def gathered(rows_BGSD: Tensor, index_BHTK: Tensor, heads: int) -> Tensor:
-    """Rows of each query head's key/value head, [B, H, T, K, D]."""
-    batch, groups = rows_BGSD.shape[:2]
-    at_batch = torch.arange(batch, device=rows_BGSD.device)[:, None, None, None]
-    at_head = torch.arange(heads, device=rows_BGSD.device)[None, :, None, None] // (heads // groups)
-    return rows_BGSD[at_batch, at_head, index_BHTK]
+def fetched(memory: Memory, here: Source, block: int) -> Source:
+    """The chosen blocks alone, from wherever they lie; `here.begin_B` says where on the device a text would begin."""
+    assert memory.host is not None
+    blocks_U = here.index.unique()
+    blocks_U = blocks_U[blocks_U >= 0].long()
+    if not len(blocks_U):
+        return here
+    inner = torch.arange(block, device=blocks_U.device)
+    place_BR = here.begin_B[:, None] + (blocks_U[:, None] * block + inner).flatten()
+    on_host = (place_BR < 0)[:, None, :, None]
+    parts = memory.host.take(place_BR + memory.host.count) if bool(on_host.any()) else (here.keys, here.values)
+    index_BGRD = place_BR.clamp(0, here.keys.shape[2] - 1)[:, None, :, None].expand(*here.keys.shape[:2], -1, here.keys.shape[3])
+    keys, values = (
+        torch.where(on_host, old, held.gather(2, index_BGRD)) if old is not held else held.gather(2, index_BGRD)
+        for old, held in zip(parts, (here.keys, here.values), strict=True)
+    )
+    at = torch.where(here.index < 0, -1, torch.searchsorted(blocks_U, here.index.clamp(min=0).long()))
+    return Source(keys, values, here.marks[:, :, blocks_U], at, torch.zeros_like(here.begin_B))

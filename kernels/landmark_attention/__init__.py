@@ -7,6 +7,7 @@ import torch
 
 from ..many_rows import RowsCase, draw_qkv, draw_starts
 from ..op import Case, Inputs, Op
+from . import eager
 from .eager import landmark_attention
 
 TESTED = (
@@ -72,4 +73,35 @@ def flops(case: Case) -> int:
     return 4 * case.batch * case.q_heads * case.pairs * case.head_dim
 
 
+MOST_BLOCK = 128  # rows of the longest block that the fused twin takes
+
 OP = Op("landmark_attention", "1", __name__, landmark_attention, make, moved_bytes, flops, CASES)
+
+
+def landmark_forward(
+    q_BHTD: torch.Tensor,
+    k_BGSD: torch.Tensor,
+    v_BGSD: torch.Tensor,
+    block: int,
+    scale: float,
+    start_BS: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend, and give the log of each row's sum of weights, by which parts of a text are merged.
+
+    Args:
+        q_BHTD: (B, H, T, D) queries of the last T rows.
+        k_BGSD: (B, G, S, D) keys.
+        v_BGSD: (B, G, S, D) values.
+        block: Rows of a block, its landmark included.
+        scale: Factor of the scores.
+        start_BS: (B, S) first row of each row's document, or None.
+
+    Returns:
+        (B, H, T, D) in the dtype of the queries, and (B, H, T) at least float32, -inf for padding: from the fused twin
+        on CUDA up to blocks of 128 rows, else from the eager one.
+    """
+    if not q_BHTD.is_cuda or block > MOST_BLOCK:
+        return eager.landmark_forward(q_BHTD, k_BGSD, v_BGSD, block, scale, start_BS)
+    from .fused import landmark_forward as fused  # noqa: PLC0415 - a machine without Triton can use the eager twin
+
+    return fused(q_BHTD, k_BGSD, v_BGSD, block, scale, start_BS)

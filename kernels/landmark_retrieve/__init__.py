@@ -1,7 +1,7 @@
 """Attention to the blocks that landmarks retrieved, chosen by token and head, by head, or by token.
 
-Shape legend: B batch, H query heads, G KV heads, T query rows, N closed blocks, C rows of a block, K blocks retrieved,
-D head dim, X = H or 1, Y = T or 1.
+Shape legend: B batch, H query heads, G KV heads, T query rows, S key rows, N closed blocks, C regular rows of a block,
+K blocks retrieved, D head dim, X = H or 1, Y = T or 1.
 """
 
 from dataclasses import dataclass
@@ -10,34 +10,40 @@ from typing import Literal
 import torch
 
 from ..many_rows import RowsCase
-from ..op import Case, Comparison, Inputs, Op, compare_values
+from ..op import Case, Inputs, Op, compare_all
 from ..visible import draw
 from .eager import landmark_retrieve
 
 By = Literal["token_and_head", "head", "token"]
-Merged = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class RetrieveCase(RowsCase):
-    """A case whose `rows` are those of all closed blocks and whose `kept` is K.
+    """A case whose `rows` are those of all closed blocks, landmarks left out, and whose `kept` is K.
 
     Attributes:
         by: For what blocks are chosen apart.
+        gone: Blocks that are held no more: each sequence begins before its first row.
     """
 
     by: By = "token_and_head"
+    gone: int = 0
 
 
 TESTED = (
     RetrieveCase("token_and_head", 2, 4, 2, 60, head_dim=64, queries=5, block=10, kept=3, dtype="float32"),
     RetrieveCase("head", 1, 3, 1, 153, head_dim=96, queries=70, block=51, kept=2, by="head", dtype="float16"),
     RetrieveCase("token", 2, 8, 2, 64, head_dim=64, queries=9, block=16, kept=4, by="token", dtype="bfloat16"),
+    RetrieveCase("gone", 2, 4, 2, 84, head_dim=128, queries=7, block=12, kept=3, gone=2, dtype="bfloat16"),
+    RetrieveCase("block_1", 1, 2, 2, 9, head_dim=64, queries=3, block=1, kept=4, dtype="float32"),
 )
 TIMED = tuple(
     RetrieveCase(f"b1_h32_g8_s32768_k{kept}_{by}", 1, 32, 8, 32768, queries=256, block=64, kept=kept, by=by,
                  visible="full", purpose="time")
     for kept in (4,) for by in ("token_and_head", "head", "token")
+) + (
+    RetrieveCase("b1_h6_g3_s32750_k4_d64", 1, 6, 3, 32750, head_dim=64, queries=4096, block=50, kept=4, visible="full",
+                 purpose="time"),
 )  # fmt: skip
 COMPILED = (
     RetrieveCase("one", 1, 8, 2, 256, queries=8, block=64, kept=2, purpose="compile"),
@@ -54,40 +60,30 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
         seed: Of the draw.
 
     Returns:
-        The arguments of `landmark_retrieve`.
+        The arguments of `landmark_retrieve`; in ragged cases each sequence begins at another row.
     """
     assert isinstance(case, RetrieveCase)
-    count = case.rows // case.block
-    blocks = (case.batch, case.kv_heads, count, case.block, case.head_dim)
+    count, ragged = case.rows // case.block, case.visible == "ragged"
     heads, rows = (1 if case.by == "token" else case.q_heads), (1 if case.by == "head" else case.new)
     generator = torch.Generator(device=device).manual_seed(seed)
-    order = torch.rand((case.batch, heads, rows, count), generator=generator, device=device)
-    index = order.topk(min(case.kept, count), -1).indices.sort(-1).values.int()
-    if case.visible == "ragged":
+    order = torch.rand((case.batch, heads, rows, count - case.gone), generator=generator, device=device)
+    index = order.topk(min(case.kept, order.shape[-1]), -1).indices.sort(-1).values.int() + case.gone
+    begin_B = torch.zeros(case.batch, dtype=torch.int32, device=device) - case.gone * case.block
+    if ragged:
         index[:, :, ::3, 0] = -1
         index[:, 0, 0] = -1
+        begin_B += 3 * torch.arange(case.batch, dtype=torch.int32, device=device)
+    held = (case.batch, case.kv_heads, case.rows + (3 * case.batch if ragged else 0) - case.gone * case.block)
     return {
         "q_BHTKD": draw((case.batch, case.q_heads, case.new, index.shape[3], case.head_dim), case, device, seed + 1),
-        "k_BGNCD": draw(blocks, case, device, seed + 2),
-        "v_BGNCD": draw(blocks, case, device, seed + 3),
+        "k_BGSD": draw((*held, case.head_dim), case, device, seed + 2),
+        "v_BGSD": draw((*held, case.head_dim), case, device, seed + 3),
+        "mark_BGND": draw((case.batch, case.kv_heads, count, case.head_dim), case, device, seed + 4),
         "index_BXYK": index,
+        "begin_B": begin_B,
+        "block": case.block,
         "scale": case.head_dim**-0.5,
     }
-
-
-def compare_merged(inputs: Inputs, output: Merged, reference: Merged) -> Comparison:
-    """Compare outputs and logs of sums.
-
-    Args:
-        inputs: Not used by the values.
-        output: Of a twin.
-        reference: Of the eager twin, float64.
-
-    Returns:
-        The worse of the two comparisons.
-    """
-    both = (compare_values(inputs, found, wanted) for found, wanted in zip(output, reference, strict=True))
-    return max(both, key=lambda one: (bool(one.reason), one.error))
 
 
 def moved_bytes(case: Case) -> int:
@@ -102,12 +98,12 @@ def moved_bytes(case: Case) -> int:
     assert isinstance(case, RetrieveCase)
     sets = {"token_and_head": case.q_heads * case.new, "head": case.q_heads, "token": case.kv_heads * case.new}[case.by]
     queries = case.q_heads * case.new * (case.kept + 1) * case.head_dim
-    blocks = 2 * sets * case.kept * case.block * case.head_dim
+    blocks = sets * case.kept * (2 * case.block + 1) * case.head_dim
     return case.batch * ((queries + blocks) * case.item_bytes + 4 * case.q_heads * case.new)
 
 
 def flops(case: Case) -> int:
-    """Count the operations of the two products.
+    """Count the operations of the two products, and of those with the landmarks.
 
     Args:
         case: A `RetrieveCase`.
@@ -116,8 +112,8 @@ def flops(case: Case) -> int:
         Floating-point operations.
     """
     assert isinstance(case, RetrieveCase)
-    return 4 * case.batch * case.q_heads * case.new * case.kept * case.block * case.head_dim
+    return 2 * case.batch * case.q_heads * case.new * case.kept * (2 * case.block + 1) * case.head_dim
 
 
-OP = Op("landmark_retrieve", "1", __name__, landmark_retrieve, make, moved_bytes, flops, TESTED + TIMED + COMPILED,
-        compare_merged)  # fmt: skip
+OP = Op("landmark_retrieve", "2", __name__, landmark_retrieve, make, moved_bytes, flops, TESTED + TIMED + COMPILED,
+        compare_all)  # fmt: skip

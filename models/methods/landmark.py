@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,7 +15,7 @@ from ..budget import Allowance, Cost, amount_of, asks_for_gaps, in_rows, word_of
 from ..host_rows import HostRows
 from ..inserted import Inserted
 from ..landmark import Landmarked
-from ..landmark_rows import NO_BOUND, Plan, Rows, pieces
+from ..landmark_rows import NO_BOUND, Found, Plan, Rows, pieces
 from ..ledger import Ledger
 from ..memory import Call, Memory
 from ..method import Method
@@ -58,7 +59,7 @@ class Landmark(Method):
     choose: Literal["row_and_head", "row", "head"] = "row_and_head"
     cutoff: Annotated[float, Within(0, 1)] = 0.0
     offload: Literal["none", "host"] = "none"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
 
     def __post_init__(self) -> None:
@@ -88,36 +89,40 @@ class Landmark(Method):
         rules.rows_above(self, self.chunk + said.block - 1, least)
         return Blocks(self, said)
 
-    def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
-        """Choose, gather, attend.
-
-        Raises:
-            ValueError: an analysis watches, and blocks lie on the host: the rows held do not show them.
-        """
+    def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
+        """Keys turned by their place in their chunk, which stays as it is; values as they are."""
+        assert memory.first is not None
         plan = self.plan(Landmarked.of(memory.site.config))
-        if ledger.watch is not None and self.offload == "host":
-            raise ValueError(
-                "landmark does not tell which rows it fetched: set offload: none, which reads the same ones"
-            )
+        number = memory.seen + torch.arange(k_BGTD.shape[2], device=k_BGTD.device) - memory.first[:, None]
+        memory.append(memory.site.rotate(k_BGTD, plan.turned(number)), v_BGTD)
+
+    def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """Choose, gather, attend."""
+        plan = self.plan(Landmarked.of(memory.site.config))
         at_BT = call.numbers_T[None] - call.first[:, None]
-        k_BT = self.allowed(memory, call, at_BT)
-        parts, read, kept = [], [], []
-        for piece in pieces(q_BHTD, k_BT, plan.block):
-            at = at_BT[:, piece]
-            rows = Rows(plan, memory, call, at, at * 0, k_BT[:, piece])
-            found = rows.attend(q_BHTD[:, :, piece])
-            parts.append(found.out)
-            read.append(found.read_BGT)
-            if ledger.watch is not None:  # as large as T x S, for those who watch
-                kept.append(rows.kept(found.hit_BHTN))
-        if kept:
-            ledger.chosen(memory, call, q_BHTD, torch.cat(kept, 2))
+        found = self.attend_rows(q_BHTD, memory, call, at_BT, 0)
+        if ledger.watch is not None:  # as large as T x S, for those who watch
+            whole = copy.copy(memory)  # tokens that lie elsewhere are told of, too
+            whole.columns = None
+            ledger.chosen(whole, call, q_BHTD, torch.cat([rows.kept(part.chosen) for rows, part in found], 2))
         cached_BT = (at_BT // plan.chunk * (plan.chunk // plan.block)).clamp(max=plan.most)
         landmarks_BT = (cached_BT + at_BT % plan.chunk // plan.block).clamp(min=0)
         marks_BT = landmarks_BT + (0 if plan.cutoff is None else 1)
         extra = marks_BT.double() * memory.keys.row_bytes * memory.site.live
-        ledger.count(memory, call, torch.cat(read, 2), extra)
-        return torch.cat(parts, 2)
+        ledger.count(memory, call, torch.cat([part.read_BGT for _, part in found], 2), extra)
+        return torch.cat([part.out for _, part in found], 2)
+
+    def attend_rows(
+        self, q_BHTD: Tensor, memory: Memory, call: Call, at_BT: Tensor, later: int
+    ) -> list[tuple[Rows, Found]]:
+        """Rows whose last tokens are these, piece by piece; `later` is 1 for rows of landmarks."""
+        plan, k_BT = self.plan(Landmarked.of(memory.site.config)), self.allowed(memory, call, at_BT)
+        widest = int(k_BT.max()) if k_BT.numel() else 0
+        parts = []
+        for piece in pieces(q_BHTD, widest, memory.extra["landmarks"].shape[2]):
+            rows = Rows(plan, memory, call, at_BT[:, piece], later, k_BT[:, piece], widest)
+            parts.append((rows, rows.attend(q_BHTD[:, :, piece])))
+        return parts
 
     attend_dense = attend
 
@@ -239,11 +244,6 @@ class Blocks(Inserted):
 
         A control token reads nothing.
         """
-        plan = self.method.plan(self.said)
-        at_BM = torch.where(mark_BM < 0, -1, (mark_BM + 1) * plan.block - 1)
-        later, k_BM = torch.ones_like(at_BM), self.method.allowed(memory, call, at_BM)
-        parts = [
-            Rows(plan, memory, call, at_BM[:, piece], later[:, piece], k_BM[:, piece]).attend(q_BHMD[:, :, piece]).out
-            for piece in pieces(q_BHMD, k_BM, plan.block)
-        ]
-        return torch.cat(parts, 2) if parts else q_BHMD
+        at_BM = torch.where(mark_BM < 0, -1, (mark_BM + 1) * self.said.block - 1)
+        found = self.method.attend_rows(q_BHMD, memory, call, at_BM, 1)
+        return torch.cat([part.out for _, part in found], 2) if found else q_BHMD

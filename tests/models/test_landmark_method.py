@@ -30,6 +30,12 @@ def one(x, by):
     return turn(x.view(1, 1, 1, -1), torch.tensor([[by]])).flatten()
 
 
+def remembering(config, first=(0,)):
+    memory = Memory(Site(0, 1, (0, 1), 2, DIM, turn, config=config), {})
+    memory.first = torch.tensor(first)
+    return memory
+
+
 def by_the_paper(q, k, v, marks, args, number, head, so_far, control=None):
     """Section 3.3 for one row of one head: slots, scores, top-k and groups in plain numbers; `control`: section 4.4."""
     size, chunk, top = BLOCK + 1, args["chunk"], (args["rows"] - args["chunk"]) // BLOCK
@@ -109,7 +115,7 @@ def test_rows_are_attended_by_the_papers_rules(args, length):
     k, v = (torch.randn(1, GROUPS, length, DIM, generator=dice) for _ in range(2))
     marks = torch.randn(1, GROUPS, length // BLOCK, DIM, generator=dice)
     method = make_method("landmark", args)
-    memory = Memory(Site(0, 1, (0, 1), 2, DIM, turn, config=CONFIG), {})
+    memory = remembering(CONFIG)
     method.write(memory, k, v)
     method.inserts(CONFIG).write(memory, marks, torch.arange(length // BLOCK)[None])
     call = Call(None, torch.zeros(1, dtype=torch.long), "decode", 0.5, length, length)
@@ -135,7 +141,7 @@ def test_the_control_token_weighs_all_blocks_before_the_chunk(cutoff):
     marks, control = (torch.randn(1, GROUPS, n, DIM, generator=dice) for n in (length // BLOCK, 1))
     config = SimpleNamespace(lacuna_landmark={**CONFIG.lacuna_landmark, "gated": True})
     method = make_method("landmark", args)
-    memory = Memory(Site(0, 1, (0, 1), 2, DIM, turn, config=config), {})
+    memory = remembering(config)
     method.write(memory, k, v)
     numbers = torch.tensor([[-2, *range(length // BLOCK)]])
     method.inserts(config).write(memory, torch.cat([control, marks], 2), numbers)
@@ -195,7 +201,7 @@ def test_equal_landmarks_choose_the_oldest():
     """In the first layer all landmarks are alike: without a rule, rounding would choose."""
     length = 24
     q, k = torch.randn(1, HEADS, length, DIM), torch.randn(1, GROUPS, length, DIM)
-    memory = Memory(Site(0, 1, (0, 1), 2, DIM, turn, config=CONFIG), {})
+    memory = remembering(CONFIG)
     method = make_method("landmark", {"rows": 6, "chunk": 3})
     method.write(memory, k, k)
     method.inserts(CONFIG).write(memory, torch.zeros(1, GROUPS, 8, DIM), torch.arange(8)[None])

@@ -5,6 +5,7 @@ import torch
 from conftest_models import make_method, make_model, run_rows, tokens
 
 from lacuna.models.bind import bind
+from lacuna.models.host_rows import HostRows
 from lacuna.models.ledger import summary
 
 
@@ -43,3 +44,23 @@ def test_the_device_holds_the_chunk_and_the_landmarks():
     assert memory.keys.count == 41 - 37  # the second text's chunk begins at 40, the first one's at 32 + 5
     assert memory.host.count == 37
     assert memory.held_bytes < 0.4 * whole.held_bytes
+
+
+@pytest.mark.parametrize("most", [10**9, 17, 5])
+def test_rows_on_the_host_are_moved_a_bounded_number_of_times(most):
+    """A cache that is copied whole at each chunk costs the square of the text; one that mixes up its rows, the text."""
+    dice = torch.Generator().manual_seed(0)
+    keys, values = torch.randn(2, 1, 2, 600, 3, generator=dice)
+    rows, at, places = None, 0, set()
+    while at < 600:
+        new = int(torch.randint(1, 9, (), generator=dice))
+        rows = HostRows.grown(rows, keys[:, :, at : at + new], values[:, :, at : at + new], most)
+        at = min(600, at + new)
+        places.add(rows._buffers[0].data_ptr())
+        assert torch.equal(rows.keys, keys[:, :, max(0, at - most) : at])
+        assert torch.equal(rows.values, values[:, :, max(0, at - most) : at])
+    assert len(places) <= 9  # buffers, each twice as long as the one before
+    assert rows._buffers[0].shape[2] <= 4 * min(600 + 8, most + 8)
+    twin = rows[torch.tensor([0, 0])]
+    rows.append(keys[:, :, :3] + 1, values[:, :, :3], most)
+    assert torch.equal(twin.keys[1:], keys[:, :, max(0, 600 - most) :])

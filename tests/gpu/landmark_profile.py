@@ -1,0 +1,79 @@
+"""What a chunk of a long text costs under `landmark`: launches, the kernels that take longest, ways to cut the retrieval.
+
+    python3 tests/gpu/landmark_profile.py FOLDER
+
+Prints tables, and writes FOLDER/landmark_retrieve.csv.
+"""
+
+import csv
+import sys
+import time
+from pathlib import Path
+
+import scoring
+import torch
+from conftest_models import make_method, make_model, tokens
+from torch.profiler import ProfilerActivity, profile
+
+from lacuna.kernels.many_rows import Tiles
+from lacuna.kernels.op import load_op
+from lacuna.kernels.verify import judge
+from lacuna.models.bind import bind
+
+DEVICE = "cpu" if scoring.TINY else "cuda"
+PLANS = [Tiles(64, 0, warps, stages) for warps in (1, 2, 4) for stages in (1, 2, 3)]
+
+
+def chunk(seen, new):
+    """Profile one call of `new` rows after `seen`."""
+    model = make_model(**scoring.SHAPE).to(DEVICE, torch.float32 if scoring.TINY else torch.bfloat16)
+    ids = tokens(1, seen + new).to(DEVICE)
+    with bind(model, make_method("landmark", scoring.OTHERWISE["landmark"])) as binding:
+        cache = binding.cache()
+        binding.feeding = "decode"
+        for part in ids[:, :seen].split(new, 1):
+            model.model(part, past_key_values=cache)
+        synchronize()
+        begun = time.perf_counter()
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+            model.model(ids[:, seen:], past_key_values=cache)
+            synchronize()
+        print(f"{new} rows after {seen}: {time.perf_counter() - begun:.4f} s under the profiler")
+    on_device = [event for event in found.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    spent = sum(event.device_time for event in on_device)
+    print(f"{len(on_device)} kernels in {scoring.LAYERS} layers, {spent / 1000:.2f} ms of them")
+    print(found.key_averages().table(sort_by="self_device_time_total", row_limit=22, max_name_column_width=60))
+
+
+def synchronize():
+    """Wait for the device."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def retrieval(folder):
+    """Verify and time ways to cut the retrieval."""
+    from triton.testing import do_bench  # noqa: PLC0415 - a machine without a GPU has nothing to time
+
+    op = load_op("landmark_retrieve")
+    with (folder / "landmark_retrieve.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["case", "warps", "stages", "status", "ms", "gb_s"])
+        for case in [case for case in op.cases if case.purpose == "time"]:
+            inputs = op.make(case, torch.device(DEVICE), 0)
+            for plan in PLANS:
+                verdict = judge(op, case, inputs, plan) if case.rows == 32768 and plan == PLANS[0] else None
+                status = "ok" if verdict is None or verdict.passed else verdict.reason
+                ms = do_bench(lambda inputs=inputs, plan=plan: op.fused(**inputs, plan=plan), return_mode="median")
+                line = [case.name, plan.num_warps, plan.num_stages, status, f"{ms:.4f}", f"{op.bytes(case) / ms / 1e6:.0f}"]
+                writer.writerow(line)
+                print(*line)
+
+
+if __name__ == "__main__":
+    if not scoring.TINY:
+        chunk(4096, 4096)
+        chunk(28672, 4096)
+        retrieval(Path(sys.argv[1]))
+    else:
+        chunk(48, 48)
