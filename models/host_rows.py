@@ -5,7 +5,6 @@ Shapes: B batch, G key/value heads, S rows on the host, T rows that come, R rows
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -58,7 +57,7 @@ class HostRows:
         """Move the rows to the front, into a larger buffer where they would fill more than half of this one."""
         size = self._buffers[0].shape[2]
         count, needed = self.count, self.count + new
-        wider = size if 2 * needed <= size else 2 * needed
+        wider = max(size, 2 * needed)
         for i, old in enumerate((self.keys, self.values)):
             buffer = self._buffers[i]
             if wider != size:

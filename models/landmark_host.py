@@ -21,32 +21,32 @@ class Source(NamedTuple):
         keys: [B, G, S, D].
         values: [B, G, S, D].
         marks: [B, G, N, D] keys of the landmarks.
-        index: [B, X, T, K] which blocks of these; -1 for none.
+        chosen: [B, X, T, K] which blocks of these; -1 for none.
         begin_B: row of each text's first block.
     """
 
     keys: Tensor
     values: Tensor
     marks: Tensor
-    index: Tensor
+    chosen: Tensor
     begin_B: Tensor
 
 
 def fetched(memory: Memory, here: Source, block: int) -> Source:
     """The chosen blocks alone, from wherever they lie; `here.begin_B` says where on the device a text would begin."""
     assert memory.host is not None
-    blocks_U = here.index.unique()
+    blocks_U = here.chosen.unique()
     blocks_U = blocks_U[blocks_U >= 0].long()
     if not len(blocks_U):
         return here
     inner = torch.arange(block, device=blocks_U.device)
     place_BR = here.begin_B[:, None] + (blocks_U[:, None] * block + inner).flatten()
+    groups, held, dim = here.keys.shape[1:]
+    index_BGRD = place_BR.clamp(0, held - 1)[:, None, :, None].expand(-1, groups, -1, dim)
+    keys, values = here.keys.gather(2, index_BGRD), here.values.gather(2, index_BGRD)
     on_host = (place_BR < 0)[:, None, :, None]
-    parts = memory.host.take(place_BR + memory.host.count) if bool(on_host.any()) else (here.keys, here.values)
-    index_BGRD = place_BR.clamp(0, here.keys.shape[2] - 1)[:, None, :, None].expand(*here.keys.shape[:2], -1, here.keys.shape[3])
-    keys, values = (
-        torch.where(on_host, old, held.gather(2, index_BGRD)) if old is not held else held.gather(2, index_BGRD)
-        for old, held in zip(parts, (here.keys, here.values), strict=True)
-    )
-    at = torch.where(here.index < 0, -1, torch.searchsorted(blocks_U, here.index.clamp(min=0).long()))
+    if bool(on_host.any()):
+        old_keys, old_values = memory.host.take(place_BR + memory.host.count)
+        keys, values = torch.where(on_host, old_keys, keys), torch.where(on_host, old_values, values)
+    at = torch.where(here.chosen < 0, -1, torch.searchsorted(blocks_U, here.chosen.clamp(min=0).long()))
     return Source(keys, values, here.marks[:, :, blocks_U], at, torch.zeros_like(here.begin_B))

@@ -241,7 +241,7 @@ class Rows:
         return out, lse
 
     def _before_slots(self, q_BHTD: Tensor, chosen_BXTK: Tensor, slot_BXTK: Tensor) -> Tensor:
-        """Queries [B, H, T, K, D] turned back by the slots, and on by what the chosen keys were turned: few rows turn."""
+        """Queries [B, H, T, K, D] turned back by the slots, and on by as much as the chosen keys were turned."""
         batch, sets, rows, keep = chosen_BXTK.shape
         heads, dim = q_BHTD.shape[1], q_BHTD.shape[3]
         turned = chosen_BXTK % (self.plan.chunk // self.plan.block)

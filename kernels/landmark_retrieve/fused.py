@@ -3,8 +3,8 @@
 Blocks are read where they lie: for each token and head, a row by itself; for each token, the heads of a group; for each
 head, a tile of tokens. Nothing of size T * K * C * D is stored.
 
-Shape legend: B batch, H query heads, G KV heads, J = H / G, T query rows, S key rows, N closed blocks, C regular rows of
-a block, PC = C padded to a power of two, K blocks retrieved, D head dim, X = H or 1, Y = T or 1, L lines of a tile.
+Shape legend: B batch, H query heads, G KV heads, J = H / G, T query rows, S key rows, N closed blocks, C regular rows
+of a block, PC = C padded to a power of two, K blocks retrieved, D head dim, X = H or 1, Y = T or 1, L lines of a tile.
 """
 
 import math

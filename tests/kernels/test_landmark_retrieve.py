@@ -40,7 +40,8 @@ def test_each_slot_has_a_query_of_its_own():
     out, lse = OP.eager(q, k, v, marks, index, begin, 3, 1.0)
     landmark = torch.stack([marks[0, 0, 2] @ q[0, 0, 0, 0], marks[0, 0, 0] @ q[0, 0, 0, 1]])
     means = [
-        (k[0, 0, row : row + 3] @ q[0, 0, 0, slot]).softmax(0) @ v[0, 0, row : row + 3] for slot, row in ((0, 8), (1, 2))
+        (k[0, 0, row : row + 3] @ q[0, 0, 0, slot]).softmax(0) @ v[0, 0, row : row + 3]
+        for slot, row in ((0, 8), (1, 2))
     ]
     torch.testing.assert_close(out[0, 0, 0], landmark.softmax(0) @ torch.stack(means))
     torch.testing.assert_close(lse[0, 0, 0], landmark.logsumexp(0))
