@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..models.bind import attention
 from ..models.fuse import fused_layers
-from ..models.pin import pin
+from ..models.pin import changed, pin
 from ..models.step_ledger import StepLedger
 from .lm import Session, State
 
@@ -168,8 +168,7 @@ class Engine:
         yield from (clock.row, clock.seen, clock.hi_B, clock.context_BT, self.token, self.logits, self._tokens_BN)
         yield from (part for part in (ledger.common, ledger.layers, ledger.most) if part is not None)
         for memory in self.session.binding.memories(self.cache):
-            yield from memory.extra.values()
-            yield from () if memory.columns is None else (memory.columns,)
+            yield from changed(memory)
 
     def release(self) -> None:
         """Let the graph and the cache go; the session decodes as usual again."""

@@ -74,6 +74,7 @@ class Memory:
         first: [B] number of the first token that is no padding; the binding says.
         prompt: [B] tokens of each text at the end of its last prompt, padding left out, `prompt_seen` all; None before.
         allowed: [B] rows of a head that an evicting method's budget then allowed.
+        given: what the steps of a pinned memory go by, the same in each, where they overwrite rows; not charged.
     """
 
     def __init__(self, site: Site, constants: Mapping[str, Tensor], room: int = 0) -> None:
@@ -93,6 +94,7 @@ class Memory:
         self.clock: Clock | None = None
         self._tokens, self._written = 0, 0
         self._fixed: dict[str, Tensor] = {}
+        self.given: dict[str, Tensor] = {}
 
     @property
     def seen(self) -> int | Tensor:
@@ -136,11 +138,10 @@ class Memory:
             part.append(rows.repeat_interleave(self.copies, 1) if self.copies > 1 else rows)
         self.landed(k_BGTD)
 
-    def _advance(self, new: int) -> None:
-        if self.clock is None:
-            self._tokens += new
-        else:
-            self._written = self.clock.ticks
+    def advance(self, new: int) -> None:
+        """Note that so many rows were written, and their numbers."""
+        self._tokens += new if self.clock is None else 0
+        self._written = 0 if self.clock is None else self.clock.ticks
 
     def landed(self, new_BGTD: Tensor) -> None:
         """Note that T rows were written at the end."""
@@ -150,7 +151,7 @@ class Memory:
         elif self.columns is not None:
             numbers = torch.arange(self._tokens, self._tokens + new_BGTD.shape[2], device=new_BGTD.device)
             self.columns = torch.cat([self.columns, numbers.expand(*self.columns.shape[:2], -1)], 2)
-        self._advance(new_BGTD.shape[2])
+        self.advance(new_BGTD.shape[2])
 
     def keep(self, rows_BNK: Tensor) -> None:
         """Drop all rows but these (indices into the S rows held, ascending; -1, before all others, for a hole)."""
@@ -159,8 +160,7 @@ class Memory:
             part.keep(rows_BNK)
         numbers = self.numbers_BNS(rows.shape[0])
         sets = max(numbers.shape[1], rows.shape[1])
-        numbers = numbers.expand(-1, sets, -1).gather(2, rows.expand(-1, sets, -1))
-        self.columns = numbers.masked_fill(rows_BNK < 0, -1)
+        self.columns = numbers.expand(-1, sets, -1).gather(2, rows.expand(-1, sets, -1)).masked_fill(rows_BNK < 0, -1)
 
     def copy_heads(self, copies: int) -> None:
         """Hold each key/value head several times from now on, so that each query head can keep rows of its own."""
@@ -180,7 +180,7 @@ class Memory:
         numbers = self.numbers_BNS(slot_B.shape[0])
         here = torch.arange(numbers.shape[2], device=slot_B.device) == slot_B[:, None, None]
         self.columns = torch.where(here, self.seen, numbers)
-        self._advance(1)
+        self.advance(1)
 
     def end_prompt(self, call: Call) -> None:
         """Note how long the text is now, if these rows were a prompt's; a first token alone is none."""

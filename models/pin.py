@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from torch import Tensor
+
 from .bind import Binding
+from .memory import Memory
 from .rows import Clock
 
 
@@ -25,3 +29,11 @@ def pin(binding: Binding, cache: Any, steps: int) -> Clock:
     for memory in memories:
         memory.pin(binding.method.room(memory, steps), binding.clock)
     return binding.clock
+
+
+def changed(memory: Memory) -> Iterator[Tensor]:
+    """What a step changes in a pinned memory, but a row that it appends: made twice, that is written twice."""
+    yield from memory.extra.values()
+    yield from () if memory.columns is None else (memory.columns,)
+    if memory.given:
+        yield from (part.view for part in (memory.keys, memory.values, *memory.aux.values()))

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ..kernels.held_prefill import OP as HELD_PREFILL
-from . import attend, many
-from .budget import Allowance, share, word_of
+from ..results import rules
+from . import attend, many, residual_steps
+from .budget import Allowance, amount_of, share, word_of
 from .evict import Stepwise, Walk, grouped, text
 from .feature_map import FeatureMap
 from .ledger import Ledger
@@ -58,7 +59,10 @@ class Residual(Stepwise):
         return marked(self.feature_map.weights(site))
 
     def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
-        """Append rows; sinks bear a mark, the first the highest."""
+        """Append rows; sinks bear a mark, the first the highest. Once pinned, the new row takes another's place."""
+        if memory.clock is not None:
+            residual_steps.swap(memory, k_BGTD, v_BGTD)
+            return
         assert memory.first is not None
         numbers = memory.seen + torch.arange(k_BGTD.shape[2], device=k_BGTD.device)
         place = (numbers - memory.first[:, None])[:, None, :, None]
@@ -80,9 +84,24 @@ class Residual(Stepwise):
         """The recent rows, as far as the sinks leave room for them."""
         return share(self.recent, rows_B).minimum((rows_B - self.sinks).clamp(min=1))
 
-    def merge(self, found: Share, exact: Share) -> Tensor:
-        """The state's share and that of the rows attended exactly, in one softmax."""
-        return found.merge(exact)
+    def checked(self, joined_BHTD: Tensor, exact_BHTD: Tensor) -> Tensor:
+        """What a rule beside the softmax makes of attention joined with the state; default nothing."""
+        del exact_BHTD
+        return joined_BHTD
+
+    def room(self, memory: Memory, steps: int) -> int:
+        """None: a full cache takes one row for another."""
+        del steps
+        assert memory.first is not None
+        call = Call(None, memory.first, "decode", 1.0, int(memory.seen) + 1, 1)
+        budget_B = self.rows_BT(memory, call)[:, 0]
+        grows = word_of(self) == "keep" and memory.prompt is None
+        if grows or memory.columns is None or bool((memory.text_rows_BN(memory.first) < budget_B[:, None]).any()):
+            told = f"{word_of(self)} = {amount_of(self, memory.site)}"
+            name = rules.name_of(self)
+            raise ValueError(f"{name} is captured with a full cache: the prompt must be longer than {told}")
+        residual_steps.prepare(memory, self.protected(budget_B), self.state(memory).read_bytes(len(budget_B)))
+        return 0
 
     @property
     def windowed(self) -> bool:
@@ -151,24 +170,42 @@ class Residual(Stepwise):
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Each row attends what has not left when it comes, and the state of what has."""
+        if call.clock is not None:
+            return self._step(q_BHTD, memory, call, ledger)
         refuse_windows(call)
         left_BGT = self.leaving(q_BHTD, memory, call)
-        leave_BGS = _leave(memory, call, left_BGT)
-        found = self.state(memory).pass_by(q_BHTD.float() * call.scale**0.5, _dropped(memory, call, left_BGT))
-        out = self._merged(q_BHTD, memory, call, leave_BGS, found)
+        leave_BGS, dropped = _leave(memory, call, left_BGT), _dropped(memory, call, left_BGT)
+        self._count(memory, call, ledger, _held(memory, call, left_BGT) + (left_BGT >= 0))
         if ledger.watch is not None:
             row = torch.arange(call.new, device=q_BHTD.device)[:, None]
             keep = attend.visible_BNTS(memory, call) & (leave_BGS[:, :, None] > row)
             ledger.chosen(memory, call, q_BHTD, keep)
-        self._count(memory, call, ledger, _held(memory, call, left_BGT) + (left_BGT >= 0))
+        if call.new == 1:
+            memory.keep(attend.rows_of(leave_BGS >= call.new))
+            exact = residual_steps.attend_held(q_BHTD, memory, call)
+            return self._joined(q_BHTD, memory, call, dropped, exact)
+        found = self.state(memory).pass_by(q_BHTD.float() * call.scale**0.5, dropped)
+        out = self._merged(q_BHTD, memory, call, leave_BGS, found)
         memory.keep(attend.rows_of(leave_BGS >= call.new))
         return out
+
+    def _step(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """A step of a full cache; which row leaves was found when the new one was written."""
+        marks = memory.aux["mark"].view[..., 0]
+        exact = residual_steps.attend_full(q_BHTD, memory, call, marks[..., :0] if self.windowed else marks)
+        ledger.count(memory, call, memory.given["read"], memory.given["beside"])
+        return self._joined(q_BHTD, memory, call, residual_steps.swapped(memory, call), exact)
+
+    def _joined(self, q_BHTD: Tensor, memory: Memory, call: Call, dropped: Dropped, exact: Share) -> Tensor:
+        """One row: what leaves is added to the state, and that joined with exact attention."""
+        joined = self.state(memory).step(q_BHTD.float() * call.scale**0.5, dropped, exact)
+        return self.checked(joined, exact.out).to(q_BHTD.dtype)
 
     def _merged(self, q_BHTD: Tensor, memory: Memory, call: Call, leave_BGS: Tensor, found: Share) -> Tensor:
         """Exact attention over rows that leave, and the state's share."""
         exact = Share(*HELD_PREFILL(q_BHTD, memory.keys.view, memory.values.view, leave_BGS, call.scale))
         is_padding = call.context_BT[:, None, :, None] == 0
-        return self.merge(found, exact).masked_fill(is_padding, 0.0).to(q_BHTD.dtype)
+        return self.checked(found.merge(exact), exact.out).masked_fill(is_padding, 0.0).to(q_BHTD.dtype)
 
     def leave(self, memory: Memory, call: Call, gone_BNS: Tensor) -> None:
         """Add rows to the state."""

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.linear_decode import OP as LINEAR_DECODE
 from ..kernels.linear_prefill import OP as LINEAR_PREFILL
 from ..kernels.linear_prefill.eager import relative
 from .feature_map import Centre, FeatureMap, Features, Weights
@@ -133,6 +134,22 @@ class State:
             parts.append(Share(heard.mean_BHTD, heard.log_BHT + asked.log.view(q.shape[:3])))
         return Share(torch.cat([part.out for part in parts], 2), torch.cat([part.log for part in parts], 2))
 
+    def step(self, q_BHTD: Tensor, dropped: Dropped, exact: Share) -> Tensor:
+        """Add one row for good, and join the state with exact attention of one query row; [B, H, 1, D] fp32."""
+        if self.memory.clock is None:  # once pinned the anchor stays: results do not depend on it
+            self._settle_anchor(dropped)
+        found, (batch, heads) = self._features(dropped), q_BHTD.shape[:2]
+        self._move_centre(dropped)
+        asked = self._asked(q_BHTD, self._centre(heads))
+        state = (self._get(name) for name in SUMS)
+        asked_of = (asked.value.reshape(batch, heads, -1), asked.log.reshape(batch, heads))
+        entering = (found.value[:, :, 0], found.log[:, :, 0], dropped.values[:, :, 0])
+        joined = LINEAR_DECODE(*asked_of, *entering, *state, exact.out[:, :, 0], exact.log[:, :, 0])
+        for name, part in zip(SUMS, joined[1:], strict=True):
+            self._put(name, part)
+        out: Tensor = joined.out_BHD[:, :, None]
+        return out
+
     def read(self, q_BHTD: Tensor) -> Share:
         """What the state gives query rows (scaled, fp32)."""
         batch, heads, rows, size = q_BHTD.shape
@@ -160,9 +177,11 @@ class State:
 
     def _apart(self, dropped: Dropped) -> Tensor:
         """From the anchor, [B, G, K, D]."""
-        return (dropped.keys - self._get("anchor")[:, :, None]) * dropped.there[..., None]
+        apart = dropped.keys - self._get("anchor")[:, :, None]
+        return apart if self.memory.clock is not None else apart * dropped.there[..., None]
 
     def _move_centre(self, dropped: Dropped) -> None:
+        """Let the mean take up rows."""
         if self.centred:
             self._put("offset", self._get("offset") + self._apart(dropped).sum(2))
             self._put("count", self._get("count") + dropped.there.sum(-1))
@@ -170,6 +189,8 @@ class State:
     def _features(self, dropped: Dropped) -> Features:
         """Of keys; rows that are not meant get the logarithm of nothing."""
         found = self.phi.keys(self._apart(dropped) if self.centred else dropped.keys, self.weights)
+        if self.memory.clock is not None:  # a full cache always lets a row go
+            return found
         return Features(found.value, found.log.masked_fill(~dropped.there, -torch.inf))
 
     def _asked(self, q_BHTD: Tensor, centre: Centre | None) -> Features:

@@ -115,8 +115,8 @@ class StepLedger(Ledger):
         """Rows of text held after the step, all real heads together; where all are held, that is known once."""
         parts, whole = [], {live: context_B.clamp(min=0) * live for live in {c.memory.live for c in counts}}
         for memory in (c.memory for c in counts):
-            if memory.columns is None:
-                parts.append(whole[memory.live])
+            if memory.columns is None or "kept" in memory.given:  # a full cache stays full
+                parts.append(memory.given.get("kept", whole[memory.live]))
                 continue
             rows_BN = memory.text_rows_BN(memory.first) if memory.first is not None else None
             assert rows_BN is not None

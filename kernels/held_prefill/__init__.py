@@ -41,7 +41,7 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
     rank = torch.rand(shape, generator=generator)
     rank[..., case.rows - case.new :] += torch.arange(case.new) / case.new
     # The rows ranked lowest leave first; none before it came.
-    leave = rank.argsort(-1).argsort(-1) - (case.kept - (case.rows - case.new))
+    leave = rank.argsort(-1).argsort(-1) + case.kept - (case.rows - case.new)
     came = torch.arange(case.rows) - (case.rows - case.new) + 1
     leave = leave.clamp(min=0).maximum(came.clamp(min=1)).clamp(max=case.new)
     if case.visible == "ragged":
@@ -52,7 +52,7 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
 
 
 def moved_bytes(case: Case) -> int:
-    """Count the fewest bytes: queries, keys and values read once, float32 outputs written.
+    """Count the fewest bytes: queries, keys and values read once, means and logs written.
 
     Args:
         case: A `RowsCase`.
@@ -61,7 +61,7 @@ def moved_bytes(case: Case) -> int:
         Bytes.
     """
     assert isinstance(case, RowsCase)
-    queries = case.q_heads * case.new * (case.head_dim * (case.item_bytes + 4) + 4)
+    queries = case.q_heads * case.new * (2 * case.head_dim * case.item_bytes + 4)
     return case.batch * (queries + case.kv_heads * case.rows * (2 * case.head_dim * case.item_bytes + 4))
 
 

@@ -11,11 +11,11 @@ ROWS_AT_ONCE = 256
 
 
 class Held(NamedTuple):
-    """Attention over the keys still held; at least float32.
+    """Attention over the keys still held.
 
     Attributes:
-        out_BHTD: Weighted means of values; zeros where nothing is held.
-        log_BHT: Logs of the sums of weights; -inf where nothing is held.
+        out_BHTD: Weighted means of values, in the dtype of the queries; zeros where nothing is held.
+        log_BHT: Logs of the sums of weights, at least float32; -inf where nothing is held.
     """
 
     out_BHTD: torch.Tensor
@@ -54,4 +54,4 @@ def held_prefill(
         weight = (score - log.masked_fill(log == -torch.inf, 0.0)).exp()
         outs.append((weight @ values).flatten(1, 2))
         logs.append(log.flatten(1, 2)[..., 0])
-    return Held(torch.cat(outs, 2), torch.cat(logs, 2))
+    return Held(torch.cat(outs, 2).to(q_BHTD.dtype), torch.cat(logs, 2))

@@ -12,12 +12,12 @@ import triton.language as tl
 
 from ..dense_decode.fused import LOG2_E, check_contiguous_rows
 from ..grouped_rows.fused import load_keys
-from ..interpreter import upcasts
+from ..interpreter import storage_dtype, upcasts
 from ..many_rows import Tiles, tiles_of
 from ..tiling import power_of_2
 from .eager import Held
 
-TILES = Tiles(128, 64, 8, 3)
+TILES = Tiles(64, 64, 4, 3)
 
 
 @triton.jit
@@ -83,7 +83,9 @@ def attend_held_kernel(q_ptr, k_ptr, v_ptr, leave_ptr, out_ptr, log_ptr, scale_l
     safe = tl.where(some, total, 1.0)
     column, place = tl.arange(0, BLOCK_DIM), pair * new + row
     mask = (row < new)[:, None] & (column < DIM)[None, :]
-    tl.store(out_ptr + place[:, None] * DIM + column[None, :], acc / safe[:, None], mask=mask)
+    tl.store(
+        out_ptr + place[:, None] * DIM + column[None, :], (acc / safe[:, None]).to(out_ptr.dtype.element_ty), mask=mask
+    )
     tl.store(log_ptr + place, tl.where(some, top + tl.log2(safe), float("-inf")), mask=row < new)
 
 
@@ -106,7 +108,7 @@ def held_prefill(
         plan: How to cut the work; chosen from the shape if absent.
 
     Returns:
-        Means and logs of the sums of weights, float32.
+        Means in the dtype of the queries, and float32 logs of the sums of weights.
 
     Raises:
         ValueError: If the last dim of a tensor is not contiguous.
@@ -115,7 +117,7 @@ def held_prefill(
     batch, heads, new, dim = q_BHTD.shape
     groups, rows = k_BGSD.shape[1:3]
     plan = plan or tiles_of(TILES, q_BHTD.element_size(), dim)
-    out_BHTD = torch.empty(batch, heads, new, dim, dtype=torch.float32, device=q_BHTD.device)
+    out_BHTD = torch.empty(batch, heads, new, dim, dtype=storage_dtype(q_BHTD.dtype), device=q_BHTD.device)
     log_BHT = torch.empty(batch, heads, new, dtype=torch.float32, device=q_BHTD.device)
     attend_held_kernel[(triton.cdiv(new, plan.queries), batch * heads)](
         q_BHTD, k_BGSD, v_BGSD, leave_BGS.int().contiguous(), out_BHTD, log_BHT, scale * LOG2_E, new, rows,
@@ -123,4 +125,4 @@ def held_prefill(
         BLOCK_DIM=max(16, power_of_2(dim)), M=plan.queries, N=plan.keys, UPCAST=upcasts(q_BHTD.dtype),
         num_warps=plan.num_warps, num_stages=plan.num_stages,
     )  # fmt: skip
-    return Held(out_BHTD, log_BHT * math.log(2))
+    return Held(out_BHTD.to(q_BHTD.dtype), log_BHT * math.log(2))

@@ -5,6 +5,7 @@ Shapes: B batch, G key/value heads, N rows, D head dimension, W width of the pro
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -69,6 +70,12 @@ def _projected(x_BGND: Tensor, weights: Weights) -> Tensor:
 
 def _pairs(y_BGNW: Tensor) -> Tensor:
     """y_i y_j for i < j, and y_i^2 / sqrt 2."""
-    first, second = torch.triu_indices(y_BGNW.shape[-1], y_BGNW.shape[-1], device=y_BGNW.device)
-    factor = torch.where(first == second, 1 / math.sqrt(2), 1.0)
+    first, second, factor = _triangle(y_BGNW.shape[-1], y_BGNW.device)
     return y_BGNW[..., first] * y_BGNW[..., second] * factor
+
+
+@functools.cache
+def _triangle(width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of components and their factors; made once, as a step on a GPU is bound by its launches."""
+    first, second = torch.triu_indices(width, width, device=device)
+    return first, second, torch.where(first == second, 1 / math.sqrt(2), 1.0)

@@ -16,8 +16,8 @@ from ..evict import Evict
 from ..feature_map import FeatureMap, load_map
 from ..ledger import Ledger
 from ..memory import Call, Memory
+from ..method import Method
 from ..residual import Residual
-from ..residual_state import Share
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,10 @@ class RatchetKv(Residual):
         """The budget; with `decode: grow`, what was decoded since comes on top."""
         return super().allowance(memory, call) if self.decode == "slide" else Evict.allowance(self, memory, call)
 
+    def room(self, memory: Memory, steps: int) -> int:
+        """None where a row leaves for each new one."""
+        return super().room(memory, steps) if self.decode == "slide" else Method.room(self, memory, steps)
+
     def protected(self, rows_B: Tensor) -> Tensor:
         """All but the sinks."""
         return (rows_B - self.sinks).clamp(min=1)
@@ -109,9 +113,8 @@ class RatchetKv(Residual):
             return self.attend_dense(q_BHTD, memory, call, ledger)
         return super().attend(q_BHTD, memory, call, ledger)
 
-    def merge(self, found: Share, exact: Share) -> Tensor:
-        """In one softmax, or with the source's guard."""
-        merged = found.merge(exact)
+    def checked(self, joined_BHTD: Tensor, exact_BHTD: Tensor) -> Tensor:
+        """As it is, or with the source's guard."""
         if self.guard == "none":
-            return merged
-        return torch.where((merged / exact.out - 1).abs() < 1, merged, exact.out)
+            return joined_BHTD
+        return torch.where((joined_BHTD / exact_BHTD - 1).abs() < 1, joined_BHTD, exact_BHTD)

@@ -34,6 +34,10 @@ CASES = [
     ("pca_attn", {"d": 0.5}),
     ("sparq", {"rows": 9, "r": 0.5}),
     ("sparq", {"keep": 0.25, "r": 4, "rest": "none", "budget_rule": "released"}),
+    ("linear_residual", {"rows": 9, "sinks": 2}),
+    ("linear_residual", {"keep": 0.5, "sinks": 2, "features": "favor", "width": 24}),
+    ("linear_residual", {"rows": 9, "sinks": 2, "recent": 1.0, "centre": "mean"}),
+    ("ratchetkv", {"rows": 44, "guard": "ratio"}),
 ]
 LENGTHS = (30, 24, 19)
 
@@ -152,7 +156,12 @@ def test_steps_end_where_room_ends(basis):
 
 @pytest.mark.parametrize(
     ("name", "args", "told"),
-    [("h2o", {"keep": 0.5}, "change from step to step"), ("streaming_llm", {}, "longer than rows = 1024")],
+    [
+        ("h2o", {"keep": 0.5}, "change from step to step"),
+        ("streaming_llm", {}, "longer than rows = 1024"),
+        ("linear_residual", {"rows": 25}, "longer than rows = 25"),
+        ("ratchetkv", {"rows": 44, "decode": "grow"}, "change from step to step"),
+    ],
 )
 def test_what_cannot_be_captured_is_refused(name, args, told, basis):
     """A method whose steps differ in shape would be captured once and then be wrong at every replay."""

@@ -90,6 +90,23 @@ def test_a_layer_makes_few_launches(name, args, most, basis):
     assert found["append_row"] == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "most"),
+    [
+        ("linear_residual", {"rows": 9, "sinks": 2}, 30),
+        ("linear_residual", {"rows": 9, "sinks": 2, "features": "elu"}, 22),
+        ("linear_residual", {"rows": 9, "sinks": 2, "centre": "mean"}, 49),
+        ("linear_residual", {"rows": 9, "sinks": 2, "features": "favor", "width": 24}, 36),
+        ("ratchetkv", {"rows": 44}, 34),
+    ],
+)
+def test_a_layer_beside_a_state_makes_few_launches(name, args, most, basis):
+    """The map's own small kernels would multiply, or a row leave, the state change or the marks in several launches."""
+    found = a_layer(name, args, basis)
+    assert sum(found.values()) <= most, found
+    assert all(found[op] == 1 for op in ("rotate_rows", "swap_row", "marked_decode", "linear_decode")), found
+
+
 def test_weights_that_are_joined_are_held_once(basis):
     """Products would be joined by a second copy of the weights, or give what other weights give."""
     model = make_model(num_key_value_heads=2)

@@ -1,0 +1,138 @@
+"""A linear state read, added to, written and joined with exact attention, in one pass over it.
+
+The query heads of a KV head are the rows of one product with the state. Blocks own columns of the state, which they
+write in place; its norm, which each of them needs, is written elsewhere.
+
+Shape legend: B batch, H query heads, G KV heads, J = H / G, F features, D head dim.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..overlap.fused import overlap, start_after_others
+from ..tiling import power_of_2
+from .eager import Joined
+
+FEATURES, COLUMNS = 64, 32
+
+
+@triton.jit
+def linear_decode_kernel(q_ptr, q_log_ptr, k_ptr, k_log_ptr, v_ptr, state_ptr, norm_ptr, scale_ptr, exact_ptr,
+                         exact_log_ptr, out_ptr, new_norm_ptr, new_scale_ptr, GROUP: tl.constexpr,
+                         FEATURES: tl.constexpr, DIM: tl.constexpr, BLOCK_GROUP: tl.constexpr, COLUMNS: tl.constexpr,
+                         TILE: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+    """Step some columns of one KV head; the grid is (B * G, D / COLUMNS). All tensors are contiguous.
+
+    Args:
+        q_ptr: (B, H, F) features of the queries.
+        q_log_ptr: (B, H) logs of their factors.
+        k_ptr: (B, G, F) features of the row that leaves.
+        k_log_ptr: (B, G) log of its factor.
+        v_ptr: (B, G, D) its value.
+        state_ptr: (B, G, F, D) state, written.
+        norm_ptr: (B, G, F) its sums of features.
+        scale_ptr: (B, G) log of its factor.
+        exact_ptr: (B, H, D) means over exact rows.
+        exact_log_ptr: (B, H) logs of their sums.
+        out_ptr: (B, H, D).
+        new_norm_ptr: (B, G, F).
+        new_scale_ptr: (B, G).
+        GROUP: J.
+        FEATURES: F.
+        DIM: D.
+        BLOCK_GROUP: Power of two, at least 16 and J.
+        COLUMNS: Columns of a block.
+        TILE: Features of a tile.
+        OVERLAP: Whether the launch overlaps the kernel before.
+    """
+    start_after_others(OVERLAP)
+    pair, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    member, column = tl.arange(0, BLOCK_GROUP), part * COLUMNS + tl.arange(0, COLUMNS)
+    in_group, in_dim = member < GROUP, column < DIM
+    line = pair * GROUP + member
+    old, k_log = tl.load(scale_ptr + pair), tl.load(k_log_ptr + pair)
+    scale = tl.maximum(old, k_log)
+    decay = tl.where(old > float("-inf"), tl.exp(old - scale), 0.0)
+    factor = tl.where(k_log > float("-inf"), tl.exp(k_log - scale), 0.0)
+    leaves = k_log > float("-inf")
+    v = tl.where(leaves, tl.load(v_ptr + pair * DIM + column, mask=in_dim, other=0.0).to(tl.float32), 0.0)
+    acc, total = tl.zeros([BLOCK_GROUP, COLUMNS], tl.float32), tl.zeros([BLOCK_GROUP], tl.float32)
+    for tile in range(0, FEATURES, TILE):
+        feature = tile + tl.arange(0, TILE)
+        inside = feature < FEATURES
+        own = pair * FEATURES + feature
+        state_at = state_ptr + own[:, None] * DIM + column[None, :]
+        mask = inside[:, None] & in_dim[None, :]
+        state = tl.load(state_at, mask=mask, other=0.0)
+        norm = tl.load(norm_ptr + own, mask=inside, other=0.0)
+        k = tl.load(k_ptr + own, mask=inside, other=0.0).to(tl.float32)
+        k = tl.where(leaves, k * factor, 0.0)
+        q_at = q_ptr + line[:, None] * FEATURES + feature[None, :]
+        q = tl.load(q_at, mask=in_group[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        state = state * decay + k[:, None] * v[None, :]
+        norm = norm * decay + k
+        tl.store(state_at, state, mask=mask)
+        if part == 0:
+            tl.store(new_norm_ptr + own, norm, mask=inside)
+        acc = tl.dot(q, state, acc, input_precision="tf32x3")
+        total += tl.sum(q * norm[None, :], 1)
+    if part == 0:
+        tl.store(new_scale_ptr + pair, scale)
+    some = total > 0.0
+    safe = tl.where(some, total, 1.0)
+    log = tl.log(safe) + tl.load(q_log_ptr + line, mask=in_group, other=0.0) + scale
+    exact_log = tl.load(exact_log_ptr + line, mask=in_group, other=0.0)
+    # Without an exact row this is 1, without a state 0: no infinity is subtracted from another.
+    weight = tl.where(some, 1.0 / (1.0 + tl.exp(exact_log - tl.where(some, log, 0.0))), 0.0)
+    place = line[:, None] * DIM + column[None, :]
+    mask = in_group[:, None] & in_dim[None, :]
+    exact = tl.load(exact_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + place, exact + weight[:, None] * (acc / safe[:, None] - exact), mask=mask)
+
+
+def linear_decode(
+    q_BHF: torch.Tensor,
+    q_log_BH: torch.Tensor,
+    k_BGF: torch.Tensor,
+    k_log_BG: torch.Tensor,
+    v_BGD: torch.Tensor,
+    state_BGFD: torch.Tensor,
+    norm_BGF: torch.Tensor,
+    scale_BG: torch.Tensor,
+    exact_BHD: torch.Tensor,
+    exact_log_BH: torch.Tensor,
+) -> Joined:
+    """Step as the eager twin does.
+
+    Args:
+        q_BHF: (B, H, F) features of the queries.
+        q_log_BH: (B, H) float32 logs of their factors.
+        k_BGF: (B, G, F) features of the row that leaves.
+        k_log_BG: (B, G) float32 log of its factor; -inf where no row leaves.
+        v_BGD: (B, G, D) its value.
+        state_BGFD: (B, G, F, D) float32, contiguous, written.
+        norm_BGF: (B, G, F) float32 sums of features.
+        scale_BG: (B, G) float32 log of the factor that both lack.
+        exact_BHD: (B, H, D) means over the exact rows.
+        exact_log_BH: (B, H) float32 logs of their sums of weights.
+
+    Returns:
+        The means, and the state, float32.
+
+    Raises:
+        ValueError: If the state is not contiguous.
+    """
+    if not state_BGFD.is_contiguous():
+        raise ValueError(f"expected a contiguous state, got strides {state_BGFD.stride()}")
+    batch, groups, features, dim = state_BGFD.shape
+    heads, columns = q_BHF.shape[1], min(COLUMNS, max(16, power_of_2(dim)))
+    out = torch.empty(batch, heads, dim, dtype=torch.float32, device=state_BGFD.device)
+    norm, scale = torch.empty_like(norm_BGF), torch.empty_like(scale_BG)
+    given = (q_BHF, q_log_BH, k_BGF, k_log_BG, v_BGD, state_BGFD, norm_BGF, scale_BG, exact_BHD, exact_log_BH)
+    linear_decode_kernel[(batch * groups, triton.cdiv(dim, columns))](
+        *(part.contiguous() for part in given), out, norm, scale, GROUP=heads // groups, FEATURES=features, DIM=dim,
+        BLOCK_GROUP=max(16, power_of_2(heads // groups)), COLUMNS=columns,
+        TILE=min(FEATURES, max(16, power_of_2(features))), num_warps=4, **overlap(out.device),
+    )  # fmt: skip
+    return Joined(out, state_BGFD, norm, scale)

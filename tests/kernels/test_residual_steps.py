@@ -1,0 +1,116 @@
+"""The three launches of a step beside a linear state, against their definitions in float64.
+
+Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, F features.
+"""
+
+import math
+
+import pytest
+import torch
+
+from lacuna.kernels.op import load_op
+
+both = pytest.mark.parametrize("twin", ["eager", "fused"])
+JOIN, MARK, SWAP = (load_op(name) for name in ("linear_decode", "marked_decode", "swap_row"))
+
+
+@both
+@pytest.mark.parametrize("case", [case for case in JOIN.cases if case.purpose == "test"], ids=lambda case: case.name)
+def test_a_state_is_joined_as_one_softmax(case, twin, device):
+    """Broken: the row that leaves is not in the state that this step reads, or the state weighs other than it should."""
+    given = JOIN.make(case, device, 3)
+    wide = {name: part.double().cpu() for name, part in given.items()}
+    found = getattr(JOIN, twin)(**JOIN.fresh(given))
+    factor = wide["k_log_BG"].exp()
+    for b in range(case.batch):
+        for h in range(case.q_heads):
+            g = h * case.kv_heads // case.q_heads
+            k = wide["k_BGF"][b, g] * factor[b, g]
+            state = wide["state_BGFD"][b, g] * wide["scale_BG"][b, g].exp() + k[:, None] * wide["v_BGD"][b, g]
+            norm = wide["norm_BGF"][b, g] * wide["scale_BG"][b, g].exp() + k
+            q, a = wide["q_BHF"][b, h] * wide["q_log_BH"][b, h].exp(), wide["exact_log_BH"][b, h].exp()
+            total = a + q @ norm
+            want = (a * wide["exact_BHD"][b, h] + q @ state) / total if total > 0 else wide["exact_BHD"][b, h]
+            torch.testing.assert_close(found.out_BHD[b, h].double().cpu(), want, atol=1e-4, rtol=1e-4)
+            held = found.state_BGFD[b, g].double().cpu() * found.scale_BG[b, g].double().cpu().exp()
+            torch.testing.assert_close(held, state, atol=1e-3, rtol=1e-4)
+
+
+@both
+def test_nothing_at_all_is_no_nan(twin, device):
+    """Broken: minus infinity less minus infinity makes NaN where there is neither state nor exact row."""
+    given = JOIN.make(JOIN.cases[0], device, 3)
+    for name in ("q_log_BH", "k_log_BG", "scale_BG", "exact_log_BH"):
+        given[name].fill_(-torch.inf)
+    given["state_BGFD"].zero_()
+    given["norm_BGF"].zero_()
+    given["k_BGF"].fill_(math.nan)  # of no row that leaves
+    found = getattr(JOIN, twin)(**given)
+    torch.testing.assert_close(found.out_BHD, given["exact_BHD"])
+    assert not found.state_BGFD.any()
+    assert bool((found.scale_BG == -torch.inf).all())
+
+
+@both
+def test_a_factor_beyond_every_number_stands_alone(twin, device):
+    """Broken: exp of a log beyond 88 is infinite in float32, and joins as NaN."""
+    given = JOIN.make(JOIN.cases[0], device, 3)
+    given["k_log_BG"].fill_(400.0)
+    found = getattr(JOIN, twin)(**given)
+    want = given["v_BGD"].repeat_interleave(given["q_BHF"].shape[1] // given["v_BGD"].shape[1], 1)
+    torch.testing.assert_close(found.out_BHD, want.float(), atol=1e-4, rtol=1e-4)
+
+
+@both
+def test_weights_stay_as_marks(twin, device):
+    """Broken: a row's mark gains other than its weight, summed over the heads of its group; or a hidden row's changes."""
+    case = MARK.cases[2]
+    given = MARK.make(case, device, 4)
+    found = getattr(MARK, twin)(**MARK.fresh(given))
+    q, k, v, before = (given[name].double().cpu() for name in ("q_BHD", "k_BGSD", "v_BGSD", "marks_BGS"))
+    gained = found.marks_BGS.double().cpu() - before
+    for b in range(case.batch):
+        seen = slice(int(given["lo_B"][b]), int(given["hi_B"][b]))
+        for g in range(case.kv_heads):
+            score = q[b, 4 * g : 4 * g + 4] @ k[b, g, seen].T * given["scale"]
+            want = torch.zeros(case.rows, dtype=torch.float64)
+            want[seen] = score.softmax(-1).sum(0)
+            torch.testing.assert_close(gained[b, g], want, atol=1e-4, rtol=1e-3)
+            log = found.log_BH[b, 4 * g : 4 * g + 4].double().cpu()
+            torch.testing.assert_close(log, score.logsumexp(-1), atol=1e-4, rtol=1e-4)
+            out = found.out_BHD[b, 4 * g : 4 * g + 4].double().cpu()
+            torch.testing.assert_close(out, score.softmax(-1) @ v[b, g, seen], atol=2e-2, rtol=0)
+
+
+@both
+def test_the_oldest_of_the_lowest_leaves(twin, device):
+    """Broken: a recent row, a hole, a heavier or a younger one leaves, or the new row lands elsewhere."""
+    numbers = torch.tensor([[[-1, 4, 0, 7, 2, 9, 5]], [[8, 3, 6, 1, 9, 7, 0]]], device=device)
+    marks = torch.tensor([[[0.0, 2, 1e30, 0, 1, 0, 1]], [[0.0, 5, 5, 9, 0, 0, 6]]], device=device)
+    given = SWAP.make(SWAP.cases[0], device, 1)
+    caches = {name: given[name][:, :1, :7].contiguous() for name in ("keys_BGSD", "values_BGSD")}
+    new = {name: given[name][:, :1].contiguous() for name in ("k_BGD", "v_BGD")}
+    before = {name: part.clone() for name, part in caches.items()}
+    rest = {"number_1": torch.tensor([10], device=device), "recent_B": torch.tensor([4, 3], device=device)}
+    found = getattr(SWAP, twin)(**new, **rest, **caches, marks_BGS=marks, numbers_BGS=numbers)
+    # Of 0, 2, 4, 5 the lowest marks are those of 2 and 5; of 0, 1, 3, 6, 7 those of 7.
+    assert found.slot_BG.tolist() == [[4], [5]]
+    for b, slot in ((0, 4), (1, 5)):
+        assert torch.equal(found.key_BGD[b, 0], before["keys_BGSD"][b, 0, slot])
+        assert torch.equal(found.value_BGD[b, 0], before["values_BGSD"][b, 0, slot])
+        assert torch.equal(caches["keys_BGSD"][b, 0, slot], new["k_BGD"][b, 0])
+        assert numbers[b, 0, slot] == 10
+        assert marks[b, 0, slot] == 0
+        others = [i for i in range(7) if i != slot]
+        assert torch.equal(caches["values_BGSD"][b, 0, others], before["values_BGSD"][b, 0, others])
+
+
+@both
+def test_where_no_row_may_leave_nothing_is_written(twin, device):
+    """Broken: a cache of recent rows alone loses one."""
+    given = SWAP.make(SWAP.cases[0], device, 1)
+    given["recent_B"].fill_(1000)
+    before = SWAP.fresh(given)
+    found = getattr(SWAP, twin)(**given)
+    assert bool((found.slot_BG == -1).all())
+    assert all(torch.equal(given[name], before[name]) for name in SWAP.writes)
