@@ -46,11 +46,6 @@ def after_hidden(q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
     return THRESHOLD_PREFILL(q, k, v, q, k, none, None, first, call.scale, "max").out_BHTD.view(q_BHTD.shape)
 
 
-def sums_of_held(q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
-    """Log of each row's sum of exp(scores) where it sees all that is held, [B, H, T]."""
-    return row_sums(q_BHTD, memory.keys.view, torch.zeros_like(call.first).int(), call.scale)
-
-
 def best(
     q_BHTW: Tensor, k_BGSW: Tensor, budget_BT: Tensor, q_BHTD: Tensor, memory: Memory, call: Call, how: str
 ) -> Kept:

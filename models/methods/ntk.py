@@ -15,8 +15,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ...kernels.held_prefill import OP as HELD_PREFILL
+from ...kernels.marked_decode import OP as MARKED_DECODE
 from ...results.fields import Needs, Within
-from .. import attend, many
+from .. import attend
 from ..feature_map import load_map
 from ..ledger import Ledger
 from ..memory import Call, Memory, Site
@@ -70,13 +71,13 @@ class Ntk(Method):
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Attend all rows after the prefix, and the state; rows of the prefix attend each other."""
+        if call.clock is not None:
+            return self._step(q_BHTD, memory, call, ledger)
         refuse_windows(call)
         place_BT = call.numbers_T - call.first[:, None]
         beyond = place_BT >= self.prefix
         is_text = memory.numbers_BS(len(call.first)) >= call.first[:, None]
         later = memory.numbers_BS(len(call.first)) >= (call.first + self.prefix)[:, None]
-        if ledger.watch is None and many.fits_hidden(q_BHTD, call) and bool(beyond.all() & later.all()):
-            return self._beyond(q_BHTD, memory, call, ledger)
         hidden = beyond * (is_text & ~later).sum(-1, keepdim=True)
         read = (attend.visible_count_BNT(memory, call) - hidden[:, None]).expand(-1, memory.keys.view.shape[1], -1)
         if ledger.watch is not None:
@@ -86,18 +87,31 @@ class Ntk(Method):
         leave = torch.where(later, call.new, (~beyond).sum(-1, keepdim=True)) * is_text
         return self._merged(q_BHTD, memory, call, leave, beyond).masked_fill(place_BT[:, None, :, None] < 0, 0.0)
 
-    def _beyond(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
-        """Rows of texts that have lost their prefix: they see all that is held, and the state."""
-        read = attend.visible_count_BNT(memory, call).expand(-1, memory.keys.view.shape[1], -1)
-        ledger.count(memory, call, read, torch.ones_like(read[:, 0]) * self._read_bytes(memory, len(read)))
-        exact = Share(attend.dense(q_BHTD, memory, call).float(), many.sums_of_held(q_BHTD, memory, call))
-        return from_state(q_BHTD.float() * call.scale**0.5, memory.constants).merge(exact).to(q_BHTD.dtype)
+    def room(self, memory: Memory, steps: int) -> int:
+        """A row a step, once every text has lost its prefix."""
+        assert memory.first is not None
+        numbers, first = memory.numbers_BS(len(memory.first)), memory.first[:, None]
+        if bool(((numbers >= first) & (numbers < first + self.prefix)).any()):
+            raise ValueError(f"ntk is captured without its prefix: prompts must be longer than prefix = {self.prefix}")
+        return steps
+
+    def _step(self, q_BH1D: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """A row of texts that have lost their prefix, at fixed places."""
+        groups, texts = memory.keys.view.shape[1], len(call.first)
+        read = call.once(("ntk", groups), lambda: (call.context_BT - self.prefix)[:, None].expand(-1, groups, -1))
+        ledger.count(memory, call, read, self._read_bytes(memory, texts))
+        hidden_B = call.once("ntk", lambda: (memory.numbers_BS(texts) < call.first[:, None]).sum(-1).int())
+        exact = _attend_from(q_BH1D, memory, call, hidden_B)
+        return from_state(q_BH1D.float() * call.scale**0.5, memory.constants).merge(exact).to(q_BH1D.dtype)
 
     @staticmethod
     def _merged(q_BHTD: Tensor, memory: Memory, call: Call, leave_BS: Tensor, beyond_BT: Tensor) -> Tensor:
         """Exact attention over rows that leave, and the state where the prefix has left."""
-        leave_BGS = leave_BS[:, None].expand(-1, memory.keys.view.shape[1], -1).int()
-        exact = Share(*HELD_PREFILL(q_BHTD, memory.keys.view, memory.values.view, leave_BGS, call.scale))
+        if call.new == 1:
+            exact = _attend_from(q_BHTD, memory, call, (leave_BS == 0).sum(-1).int())
+        else:
+            leave_BGS = leave_BS[:, None].expand(-1, memory.keys.view.shape[1], -1).int()
+            exact = Share(*HELD_PREFILL(q_BHTD, memory.keys.view, memory.values.view, leave_BGS, call.scale))
         share = from_state(q_BHTD.float() * call.scale**0.5, memory.constants)
         heard = Share(share.out, share.log.masked_fill(~beyond_BT[:, None], -torch.inf))
         return heard.merge(exact).to(q_BHTD.dtype)
@@ -118,8 +132,7 @@ class Ntk(Method):
 
     def settle(self, memory: Memory, call: Call) -> None:
         """Drop the prefix of each text that is longer."""
-        held = memory.keys.view.shape[2]
-        if held <= memory.seen - self.prefix:  # every text has lost it
+        if memory.clock is not None or memory.keys.view.shape[2] <= memory.seen - self.prefix:  # every text has lost it
             return
         numbers = memory.numbers_BS(len(call.first))
         place = numbers - call.first[:, None]
@@ -127,6 +140,14 @@ class Ntk(Method):
         keep = (place >= self.prefix) | ((place >= 0) & ~longer[:, None])
         if bool(longer.any()) and bool((keep.sum(-1) > 0).all()):
             memory.keep(attend.rows_of(keep[:, None]))
+
+
+def _attend_from(q_BH1D: Tensor, memory: Memory, call: Call, first_B: Tensor) -> Share:
+    """Attend one row to what is held from these rows on."""
+    last_B, none = torch.zeros_like(first_B) + memory.keys.count, q_BH1D.new_empty(*memory.keys.view.shape[:2], 0)
+    caches = (memory.keys.view, memory.values.view)
+    found = MARKED_DECODE(q_BH1D[:, :, 0], *caches, first_B, last_B, call.scale, none.float())
+    return Share(found.out_BHD[:, :, None], found.log_BH[:, :, None])
 
 
 def from_state(q_BHTD: Tensor, state: Mapping[str, Tensor]) -> Share:

@@ -38,6 +38,7 @@ CASES = [
     ("linear_residual", {"keep": 0.5, "sinks": 2, "features": "favor", "width": 24}),
     ("linear_residual", {"rows": 9, "sinks": 2, "recent": 1.0, "centre": "mean"}),
     ("ratchetkv", {"rows": 44, "guard": "ratio"}),
+    ("ntk", {"prefix": 12}),
 ]
 LENGTHS = (30, 24, 19)
 
@@ -161,6 +162,7 @@ def test_steps_end_where_room_ends(basis):
         ("streaming_llm", {}, "longer than rows = 1024"),
         ("linear_residual", {"rows": 25}, "longer than rows = 25"),
         ("ratchetkv", {"rows": 44, "decode": "grow"}, "change from step to step"),
+        ("ntk", {"prefix": 20}, "longer than prefix = 20"),
     ],
 )
 def test_what_cannot_be_captured_is_refused(name, args, told, basis):
