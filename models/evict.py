@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..results import rules
-from . import attend, many
+from . import attend, lifetime, many
 from .budget import Allowance, Amount, Budgeted, Cost, amount_of, asks_for_gaps, in_rows, word_of
 from .ledger import Ledger
 from .memory import Call, Memory
 from .method import Method
+from .walk import Marking, Walk, walk_at_once
 
 
 class Evict(Method):
@@ -197,8 +198,12 @@ class Stepwise(Evict):
         """Marks after T more rows attended; [B, G, S]."""
 
     @abstractmethod
+    def marking(self, heads: int, groups: int) -> Marking:
+        """The same as factors, for a kernel, of so many query heads and key/value heads."""
+
+    @abstractmethod
     def protected(self, rows_B: Tensor) -> Tensor:
-        """How many of the last rows are never dropped, [B]; at least the new row itself, at most the budget."""
+        """How many of the last rows are never dropped; at least the new row itself, at most the budget."""
 
     def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Append rows without marks."""
@@ -218,19 +223,31 @@ class Stepwise(Evict):
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Walk the rows; each attends what the walk has left it."""
+        if ledger.watch is None and many.fits_hidden(q_BHTD, call):
+            return self._at_once(q_BHTD, memory, call, ledger)
         walk = Walk(self, memory, call)
         pieces = torch.arange(call.new, device=q_BHTD.device).split(attend.ROWS_AT_ONCE)
         keep = torch.cat([walk.rows(q_BHTD, piece) for piece in pieces], 2)
         ledger.chosen(memory, call, q_BHTD, keep)
-        read = keep.sum(-1)
-        live = read[:, : memory.live].sum(1)
-        ledger.count(memory, call, read, live.double() * memory.aux["mark"].row_bytes)
+        self._count(memory, call, ledger, keep.sum(-1))
         if call.new > 1:
             out = attend.masked(q_BHTD, memory, keep, call)
             memory.keep(attend.rows_of(walk.held))
             return out
         memory.keep(attend.rows_of(walk.held))
         return attend.dense(q_BHTD, memory, call)
+
+    def _at_once(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """The same through kernels."""
+        until = walk_at_once(self, q_BHTD, memory, call)
+        out, _ = lifetime.attend_held(q_BHTD, memory, until, call.scale)
+        self._count(memory, call, ledger, lifetime.held_count(until, call.new))
+        memory.keep(attend.rows_of(until == call.new))
+        return out.to(q_BHTD.dtype)
+
+    def _count(self, memory: Memory, call: Call, ledger: Ledger, read_BGT: Tensor) -> None:
+        live = read_BGT[:, : memory.live].sum(1)
+        ledger.count(memory, call, read_BGT, live.double() * memory.aux["mark"].row_bytes)
 
     def worth(self, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
         """The marks; recent rows are always kept."""
@@ -251,44 +268,3 @@ class Stepwise(Evict):
     def expects_gaps(self) -> bool:
         """Always: even a share of 1 is full at the end of the prompt."""
         return True
-
-
-class Walk:
-    """The rows of one call of a `Stepwise`, one after the other: drop, attend, mark."""
-
-    def __init__(self, method: Stepwise, memory: Memory, call: Call) -> None:
-        groups = memory.keys.view.shape[1]
-        self.method, self.memory, self.call = method, memory, call
-        self.marks = memory.aux["mark"].view[..., 0]
-        self.numbers = memory.numbers_BNS(call.first.shape[0]).expand(-1, groups, -1)
-        self.text = text(memory, call).expand(-1, groups, -1)
-        self.held = self.text & (self.numbers < call.seen - call.new)
-        self.budget = method.rows_BT(memory, call)
-        self.visible = attend.visible_BNTS(memory, call)
-
-    def rows(self, q_BHTD: Tensor, piece: Tensor) -> Tensor:
-        """Which rows each of these attends, [B, G, t, S]; marks them."""
-        scores = attend.group_scores(q_BHTD[:, :, piece], self.memory.keys.view, "none") * self.call.scale
-        keep = []
-        for place, row in enumerate(piece.tolist()):
-            seen = self.step(row)
-            each = seen.repeat_interleave(scores.shape[1] // seen.shape[1], 1)
-            share_ = scores[:, :, place].masked_fill(~each, -torch.inf).softmax(-1).masked_fill(~each, 0.0)
-            self.note(row, share_[:, :, None])
-            keep.append(seen)
-        return torch.stack(keep, 2)
-
-    def note(self, row: int, weights_BH1S: Tensor) -> None:
-        """Mark what a row attended; padding rows attend nothing."""
-        real = self.call.context_BT[:, row, None, None] > 0
-        self.marks.copy_(torch.where(real, self.method.mark(self.marks, weights_BH1S), self.marks))
-
-    def step(self, row: int) -> Tensor:
-        """Let the row in; of one too many the lowest mark that is not recent is dropped. What it sees, [B, G, S]."""
-        number, budget = self.call.numbers_T[row], self.budget[:, row]
-        self.held = self.held | (self.text & (self.numbers == number))
-        full = self.held.sum(-1, keepdim=True) > budget[:, None, None]
-        old = self.held & (self.numbers <= number - self.method.protected(budget)[:, None, None])
-        lowest = self.marks.masked_fill(~old, torch.inf).argmin(-1, keepdim=True)
-        self.held = self.held.scatter(2, lowest, self.held.gather(2, lowest) & ~full)
-        return self.held & self.visible[:, :, row]

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from . import attend
-from .evict import Stepwise, Walk
+from .evict import Stepwise
 from .ledger import Ledger
 from .memory import Call, Memory
+from .walk import Walk
 
 
 def attend_in_cache(method: Stepwise, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:

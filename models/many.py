@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels.chosen_prefill import OP as CHOSEN_PREFILL
 from ..kernels.column_sums import OP as COLUMN_SUMS
 from ..kernels.column_sums import row_sums
 from ..kernels.kth_score import OP as KTH_SCORE
@@ -127,6 +128,13 @@ def ranks_above(rank: tuple[Tensor, Tensor], call: Call, threshold_BNT: Tensor, 
     arguments = (threshold_BNT.float(), None, call.first.int(), call.scale, how)
     kept: Kept = THRESHOLD_PREFILL(queries, keys, keys, queries, keys, *arguments)
     return kept
+
+
+def chosen(q_BHTD: Tensor, memory: Memory, call: Call, bits_BNTW: Tensor, page: int) -> Tensor:
+    """Attend the pages of a text whose bits are set for each row, as far as the row sees them; [B, H, T, D]."""
+    k, v = memory.keys.view, memory.values.view
+    out: Tensor = CHOSEN_PREFILL(q_BHTD, k, v, bits_BNTW, call.first.int(), page, call.scale)[0]
+    return out
 
 
 def weight_sums(q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:

@@ -17,14 +17,21 @@ import torch
 from torch import Tensor
 
 from ..kernels.held_prefill import OP as HELD_PREFILL
+<<<<<<< HEAD
 from ..results import rules
 from . import attend, many, residual_steps
 from .budget import Allowance, amount_of, share, word_of
 from .evict import Stepwise, Walk, grouped, text
+=======
+from . import attend, many
+from .budget import Allowance, share, word_of
+from .evict import Stepwise, grouped, text
+>>>>>>> d4321fd (Long texts under quest, sparq, streaming_llm, h2o and tova are scored on a GPU through kernels, without masks of all pairs)
 from .feature_map import FeatureMap
 from .ledger import Ledger
 from .memory import Call, Memory, Site
 from .residual_state import Dropped, Share, State, marked, refuse_windows
+from .walk import Marking, Walk, walk_at_once
 
 SINK = 1e30  # a mark that no attention reaches
 
@@ -79,6 +86,11 @@ class Residual(Stepwise):
     def mark(self, marks_BGS: Tensor, weights_BHTS: Tensor) -> Tensor:
         """Attention adds up."""
         return marks_BGS + grouped(weights_BHTS.sum(2, keepdim=True), marks_BGS.shape[1], "sum")[:, :, 0]
+
+    def marking(self, heads: int, groups: int) -> Marking:
+        """The same as factors."""
+        del heads
+        return Marking(groups, 1.0, 1.0)
 
     def protected(self, rows_B: Tensor) -> Tensor:
         """The recent rows, as far as the sinks leave room for them."""
@@ -136,6 +148,8 @@ class Residual(Stepwise):
 
     def _walked(self, q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
         """By marks, row after row; marks are left."""
+        if many.fits_hidden(q_BHTD, call):
+            return _left(memory, call, walk_at_once(self, q_BHTD, memory, call))
         walk, parts = Walk(self, memory, call), []
         before = torch.zeros_like(walk.held)
         for rows in attend.pieces(call):
@@ -225,6 +239,14 @@ def _leave(memory: Memory, call: Call, left_BGT: Tensor) -> Tensor:
     spare = torch.cat([stay, stay[..., :1]], -1)  # where rows that do not leave may write
     index = torch.where(left_BGT >= 0, left_BGT, stay.shape[-1])
     return spare.scatter(2, index, row)[..., :-1].contiguous()
+
+
+def _left(memory: Memory, call: Call, until_BGS: Tensor) -> Tensor:
+    """The other way round: which row leaves when each query row comes, [B, G, T]."""
+    leaves = text(memory, call) & (until_BGS < call.new)
+    index = torch.arange(until_BGS.shape[2], device=until_BGS.device).expand_as(until_BGS)
+    left = index.new_full((*until_BGS.shape[:2], call.new + 1), -1)  # a spare place for rows that stay
+    return left.scatter(2, torch.where(leaves, until_BGS, call.new).long(), index)[..., : call.new]
 
 
 def _held(memory: Memory, call: Call, left_BGT: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from ..in_cache import attend_in_cache
 from ..ledger import Ledger
 from ..memory import Call, Memory
 from ..method import count_dense
+from ..walk import Marking
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class H2o(Stepwise):
     def mark(self, marks_BGS: Tensor, weights_BHTS: Tensor) -> Tensor:
         """Attention adds up."""
         return marks_BGS + grouped(weights_BHTS.sum(2, keepdim=True), marks_BGS.shape[1], "sum")[:, :, 0]
+
+    def marking(self, heads: int, groups: int) -> Marking:
+        """They add up over the query heads of a group."""
+        del heads
+        return Marking(groups, 1.0, 1.0)
 
     def mark_prompt(self, marks_BGS: Tensor, q_BHTD: Tensor, memory: Memory, call: Call) -> None:
         """Sums of columns, through a kernel where there is one."""

@@ -8,16 +8,19 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ...kernels.chosen_prefill.eager import as_words, of_words
 from ...kernels.lowrank_score import OP as LOWRANK_SCORE
 from ...kernels.select_topk import OP as SELECT_TOPK
 from ...results import rules
 from ...results.fields import ByteCount, Keep, RowCount, Within
-from .. import attend
+from .. import attend, many
 from ..budget import Allowance, Cost, amount_of, asks_for_gaps, in_rows, widest, word_of
 from ..ledger import Ledger
 from ..memory import Call, Memory
 from ..method import Method
 from ..rows import Rows
+
+BOUNDS_AT_ONCE = 2**26  # 256 MB
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,36 @@ class Quest(Method):
         return attend.gathered(q_BHTD, memory, index, count, call)
 
     def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        if not many.plain(memory, call):  # a sliding window cuts pages
+            return self._through_rows(q_BHTD, memory, call, ledger)
+        pages = memory.aux["boxes"].view.shape[2]
+        size = max(attend.ROWS_AT_ONCE, BOUNDS_AT_ONCE // (q_BHTD.shape[0] * q_BHTD.shape[1] * pages))
+        pieces = [slice(start, start + size) for start in range(0, call.new, size)]
+        words, reads = zip(*(self._words(q_BHTD, memory, call, rows) for rows in pieces), strict=True)
+        bits = torch.cat(words, 2)
+        ledger.count(memory, call, torch.cat(reads, 2), self._extra(memory, call))
+        if ledger.watch is None and many.fits(q_BHTD, memory, call):
+            return many.chosen(q_BHTD, memory, call, bits, self.page)
+        page_BS = self._page(memory, call).expand(*bits.shape[:3], -1)
+        keep = of_words(bits, page_BS) & attend.visible_BNTS(memory, call)
+        ledger.chosen(memory, call, q_BHTD, keep)
+        return attend.masked(q_BHTD, memory, keep, call)
+
+    def _words(self, q_BHTD: Tensor, memory: Memory, call: Call, rows: slice) -> tuple[Tensor, Tensor]:
+        """The pages of some query rows as bits [B, N, t, W], and the rows that are read [B, G, t]."""
+        boxes, own = memory.aux["boxes"].view, self._own(call)[:, None, rows]
+        bounds = attend.group_scores(_halves(q_BHTD[:, :, rows]), boxes, self._reduce)
+        page = torch.arange(boxes.shape[2], device=boxes.device)
+        begun = (call.context_BT[:, None, rows] - own * self.page).clamp(min=0)
+        room = (self._budget(memory, call)[:, rows] - begun[:, 0]) // self.page
+        before = page < own[..., None]
+        best = attend.largest(bounds.masked_fill(~before, -torch.inf), room)
+        read = attend.union_BGT(best, boxes.shape[1]) * self.page + begun
+        return as_words(best | (page == own[..., None])), read
+
+    def _through_rows(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         boxes, budget, parts = memory.aux["boxes"].view, self._budget(memory, call), []
-        for start in range(0, call.new, attend.ROWS_AT_ONCE):
-            rows = slice(start, start + attend.ROWS_AT_ONCE)
+        for rows in attend.pieces(call):
             bounds = attend.group_scores(_halves(q_BHTD[:, :, rows]), boxes, self._reduce)
             parts.append(attend.largest(self._by_row(bounds, memory, call, rows), budget[:, rows]))
         keep = torch.cat(parts, 2)
@@ -146,9 +176,13 @@ class Quest(Method):
     def _by_row(self, bounds_BNTP: Tensor, memory: Memory, call: Call, rows: slice) -> Tensor:
         """The bound of each row's page; its own page comes first, what is not visible never; [B, N, T, S]."""
         visible, own = attend.visible_BNTS(memory, call, rows), self._own(call)[:, None, rows, None]
-        page_BS = (memory.numbers_BS(call.first.shape[0]) - call.first[:, None]).clamp(min=0) // self.page
-        page = page_BS[:, None, None].expand(*bounds_BNTP.shape[:3], -1)
+        page = self._page(memory, call).expand(*bounds_BNTP.shape[:3], -1)
         return bounds_BNTP.float().gather(3, page).masked_fill(page >= own, torch.inf).masked_fill(~visible, -torch.inf)
+
+    def _page(self, memory: Memory, call: Call) -> Tensor:
+        """The page of each row held, [B, 1, 1, S]."""
+        place = memory.numbers_BS(call.first.shape[0]) - call.first[:, None]
+        return (place.clamp(min=0) // self.page)[:, None, None]
 
     def _extra(self, memory: Memory, call: Call) -> Tensor:
         return self._own(call).double() * (memory.aux["boxes"].row_bytes * memory.site.live)

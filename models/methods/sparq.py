@@ -8,11 +8,13 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ...kernels.kth_score import MOST_RANKS
 from ...kernels.select_topk import OP as SELECT_TOPK
+from ...kernels.sparq_rows import OP as SPARQ_ROWS
 from ...kernels.sparq_score import OP as SPARQ_SCORE
 from ...results import rules
 from ...results.fields import ByteCount, Keep, RowCount, Share
-from .. import attend, running
+from .. import attend, many, running
 from ..budget import Allowance, Cost, amount_of, asks_for_gaps, in_rows, share, widest, word_of
 from ..ledger import Ledger
 from ..memory import Call, Memory
@@ -107,6 +109,8 @@ class Sparq(Method):
         return kept.int(), (share(self.local, kept - self._more) + self._more).int()
 
     def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> tuple[Tensor, Tensor]:
+        if ledger.watch is None and memory.keys.view.shape[2] <= MOST_RANKS and many.fits(q_BHTD, memory, call):
+            return self._through_bits(q_BHTD, memory, call, ledger)
         visible, budget = attend.visible_BTS(memory, call), self._budget(memory, call)
         groups, keeps, inside = memory.keys.view.shape[1], [], []
         for rows in attend.pieces(call):
@@ -119,13 +123,26 @@ class Sparq(Method):
         self._count(memory, call, ledger, kept.sum(-1))
         return attend.masked(q_BHTD, memory, kept, call), torch.cat(inside, 2)
 
+    def _through_bits(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> tuple[Tensor, Tensor]:
+        """The same through kernels."""
+        (lead, factor), budget, k = self._ranking(q_BHTD, memory, call), self._budget(memory, call), memory.keys.view
+        local = share(self.local, budget - self._more) + self._more
+        chosen = SPARQ_ROWS(lead, k, factor, budget.int(), local.int(), call.first.int())
+        self._count(memory, call, ledger, budget[:, None].expand(-1, k.shape[1], -1))
+        return many.chosen(q_BHTD, memory, call, chosen.bits_BGTW, 1), chosen.inside_BHT
+
     def _weights(self, q_BHTD: Tensor, memory: Memory, seen_BTS: Tensor, call: Call) -> Tensor:
         """Approximate weights of every row, [B, H, T, S]; zeros where nothing is seen."""
-        lead = self._leading(q_BHTD, memory)
-        size = lead.float().abs().sum(-1) / q_BHTD.float().abs().sum(-1)
-        scores = attend.group_scores(lead, memory.aux["by_component"].view, "none")
-        scores = scores * (call.scale * size.rsqrt())[..., None]
+        lead, factor = self._ranking(q_BHTD, memory, call)
+        scores = attend.group_scores(lead, memory.aux["by_component"].view, "none") * factor[..., None]
         return scores.masked_fill(~seen_BTS[:, None], -torch.inf).softmax(-1).nan_to_num(0)
+
+    def _ranking(self, q_BHTD: Tensor, memory: Memory, call: Call) -> tuple[Tensor, Tensor]:
+        """The leading components of the query, and the factor of their products, [B, H, T]."""
+        lead = self._leading(q_BHTD, memory)
+        part = lead.float().abs().sum(-1) / q_BHTD.float().abs().sum(-1)
+        # a head without any of these components has equal weights everywhere
+        return lead, call.scale * torch.where(part > 0, part, 1.0).rsqrt()
 
     def _leading(self, q_BHTD: Tensor, memory: Memory) -> Tensor:
         """The query with all but the r largest components of its group set to zero."""

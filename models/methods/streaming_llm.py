@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...results import rules
 from ...results.fields import ByteCount, Keep, RowCount, Within
-from .. import attend
+from .. import attend, lifetime, many
 from ..budget import Allowance, Cost, amount_of, asks_for_gaps, widest, word_of
 from ..evict import sliding_rows_BT
 from ..ledger import Ledger
@@ -138,6 +138,8 @@ class StreamingLlm(Method):
         alone = call.new == 1 and self.decode == "slide"
         if alone:
             self._cut(memory, call)
+        if ledger.watch is None and self._fits(q_BHTD, memory, call):
+            return self._many(q_BHTD, memory, call, ledger)
         keep = self._keep(memory, call)
         ledger.chosen(memory, call, q_BHTD, keep[:, None])
         groups = memory.keys.view.shape[1]
@@ -147,6 +149,34 @@ class StreamingLlm(Method):
         if alone and memory.columns is not None:
             return attend.dense(q_BHTD, memory, call)
         return attend.masked(q_BHTD, memory, keep[:, None], call)
+
+    def _fits(self, q_BHTD: Tensor, memory: Memory, call: Call) -> bool:
+        """Whether each row held is attended up to some query row: budgets are equal, or those of rows that see all."""
+        if self.decode == "grow" or not many.fits_hidden(q_BHTD, call):
+            return False
+        budget = self._rows_BT(memory, call)
+        return bool(((budget == budget[:, -1:]) | (call.context_BT <= budget)).all())
+
+    def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """The window through a kernel; sinks that stand elsewhere for each row are merged with it."""
+        place, begun = self._place(memory), (call.numbers_T[0] - call.first)[:, None]
+        budget = self._rows_BT(memory, call)[:, -1:]
+        sinks = (budget - 1).clamp(max=self.sinks)
+        until = (place + (budget - sinks) - begun).clamp(min=0).masked_fill(place < 0, 0)
+        is_sink = (place >= 0) & (place < sinks)
+        read = lifetime.held_count(torch.where(is_sink, call.new, until)[:, None], call.new)
+        ledger.count(memory, call, read.expand(-1, memory.keys.view.shape[1], -1), 0.0)
+        if self.positions == "text" or not self.sinks:
+            every = torch.where(is_sink, call.new, until)[:, None]
+            return lifetime.attend_held(q_BHTD, memory, every, call.scale)[0].to(q_BHTD.dtype)
+        out, lse = lifetime.attend_held(q_BHTD, memory, until.masked_fill(is_sink, 0)[:, None], call.scale)
+        near = memory.site.rotate(q_BHTD, -(call.context_BT - budget).clamp(min=0))
+        which = torch.arange(self.sinks, device=place.device)
+        scores = attend.group_scores(near, memory.extra[SINKS], "none") * call.scale
+        seen = (which < sinks)[:, None] & (which < call.context_BT[..., None])
+        there = (place[:, None] == which[:, None]).int().argmax(-1)[:, None, :, None]
+        values = memory.values.view.gather(2, there.expand(-1, memory.keys.view.shape[1], -1, out.shape[3]))
+        return lifetime.beside(out, lse, scores.masked_fill(~seen[:, None], -torch.inf), values).to(q_BHTD.dtype)
 
     def _keep(self, memory: Memory, call: Call) -> Tensor:
         visible, place = attend.visible_BTS(memory, call), self._place(memory)[:, None]

@@ -14,6 +14,7 @@ from .. import attend
 from ..budget import share
 from ..evict import Stepwise, grouped, weights
 from ..memory import Call, Memory, Site
+from ..walk import Marking
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Tova(Stepwise):
         if self.heads == "layer":
             return last.mean(1).expand_as(marks_BGS)
         return grouped(last, marks_BGS.shape[1], "mean")[:, :, 0]
+
+    def marking(self, heads: int, groups: int) -> Marking:
+        """A mean over the query heads of the layer, or of each group."""
+        sets = 1 if self.heads == "layer" else groups
+        return Marking(sets, 0.0, sets / heads)
 
     def mark_prompt(self, marks_BGS: Tensor, q_BHTD: Tensor, memory: Memory, call: Call) -> None:
         """Only the last row's weights stay."""

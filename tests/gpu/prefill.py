@@ -268,6 +268,7 @@ PARTS = {
     "columns": partial(operations, names=("column_sums", "window_votes")),
     "others": partial(operations, names=("linear_prefill", "landmark_retrieve")),
     "thresholds": partial(operations, names=("threshold_prefill", "kth_score")),
+    "scoring_ops": partial(operations, names=("chosen_prefill", "held_prefill", "evict_walk", "sparq_rows")),
 }
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ JOBS = {
     "tries": partial(landmark, lengths=LENGTHS[1:2], tries=True),
 } | {
     name: partial(operation, name)
-    for name in ("column_sums", "window_votes", "kth_score", "threshold_prefill", "linear_prefill",
-                 "landmark_retrieve")
+    for name in ("column_sums", "window_votes", "kth_score", "threshold_prefill", "chosen_prefill", "held_prefill",
+                 "evict_walk", "sparq_rows", "linear_prefill", "landmark_retrieve")
 }  # fmt: skip
 
 

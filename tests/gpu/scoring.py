@@ -3,8 +3,8 @@
     python3 tests/gpu/scoring.py FOLDER [METHOD ...] [--tiny]
 
 An eighth of the text is a dense prompt, after which methods that compress prompts do so; all other rows are rows that
-the method acts on. Weights are random, and so are bases and thresholds: seconds and memory are what is measured, and
-the density says how much a method read meanwhile. Lines come to FOLDER/scoring.csv as they are known.
+the method acts on. Weights are random, and so are bases; thresholds are calibrated on another text as long. Seconds and
+memory are what is measured, and the density says how much a method read meanwhile. Lines come to FOLDER/scoring.csv as they are known.
 """
 
 import csv
@@ -22,6 +22,7 @@ from turns import run_in_turns
 
 from lacuna.harness.lm import LM, Session
 from lacuna.harness.ranks import Ranks
+from lacuna.harness.tasks.thresholds import Thresholds
 from lacuna.harness.world import World
 from lacuna.models.bind import bind
 from lacuna.models.ledger import summary
@@ -65,10 +66,38 @@ def arguments(name):
     return OTHERWISE.get(name, {"keep": 0.25} if any(field.name == "keep" for field in fields) else {})
 
 
+class Drawn(Session):
+    """Reads random tokens, whatever the corpus."""
+
+    def encode(self, text):
+        """As many as a window has, another draw for another text."""
+        return tokens(1, TOKENS, seed=len(text))[0].tolist()
+
+
+def session_of(kind, model, method, binding):
+    """A session on this process alone."""
+    return kind(
+        LM(model, None, Shard(kv_heads_real=GROUPS), World(Ranks(0, 1), model.device.type)), method, None, binding
+    )
+
+
+def calibrate(model, method, folder, files):
+    """Replace the thresholds by those of a window as long as the text, as a user would calibrate them."""
+    shared = {name: getattr(method, name) for name in ("keep", "rows", "bytes", "heads", "placement", "d")
+              if hasattr(method, name)}  # fmt: skip
+    basis = {} if "d" in shared else None
+    task = Thresholds(**shared, basis=basis, tokens=max(256, TOKENS), window=TOKENS)
+    full = plugins.load("methods", "full")()
+    with bind(model, full, artifacts=files) as binding:
+        made = task.run(session_of(Drawn, model, full, binding)).artifact
+    files["thresholds"] = folder / "thresholds.safetensors"
+    files["thresholds"].write_bytes(made)
+
+
 def score(model, method, files, ids):
     """Seconds, peak memory and density of one text."""
     with bind(model, method, artifacts=files) as binding:
-        session = Session(LM(model, None, Shard.whole(), World(Ranks(0, 1), model.device.type)), method, None, binding)
+        session = session_of(Session, model, method, binding)
         begun = time.perf_counter()
         logs = session.score(ids, ids.shape[1] // 8)
         finite = bool(logs.isfinite().all())  # waits for the device
@@ -86,6 +115,8 @@ def steps(name, folder):
     own.mkdir(exist_ok=True)
     files = calibrations(own, GROUPS, 64, LAYERS, HEADS)
     method, ids = make_method(name, arguments(name)), tokens(1, TOKENS).to(device)
+    if hasattr(method, "thresholds"):
+        calibrate(model, method, own, files)
     score(model, method, files, ids[:, : TOKENS // 8])
     yield
     for _ in range(2):  # what only a long text compiles is no time of the second

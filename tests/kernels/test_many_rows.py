@@ -12,7 +12,7 @@ from lacuna.kernels.many_rows import RowsCase, Tiles
 from lacuna.kernels.op import load_op
 from lacuna.kernels.verify import judge, poisoned_memory, verify
 
-OPS = ("column_sums", "kth_score", "threshold_prefill", "window_votes")
+OPS = ("chosen_prefill", "column_sums", "kth_score", "threshold_prefill", "window_votes")
 CASES = [(name, case) for name in OPS for case in load_op(name).cases if case.purpose == "test"]
 SMALL = Tiles(32, 16, 4, 2)
 

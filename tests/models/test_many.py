@@ -5,10 +5,10 @@ import torch
 from conftest_models import gap_cases, make_method, make_model, run_rows, tokens
 from safetensors.torch import load_file, save_file
 
-from lacuna.models import many
+from lacuna.models import lifetime, many, residual
 from lacuna.models.ledger import summary
 
-WIRED = ("topk", "loki", "top_theta", "loki_theta", "snapkv", "pyramidkv", "h2o", "tova")
+WIRED = ("topk", "loki", "top_theta", "loki_theta", "snapkv", "pyramidkv", "h2o", "tova", "quest", "sparq")
 CASES = [case for case in gap_cases() if case.values[0] in WIRED]
 
 
@@ -53,6 +53,65 @@ def test_rows_that_see_all_that_is_held_need_no_mask(name, args, padded, basis, 
     got, ledger = run_rows(model, method, ids, basis(), 45, True, mask=mask)
     torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
     assert taken or (name == "snapkv" and not padded)  # that needs no kernel of ours
+    ours, theirs = (summary([book.sums()])["decode"] for book in (ledger, counted))
+    assert ours == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("name", "args"), [case for case in gap_cases() if case.values[0] == "streaming_llm"])
+@pytest.mark.parametrize("prompt", [1, 25])
+def test_windows_need_no_mask(name, args, padded, prompt, basis, monkeypatch):
+    """Broken: on a GPU, rows of a window see too few or too many rows, or turned sinks weigh otherwise."""
+    model, ids, method = make_model(), tokens(2, 40), make_method(name, args)
+    mask = (torch.arange(40) >= torch.tensor([0, 6])[:, None]).long() if padded and prompt > 6 else None
+    want, counted = run_rows(model, method, ids, basis(), prompt, True, mask=mask)
+    taken, plain = [], lifetime.attend_held
+    monkeypatch.setattr(many, "fits_hidden", lambda _q, call: call.new > 1)
+    monkeypatch.setattr(lifetime, "attend_held", lambda *given: taken.append(1) or plain(*given))
+    got, ledger = run_rows(model, method, ids, basis(), prompt, True, mask=mask)
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
+    grows = args.get("decode") == "grow" or (prompt == 1 and "keep" in args)
+    assert bool(taken) != grows
+    ours, theirs = (summary([book.sums()])["decode"] for book in (ledger, counted))
+    assert ours == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("prefill", ["dense", "sparse"])
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [case for case in gap_cases() if case.values[0] in ("h2o", "tova") and case.values[1].get("positions") != "cache"],
+)
+def test_walks_need_no_masks(name, args, padded, prefill, basis, monkeypatch):
+    """Broken: on a GPU, H2O or TOVA drops other rows than step by step, or the rows dropped are still attended."""
+    model, ids, method = make_model(), tokens(2, 60), make_method(name, args)
+    mask = (torch.arange(60) >= torch.tensor([0, 6])[:, None]).long() if padded else None
+    want, counted = run_rows(model, method, ids, basis(), 25, True, prefill=prefill, mask=mask)
+    taken, plain = [], lifetime.attend_held
+    monkeypatch.setattr(many, "fits_hidden", lambda _q, call: call.new > 1)
+    monkeypatch.setattr(lifetime, "attend_held", lambda *given: taken.append(1) or plain(*given))
+    got, ledger = run_rows(model, method, ids, basis(), 25, True, prefill=prefill, mask=mask)
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
+    assert bool(taken) == (args.get("evict") != "once")
+    for phase in ("prefill", "decode"):
+        ours, theirs = (summary([book.sums()])[phase] for book in (ledger, counted))
+        assert ours == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("recent", [0.5, 3])
+def test_walks_beside_a_state_need_no_masks(padded, recent, basis, monkeypatch):
+    """Broken: on a GPU, other rows go into the state of `linear_residual` than step by step, or sinks leave."""
+    model, ids = make_model(), tokens(2, 60)
+    method = make_method("linear_residual", {"keep": None, "rows": 9, "sinks": 2, "recent": recent})
+    mask = (torch.arange(60) >= torch.tensor([0, 6])[:, None]).long() if padded else None
+    want, counted = run_rows(model, method, ids, basis(), 25, True, mask=mask)
+    taken, plain = [], residual.walk_at_once
+    monkeypatch.setattr(many, "fits_hidden", lambda _q, call: call.new > 1)
+    monkeypatch.setattr(residual, "walk_at_once", lambda *given: taken.append(1) or plain(*given))
+    got, ledger = run_rows(model, method, ids, basis(), 25, True, mask=mask)
+    assert taken
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
     ours, theirs = (summary([book.sums()])["decode"] for book in (ledger, counted))
     assert ours == pytest.approx(theirs)
 

@@ -80,6 +80,43 @@ def rank_rows_kernel(q_ptr, k_ptr, first_ptr, rank_ptr, scale, begin, some, new,
 
 
 @triton.jit
+def search_row(score, wanted):
+    """Search one row of scores for the border of the best.
+
+    Args:
+        score: (W,) scores; -inf is never taken, +inf in any case.
+        wanted: How many are.
+
+    Returns:
+        How many there are of those wanted; the key of the border (`score_of` turns it into a score); how many scores
+        reach it: more than wanted only if they are equal.
+    """
+    usable = score > float("-inf")
+    able = tl.sum(usable.to(tl.int32), 0)
+    # Rows that are taken in any case stand at +inf, and say nothing of the others.
+    finite = usable & (score < float("inf"))
+    seen, many = tl.where(finite, score, 0.0), tl.maximum(tl.sum(finite.to(tl.int32), 0), 1)
+    mean = tl.sum(seen, 0) / many
+    deviation = tl.sqrt(tl.maximum(tl.sum(seen * seen, 0) / many - mean * mean, 0.0))
+    k = tl.maximum(tl.minimum(wanted, able), 0)
+    # lo always keeps at least k keys and hi always keeps fewer.
+    lo = ordered_key(tl.min(tl.where(usable, score, float("inf")), 0))
+    hi = ordered_key(tl.max(score, 0)) + 1
+    lo_count, hi_count = able, able * 0
+    middle = middle_of(lo, hi)
+    low_guess, high_guess = first_guesses(mean, deviation, many, tl.maximum(k - (able - many), 1))
+    one, two = between(low_guess, lo, hi, middle), between(high_guess, lo, hi, middle)
+    while (k > 0) & (lo_count != k) & (lo + 1 < hi):
+        # Both counts share one sum: 16 bits each.
+        at_one, at_two = score >= score_of(one), score >= score_of(two)
+        counts = tl.sum(at_one.to(tl.int32) + (at_two.to(tl.int32) << 16), 0)
+        field = lo_count - hi_count
+        lo, lo_count, hi, hi_count = shrink(lo, lo_count, hi, hi_count, one, counts & 0xFFFF, two, counts >> 16, k)
+        one, two = next_guesses(lo, hi, lo_count, hi_count, k, (lo_count - hi_count) * 4 > field)
+    return k, lo, lo_count
+
+
+@triton.jit
 def row_border_kernel(rank_ptr, budget_ptr, kth_ptr, next_ptr, begin, some, new, width, BLOCK_ROWS: tl.constexpr):
     """Search for the border of one row of ranks; the grid is (t, B * N).
 
@@ -97,29 +134,9 @@ def row_border_kernel(rank_ptr, budget_ptr, kth_ptr, next_ptr, begin, some, new,
     at, sets = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row = tl.arange(0, BLOCK_ROWS)
     score = tl.load(rank_ptr + (sets * some + at) * width + row, mask=row < width, other=float("-inf"))
-    usable = score > float("-inf")
-    able = tl.sum(usable.to(tl.int32), 0)
-    # Rows that are taken in any case stand at +inf, and say nothing of the others.
-    finite = usable & (score < float("inf"))
-    seen, many = tl.where(finite, score, 0.0), tl.maximum(tl.sum(finite.to(tl.int32), 0), 1)
-    mean = tl.sum(seen, 0) / many
-    deviation = tl.sqrt(tl.maximum(tl.sum(seen * seen, 0) / many - mean * mean, 0.0))
     place = sets * new + begin + at
-    k = tl.maximum(tl.minimum(tl.load(budget_ptr + place), able), 0)
-    # lo always keeps at least k keys and hi always keeps fewer.
-    lo = ordered_key(tl.min(tl.where(usable, score, float("inf")), 0))
-    hi = ordered_key(tl.max(score, 0)) + 1
-    lo_count, hi_count = able, able * 0
-    middle = middle_of(lo, hi)
-    low_guess, high_guess = first_guesses(mean, deviation, many, tl.maximum(k - (able - many), 1))
-    one, two = between(low_guess, lo, hi, middle), between(high_guess, lo, hi, middle)
-    while (k > 0) & (lo_count != k) & (lo + 1 < hi):
-        # Both counts share one sum: 16 bits each.
-        at_one, at_two = score >= score_of(one), score >= score_of(two)
-        counts = tl.sum(at_one.to(tl.int32) + (at_two.to(tl.int32) << 16), 0)
-        field = lo_count - hi_count
-        lo, lo_count, hi, hi_count = shrink(lo, lo_count, hi, hi_count, one, counts & 0xFFFF, two, counts >> 16, k)
-        one, two = next_guesses(lo, hi, lo_count, hi_count, k, (lo_count - hi_count) * 4 > field)
+    k, lo, lo_count = search_row(score, tl.load(budget_ptr + place))
+    usable = score > float("-inf")
     border = tl.where(k > 0, score_of(lo), float("inf"))
     kept = (score >= border) & usable
     smallest = tl.min(tl.where(kept, score, float("inf")), 0)
@@ -157,7 +174,7 @@ def border_of_stored(
     rank = torch.empty(sets * step * rows, dtype=torch.float32, device=q_BHTR.device)
     for begin in range(0, new, step):
         some = min(step, new - begin)
-        _rank(q_BHTR, k_BGSR, first_B, rank, scale, begin, some, k_BNT.shape[1], plan)
+        rank_some(q_BHTR, k_BGSR, first_B, rank, scale, begin, some, k_BNT.shape[1], plan)
         _search(rank, k_BNT, kth_BNT, next_BNT, begin, some, rows - new + begin + some)
     return kth_BNT, next_BNT
 
@@ -188,17 +205,31 @@ def _search(
     )  # fmt: skip
 
 
-def _rank(
-    q: torch.Tensor,
-    k: torch.Tensor,
+def rank_some(
+    q_BHTR: torch.Tensor,
+    k_BGSR: torch.Tensor,
     first_B: torch.Tensor,
     rank: torch.Tensor,
     scale: float,
     begin: int,
     some: int,
     sets: int,
-    plan: Tiles | None,
+    plan: Tiles | None = None,
 ) -> None:
+    """Write the ranks of some query rows, (B, N, t, W); -inf where a row does not see a key.
+
+    Args:
+        q_BHTR: (B, H, T, R) queries.
+        k_BGSR: (B, G, S, R) keys.
+        first_B: (B,) int32, first row that is no padding.
+        rank: Room for as many float32.
+        scale: Factor of the scores.
+        begin: First of the t query rows.
+        some: t; their last row sees W keys.
+        sets: N; G ranks once for the query heads of a KV head, H for each.
+        plan: How to cut the products, `queries` being lines; chosen from the shape if absent.
+    """
+    q, k = q_BHTR, k_BGSR
     (batch, _, new, _), (groups, rows) = q.shape, k.shape[1:3]
     shape = shape_of(q, groups, sets, plan or tiles_of(LINES, q.element_size(), q.shape[3]))
     ranges = triton.cdiv(rows - new + begin + some, shape["N"] * TILES_EACH)

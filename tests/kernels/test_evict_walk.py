@@ -1,0 +1,106 @@
+"""The walk of an eviction against the rule written key by key, and its twins against each other.
+
+Shape legend: B batch, H query heads, G KV heads, T query rows, S key rows, D head dim, N sets of rows.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lacuna.kernels.evict_walk import compare_walks
+from lacuna.kernels.evict_walk.eager import Walked
+from lacuna.kernels.many_rows import RowsCase
+from lacuna.kernels.op import load_op
+from lacuna.kernels.verify import poisoned_memory, verify
+
+OP = load_op("evict_walk")
+CASES = [case for case in OP.cases if case.purpose == "test"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_twins_agree(case, device):
+    """Broken: the kernel drops a key that did not bear the lowest mark, or loses a mark."""
+    verdict = verify(OP, case, device)
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("case", CASES[2:], ids=lambda case: case.name)
+def test_walks_in_pieces_are_the_same(case, device, monkeypatch):
+    """Broken: where scores of all rows are too many, the walk forgets what it holds; or heads beyond the first chunk."""
+    monkeypatch.setattr("lacuna.kernels.evict_walk.fused.SCORES_AT_ONCE", 7 * case.batch * case.q_heads * case.rows)
+    monkeypatch.setattr("lacuna.kernels.evict_walk.fused.SCORES_OF_ROW", 64)
+    verdict = verify(OP, case, device)
+    assert verdict.passed, verdict
+
+
+def inputs_of(**change):
+    case = RowsCase("small", 2, 4, 2, 23, head_dim=8, kept=6, queries=15, dtype="float64")
+    return OP.make(replace(case, **change), torch.device("cpu"), 2)
+
+
+def walked(inputs, b, n):
+    """{key: row until which it is held}, {key: mark}, of one set, written key by key."""
+    q, k, number = inputs["q_BHTD"][b], inputs["k_BGSD"][b], inputs["number_BNS"][b, n].tolist()
+    sets, before = inputs["number_BNS"].shape[1], k.shape[1] - q.shape[1]
+    heads = [h for h in range(4) if h * sets // 4 == n]
+    mark = {c: float(inputs["mark_BNS"][b, n, c]) for c in range(before) if number[c] >= 0}
+    until = {}
+    for t in range(q.shape[1]):
+        own = before + t
+        if number[own] < 0:
+            continue
+        if len(mark) + 1 > int(inputs["budget_BT"][b, t]):
+            old = [c for c in mark if number[c] <= number[own] - int(inputs["recent_BT"][b, t])]
+            lowest = min(old, key=lambda c: (mark[c], c))
+            until[lowest] = t
+            del mark[lowest]
+        mark[own] = float(inputs["mark_BNS"][b, n, own])
+        weight = dict.fromkeys(mark, 0.0)
+        for h in heads:
+            score = torch.stack([k[h // 2, c] @ q[h, t] for c in mark]) * inputs["scale"]
+            for c, share in zip(mark, score.softmax(0).tolist(), strict=True):
+                weight[c] += share
+        mark = {c: inputs["carry"] * mark[c] + inputs["share"] * weight[c] for c in mark}
+    return {c: t for c, t in until.items() if t} | dict.fromkeys(mark, q.shape[1]), mark
+
+
+@pytest.mark.parametrize("layout", ["plain", "padded"])
+@pytest.mark.parametrize("reduce", ["max", "sum"])
+def test_the_lowest_mark_leaves(reduce, layout):
+    """Broken: H2O or TOVA drops another key than the rule says, or a recent one, or before the cache is full."""
+    inputs = inputs_of(reduce=reduce, layout=layout)
+    found = OP.eager(**inputs)
+    assert len(set(found.until_BNS.flatten().tolist())) > 5
+    for b, n in torch.cartesian_prod(*(torch.arange(s) for s in found.until_BNS.shape[:2])).tolist():
+        until, mark = walked(inputs, b, n)
+        assert {c: row for c, row in enumerate(found.until_BNS[b, n].tolist()) if row} == until
+        assert {c: m for c, m in enumerate(found.mark_BNS[b, n].tolist()) if m} == pytest.approx(mark)
+
+
+def test_of_equal_marks_the_oldest_leaves(device):
+    """Broken: among rows that nothing attends, which one is dropped depends on where it lies in the cache."""
+    q, k = torch.zeros(1, 1, 30, 16, device=device), torch.ones(1, 1, 40, 16, device=device)
+    number = torch.arange(40, dtype=torch.int32, device=device).view(1, 1, -1)
+    budget = torch.full((1, 30), 10, dtype=torch.int32, device=device)
+    arguments = (q, k, torch.zeros(1, 1, 40, device=device), number, budget, torch.ones_like(budget), 1.0, 0.0, 1.0)
+    with poisoned_memory():
+        found = OP.fused(*arguments)
+    assert found.until_BNS[0, 0].tolist() == [*range(30), *[30] * 10]
+    assert torch.equal(found.until_BNS, OP.eager(*arguments).until_BNS)
+
+
+@pytest.mark.parametrize("break_", ["another", "none", "mark"])
+def test_a_walk_by_another_rule_is_found(break_):
+    """Broken: a kernel that drops any key, or none, passes its verification."""
+    inputs = inputs_of()
+    right = OP.eager(**inputs)
+    until, mark = right.until_BNS.clone(), right.mark_BNS.clone()
+    if break_ == "mark":
+        mark[0, 0, -1] += 0.5
+    else:
+        first, later = (int((until[0, 0] == row).nonzero()[0, 0]) for row in (7, 12))
+        until[0, 0, first], until[0, 0, later] = (12, 7) if break_ == "another" else (15, 12)
+    assert compare_walks(inputs, right, right).error < 1e-12
+    wrong = compare_walks(inputs, Walked(until, mark), right)
+    assert wrong.reason or wrong.error > 1e-3
