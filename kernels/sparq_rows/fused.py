@@ -222,7 +222,7 @@ def sparq_rows(
     for begin in range(0, new, step):
         some = min(step, new - begin)
         width = rows - new + begin + some
-        size, sets = (begin, some, new, rows, width), batch * groups
+        size, sets, block = (begin, some, new, rows, width), batch * groups, max(LEAST_ROWS, power_of_2(width))
         rank_some(q_BHTD, k_BGSD, first_B, score, 1.0, begin, some, heads)
         row_lse_kernel[(some, batch * heads)](score, factor, first_B, lse, *size, LOG2_E, HEADS=heads, PART=PART)
         sum_weights_kernel[(some, sets)](
@@ -230,7 +230,7 @@ def sparq_rows(
         )
         choose_bits_kernel[(some, sets)](
             rank, budget, bits, begin, some, new, width, words, KV_HEADS=groups,
-            BLOCK_ROWS=max(LEAST_ROWS, power_of_2(width)), num_warps=select_plan(power_of_2(width)).num_warps,
+            BLOCK_ROWS=block, num_warps=select_plan(block).num_warps,
         )  # fmt: skip
         weight_inside_kernel[(some, batch * heads)](
             score, factor, lse, first_B, bits, inside, *size, words, LOG2_E, HEADS=heads, GROUP=group, PART=PART

@@ -88,6 +88,18 @@ def test_row_sums_of_both_twins_are_those_of_causal_attention(device):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_rows_of_any_length_are_searched_by_a_power_of_two_of_warps(monkeypatch):
+    """Broken: rows of 25000 keys ask for 12 warps, which no GPU gives, though 32768 keys are fine."""
+    from lacuna.kernels.kth_score.stored import fused
+
+    warps = []
+    launch = {(5, 2): lambda *_, num_warps, **__: warps.append(num_warps)}
+    monkeypatch.setattr(fused, "row_border_kernel", launch)
+    for width in (7, 1000, 9000, 12300, 25000, 32768):
+        fused._search(None, torch.zeros(1, 2, 9), None, None, 0, 5, width)  # noqa: SLF001 - no GPU refuses here
+    assert warps == [4, 4, 8, 8, 16, 16]
+
+
 @pytest.mark.parametrize("reduce", ["max", "none"])
 def test_the_border_is_that_of_sorted_scores(reduce):
     """Broken: a threshold keeps one row too many or too few."""

@@ -23,9 +23,10 @@ def test_the_script_of_the_gpu_runs_in_tiny(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     columns = {"attention", "column_sums", "window_votes"}
     of_landmark = {"attention_gradient", "landmark_attention", "landmark_gradient", "landmark_retrieve"}
+    of_scoring = {"chosen_prefill", "held_prefill", "evict_walk", "sparq_rows"}
     for part, ops in (
         ("columns", columns),
-        ("quick", columns | of_landmark | {"kth_score", "threshold_prefill", "linear_prefill"}),
+        ("quick", columns | of_landmark | of_scoring | {"kth_score", "threshold_prefill", "linear_prefill"}),
     ):
         with (tmp_path / f"prefill_{part}.csv").open(newline="") as file:
             lines = list(csv.DictReader(file))

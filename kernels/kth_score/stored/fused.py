@@ -198,10 +198,9 @@ def border_of_ranks(rank_BNTS: torch.Tensor, k_BNT: torch.Tensor) -> tuple[torch
 def _search(
     rank: torch.Tensor, k_BNT: torch.Tensor, kth: torch.Tensor, after: torch.Tensor, begin: int, some: int, width: int
 ) -> None:
-    batch, sets, new = k_BNT.shape
+    (batch, sets, new), block = k_BNT.shape, max(LEAST_ROWS, power_of_2(width))
     row_border_kernel[(some, batch * sets)](
-        rank, k_BNT, kth, after, begin, some, new, width, BLOCK_ROWS=max(LEAST_ROWS, power_of_2(width)),
-        num_warps=select_plan(width).num_warps,
+        rank, k_BNT, kth, after, begin, some, new, width, BLOCK_ROWS=block, num_warps=select_plan(block).num_warps,
     )  # fmt: skip
 
 
