@@ -17,16 +17,10 @@ import torch
 from torch import Tensor
 
 from ..kernels.held_prefill import OP as HELD_PREFILL
-<<<<<<< HEAD
 from ..results import rules
 from . import attend, many, residual_steps
 from .budget import Allowance, amount_of, share, word_of
-from .evict import Stepwise, Walk, grouped, text
-=======
-from . import attend, many
-from .budget import Allowance, share, word_of
 from .evict import Stepwise, grouped, text
->>>>>>> d4321fd (Long texts under quest, sparq, streaming_llm, h2o and tova are scored on a GPU through kernels, without masks of all pairs)
 from .feature_map import FeatureMap
 from .ledger import Ledger
 from .memory import Call, Memory, Site
