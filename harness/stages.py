@@ -18,7 +18,7 @@ STAGES = (
     ("gather", ("attend_chosen", "value_gather")),
     ("attend", ("attend_kernel", "flash", "fmha", "cudnn_generated")),
     ("merge", ("combine_kernel", "merge_kernel", "fill_kernel")),
-    ("collective", ("nccl", "one_shot", "all_reduce", "symm_mem")),
+    ("collective", ("nccl", "one_shot", "all_reduce", "symm_mem", "sum_norm")),
     ("matmul", ("gemm", "gemv", "cutlass", "cublas", "nvjet", "splitk", "splitKreduce")),
 )
 

@@ -179,7 +179,7 @@ def _add_weights_commands(commands: Commands) -> None:
 
 def _add_kernel_commands(commands: Commands) -> None:
     verify = _command(commands, "verify", "hold kernels against their eager twins")
-    bench = _command(commands, "bench", "verify, then time kernels")
+    bench = _command(commands, "bench", "verify, then time kernels", _store())
     bench.add_argument("-o", dest="output", type=csv_file, metavar="CSV", help="write each row there as it is measured")
     bench.add_argument("--rows", type=count, nargs="+", metavar="S", help="time caches of so many rows instead")
     bench.add_argument("--batch", type=count, nargs="+", metavar="B", help="with --rows: sequences (default: 16)")
@@ -188,6 +188,11 @@ def _add_kernel_commands(commands: Commands) -> None:
     )
     bench.add_argument("--gpu", default="", metavar="NAME", help="refuse a GPU of another name, such as H200")
     bench.add_argument("--heads", metavar="HxG", help="with --rows: query x key/value heads (default: 32x8)")
+    bench.add_argument("--head-dim", type=count, metavar="D", help="with --rows: dims of a head (default: 128)")
+    bench.add_argument(
+        "--keys", nargs="+", default=["random"], metavar="MODEL",
+        help="whose keys: random, or a model of `lacuna list models` over real text (default: random)",
+    )  # fmt: skip
     for parser in (verify, bench):
         parser.add_argument("op", nargs="*", metavar="OP", help="some of `lacuna list ops` (default: all)")
         parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from ..kernels.bench import rows
 from ..kernels.clock import refuse_other_gpu
 from ..kernels.grid import decode_ops, grid_cases, write_csv
 from ..kernels.pipeline import STAGES
 from ..kernels.verify import verify_all
 from ..results import plugins
 from ..results.fields import near
+from .origins import rows_of
 from .say import say_row
 
-GRID: dict[str, Any] = {"batch": [16], "part": [4], "heads": "32x8"}  # what goes with --rows
+GRID: dict[str, Any] = {"batch": [16], "part": [4], "heads": "32x8", "head_dim": 128}  # what goes with --rows
 
 
 def device(name: str | None) -> torch.device:
@@ -55,11 +55,14 @@ def timed(args: Namespace) -> list[dict[str, Any]]:
     refuse_other_gpu(args.gpu, where)
     given = {name: getattr(args, name) for name in GRID if getattr(args, name) is not None}
     if given and not args.rows:
-        raise ValueError(f"--{next(iter(given))} sets nothing without --rows, the lengths of the caches")
+        word = next(iter(given)).replace("_", "-")
+        raise ValueError(f"--{word} sets nothing without --rows, the lengths of the caches")
     shape = GRID | given
-    cases = grid_cases(shape["batch"], args.rows, shape["part"], shape["heads"]) if args.rows else ()
+    cases = ()
+    if args.rows:
+        cases = grid_cases(shape["batch"], args.rows, shape["part"], shape["heads"], shape["head_dim"])
     names = _named(args.op, [*plugins.names("ops"), *STAGES]) if args.op else _usual(where, cases)
-    told = map(say_row, rows(names, where, cases))
+    told = map(say_row, rows_of(args.keys, names, where, cases, args.store))
     return write_csv(told, args.output) if args.output else list(told)
 
 

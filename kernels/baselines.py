@@ -1,16 +1,23 @@
 """Dense decode attention as others do it. The fastest of these decides every headline.
 
+What a library needs beforehand, such as a cache in its own layout or a plan for these shapes, is made before the call
+that is timed.
+
 Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, D head dim.
 """
 
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-Baseline = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+from .paged import flashinfer_paged
+
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+Baseline = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], Callable[[], torch.Tensor]]
 
 
 def sdpa(
@@ -87,25 +94,30 @@ def dense_baselines() -> dict[str, Baseline]:
     """Name the dense kernels that ours is held against.
 
     Returns:
-        Functions of (q_BHD, k_BGSD, v_BGSD, scale), by the name they have in a result row.
+        Functions of (q_BHD, k_BGSD, v_BGSD, scale) that give the call to time, by the name they have in a result row.
     """
     backends = {
         "cudnn": SDPBackend.CUDNN_ATTENTION,
         "flash": SDPBackend.FLASH_ATTENTION,
         "math": SDPBackend.MATH,
     }
-    plain: dict[str, Baseline] = {f"sdpa_{name}": partial(sdpa, backend) for name, backend in backends.items()}
-    grouped: dict[str, Baseline] = {
+    plain: dict[str, Attention] = {f"sdpa_{name}": partial(sdpa, backend) for name, backend in backends.items()}
+    grouped: dict[str, Attention] = {
         f"sdpa_{name}_grouped": partial(sdpa_grouped, backend) for name, backend in backends.items() if name != "math"
     }
-    return plain | grouped | {"naive": naive}
+    ready = plain | grouped | {"naive": naive}
+    return {name: partial(partial, attention) for name, attention in ready.items()} | {"flashinfer": flashinfer_paged}
 
 
 def versions() -> str:
     """Name the versions that the baselines come from.
 
     Returns:
-        The versions of torch, CUDA and cuDNN.
+        The versions of torch, CUDA and cuDNN, and of FlashInfer where it is installed.
     """
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-    return f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn}"
+    try:
+        flashinfer = f", FlashInfer {version('flashinfer-python')}"
+    except PackageNotFoundError:
+        flashinfer = ""
+    return f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn}{flashinfer}"

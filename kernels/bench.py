@@ -13,6 +13,7 @@ import torch
 
 from .baselines import Baseline, dense_baselines, versions
 from .clock import captured, copy_gb_s, percentiles, sample_ms
+from .drawn import Source, drawn_from, looks_at_keys
 from .op import Case, Inputs, Op, load_op
 from .pipeline import STAGES, make_pipeline, pipeline_bytes, pipeline_flops
 from .row import Row
@@ -129,10 +130,8 @@ def bench_baselines(case: Case, device: torch.device, ceiling_gb_s: float) -> It
 
 
 def _baseline_row(row: Row, baseline: Baseline, inputs: Inputs, reference: torch.Tensor, device: torch.device) -> Row:
-    def call() -> torch.Tensor:
-        return baseline(inputs["q_BHD"], inputs["k_BGSD"], inputs["v_BGSD"], inputs["scale"])
-
     try:
+        call = baseline(inputs["q_BHD"], inputs["k_BGSD"], inputs["v_BGSD"], inputs["scale"])
         error = float((call().to(reference.dtype) - reference).abs().max())
         # NaN compares false, and so fails.
         good = error <= BASELINE_ERROR * float(reference.abs().max())
@@ -219,6 +218,32 @@ def rows(op_names: Iterable[str], device: torch.device, cases: Sequence[Case] = 
     if device.type == "cuda" and ({"dense_decode"} | set(STAGES)) & set(names):
         for case in cases or (case for case in load_op("dense_decode").cases if case.purpose == "time"):
             yield from _dense_and_pipeline(names, case, device, ceiling_gb_s)
+
+
+def rows_of_keys(
+    name: str, source: Source, op_names: Iterable[str], device: torch.device, cases: Sequence[Case] = ()
+) -> Iterator[dict[str, Any]]:
+    """Bench on keys of a source instead of normal numbers; operations that do not look at keys are left out.
+
+    Args:
+        name: Of the source; rows and their cases have it.
+        source: Draws the caches.
+        op_names: As `rows` takes them.
+        device: Where.
+        cases: As `rows` takes them.
+
+    Yields:
+        `Row`s as dictionaries, as they are measured.
+
+    Raises:
+        ValueError: As `rows`, or if none of the operations looks at keys.
+    """
+    looking = [one for one in op_names if one in STAGES or looks_at_keys(load_op(one))]
+    if not looking:
+        raise ValueError(f"expected an operation that looks at keys, to time it on those of {name!r}")
+    with drawn_from(source):
+        for row in rows(looking, device, cases):
+            yield row | {"keys": name, "case": f"{row['case']}_keys-{name}"}
 
 
 def _dense_and_pipeline(

@@ -12,6 +12,7 @@ class Row:
         case: Name of the case.
         twin: "fused" or "eager"; empty for a baseline.
         baseline: Name of the baseline; empty for a twin.
+        keys: Whose keys: "random" for normal numbers, or the name of a model.
         status: "ok", "failed" or "oom".
         reason: Why it failed.
         device: Type and name of the device.
@@ -38,6 +39,7 @@ class Row:
     case: str
     twin: str = ""
     baseline: str = ""
+    keys: str = "random"
     status: str = "ok"
     reason: str = ""
     device: str = ""

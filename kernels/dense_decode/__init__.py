@@ -5,9 +5,10 @@ Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head di
 
 import torch
 
+from ..drawn import draw_cache
 from ..op import Case, Inputs, Op
 from ..shapes import CASES
-from ..visible import draw, draw_intervals
+from ..visible import draw_intervals
 from .eager import dense_decode
 
 
@@ -22,16 +23,9 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
     Returns:
         The arguments of `dense_decode`.
     """
-    cache = (case.batch, case.kv_heads, case.rows, case.head_dim)
     lo_B, hi_B = draw_intervals(case, device, seed)
-    return {
-        "q_BHD": draw((case.batch, case.q_heads, case.head_dim), case, device, seed + 1),
-        "k_BGSD": draw(cache, case, device, seed + 2),
-        "v_BGSD": draw(cache, case, device, seed + 3),
-        "lo_B": lo_B,
-        "hi_B": hi_B,
-        "scale": case.head_dim**-0.5,
-    }
+    bounds = {"lo_B": lo_B, "hi_B": hi_B, "scale": case.head_dim**-0.5}
+    return draw_cache(case, device, seed)._asdict() | bounds
 
 
 def moved_bytes(case: Case) -> int:

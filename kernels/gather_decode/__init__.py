@@ -3,11 +3,14 @@
 Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, N = G or H sets of rows, K kept.
 """
 
+from dataclasses import replace
+
 import torch
 
+from ..drawn import asked, draw_cache
+from ..lowrank_score import OP as LOWRANK_SCORE
 from ..op import Case, Inputs, Op
 from ..shapes import CASES
-from ..visible import draw
 from .eager import gather_decode
 
 
@@ -22,16 +25,9 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
     Returns:
         The arguments of `gather_decode`.
     """
-    cache = (case.batch, case.kv_heads, case.rows, case.head_dim)
     index_BNK, count_BN = _draw_sets(case, device, seed)
-    return {
-        "q_BHD": draw((case.batch, case.q_heads, case.head_dim), case, device, seed + 1),
-        "k_BGSD": draw(cache, case, device, seed + 2),
-        "v_BGSD": draw(cache, case, device, seed + 3),
-        "index_BNK": index_BNK,
-        "count_BN": count_BN,
-        "scale": case.head_dim**-0.5,
-    }
+    chosen = {"index_BNK": index_BNK, "count_BN": count_BN, "scale": case.head_dim**-0.5}
+    return draw_cache(case, device, seed)._asdict() | chosen
 
 
 def _draw_sets(case: Case, device: torch.device, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,6 +35,8 @@ def _draw_sets(case: Case, device: torch.device, seed: int) -> tuple[torch.Tenso
     shape = (case.batch, case.sets, case.rows)
     kept = min(case.kept, case.rows)
     rank_BNS = torch.rand(shape, generator=generator, device=device)
+    if asked() is not None:  # rows that a query chooses lie together
+        rank_BNS = LOWRANK_SCORE(*LOWRANK_SCORE.make(replace(case, visible="full"), device, seed).values())
     chosen_BNK = rank_BNS.topk(kept, dim=-1).indices.sort(-1).values.to(torch.int32)
     count_BN = torch.full(shape[:2], kept, dtype=torch.int32, device=device)
     if case.visible == "ragged":

@@ -13,10 +13,10 @@ import triton.language as tl
 
 from ..dense_decode.fused import check_contiguous_rows
 from ..overlap.fused import overlap, start_after_others
-from ..tiling import power_of_2
+from ..tiling import multiprocessors, power_of_2
 
-# Columns of a block, and rows that it moves at once.
-COLUMNS, TILE = 64, 128
+# Columns of a block at most and at least, and rows that it moves at once.
+COLUMNS, FEWEST, TILE = 128, 16, 128
 
 
 @triton.jit
@@ -128,6 +128,23 @@ def keep_rows_kernel(rows_ptr, index_ptr, kept, rows_batch, rows_head, rows_row,
     move_run(base, index, up, BLOCK, tl.cdiv(kept - up, BLOCK), up, kept, column, rows_row, WIDTH, BLOCK)
 
 
+def columns_of(pairs: int, width: int, multiprocessor_count: int) -> int:
+    """Choose the columns of a block: whole rows are moved fastest, but half of the SMs at the least must have a block.
+
+    Args:
+        pairs: Heads of all sequences.
+        width: W.
+        multiprocessor_count: SMs of the GPU.
+
+    Returns:
+        A power of two.
+    """
+    columns = min(COLUMNS, max(FEWEST, power_of_2(width)))
+    while columns > FEWEST and 2 * pairs * triton.cdiv(width, columns) <= multiprocessor_count:
+        columns //= 2
+    return int(columns)
+
+
 def keep_rows(rows_BGSW: torch.Tensor, index_BNK: torch.Tensor) -> torch.Tensor:
     """Move as the eager twin does, with no memory beside.
 
@@ -144,10 +161,10 @@ def keep_rows(rows_BGSW: torch.Tensor, index_BNK: torch.Tensor) -> torch.Tensor:
     check_contiguous_rows(rows_BGSW)
     batch, heads, _, width = rows_BGSW.shape
     sets, kept = index_BNK.shape[1:]
-    block_width = min(COLUMNS, max(16, power_of_2(width)))
+    block_width = columns_of(batch * heads, width, multiprocessors(rows_BGSW.device))
     keep_rows_kernel[(batch * heads, triton.cdiv(width, block_width))](
         rows_BGSW, index_BNK.contiguous(), kept, *rows_BGSW.stride()[:3], KV_HEADS=heads, SETS=sets, WIDTH=width,
-        BLOCK=TILE, BLOCK_WIDTH=block_width, BLOCK_KEPT=min(1024, max(16, power_of_2(kept))), num_warps=4,
+        BLOCK=TILE, BLOCK_WIDTH=block_width, BLOCK_KEPT=min(1024, max(16, power_of_2(kept))), num_warps=8,
         **overlap(rows_BGSW.device),
     )  # fmt: skip
     return rows_BGSW

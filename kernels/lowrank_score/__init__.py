@@ -5,9 +5,10 @@ Shape legend: B batch, H query heads, G KV heads, S rows in the cache, R dims, N
 
 import torch
 
+from ..drawn import draw_leading
 from ..op import Case, Inputs, Op
 from ..shapes import CASES
-from ..visible import draw, draw_intervals
+from ..visible import draw_intervals
 from .eager import lowrank_score
 
 
@@ -23,9 +24,10 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
         The arguments of `lowrank_score`.
     """
     lo_B, hi_B = draw_intervals(case, device, seed)
+    q_BHR, k_BGSR = draw_leading(case, device, seed)
     return {
-        "q_BHR": draw((case.batch, case.q_heads, case.low_dims), case, device, seed + 1),
-        "k_BGSR": draw((case.batch, case.kv_heads, case.rows, case.low_dims), case, device, seed + 2),
+        "q_BHR": q_BHR,
+        "k_BGSR": k_BGSR,
         "lo_B": lo_B,
         "hi_B": hi_B,
         "reduce": case.reduce,

@@ -4,9 +4,12 @@ Shape legend: B batch, N sets of rows, S rows in the cache, K width of the resul
 """
 
 import math
+from dataclasses import replace
 
 import torch
 
+from ..drawn import asked
+from ..lowrank_score import OP as LOWRANK_SCORE
 from ..op import Case, Comparison, Inputs, Op
 from ..shapes import CASES
 from ..visible import draw_intervals, visible_rows
@@ -26,6 +29,8 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
     """
     generator = torch.Generator(device=device).manual_seed(seed)
     s_BNS = torch.randn(case.batch, case.sets, case.rows, generator=generator, device=device)
+    if asked() is not None:
+        s_BNS = LOWRANK_SCORE(*LOWRANK_SCORE.make(replace(case, visible="full"), device, seed).values())
     k_B = torch.full((case.batch,), case.kept, dtype=torch.int32, device=device)
     if case.visible == "ragged":
         lo_B, hi_B = draw_intervals(case, device, seed)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from ..drawn import asked, draw_cache
 from ..op import Case, Inputs, Op, compare_all
 from ..shapes import CASES
 from ..visible import draw, draw_intervals
@@ -25,19 +26,27 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
         The arguments of `sparq_score`.
     """
     lo_B, hi_B = draw_intervals(case, device, seed)
-    # magnitudes that fall with the component: what is largest is not left to the last bit
-    fall_D = torch.linspace(2.0, 0.5, case.head_dim, device=device)
-    q_BHD = draw((case.batch, case.q_heads, case.head_dim), replace(case, dtype="float32"), device, seed + 1)
-    cache = (case.batch, case.kv_heads, case.head_dim, case.rows)
+    q_BHD, k_BGDS = _by_component(case, device, seed)
     return {
-        "q_BHD": (q_BHD * fall_D).to(case.torch_dtype),
-        "k_BGDS": draw(cache, case, device, seed + 2),
+        "q_BHD": q_BHD,
+        "k_BGDS": k_BGDS,
         "lo_B": lo_B,
         "hi_B": hi_B,
         "local_B": torch.full_like(lo_B, max(1, case.kept // 4)),
         "components": case.low_dims,
         "scale": case.head_dim**-0.5,
     }
+
+
+def _by_component(case: Case, device: torch.device, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    if asked() is not None:
+        drawn = draw_cache(case, device, seed)
+        return drawn.q_BHD, drawn.k_BGSD.transpose(2, 3).contiguous()
+    # magnitudes that fall with the component: what is largest is not left to the last bit
+    fall_D = torch.linspace(2.0, 0.5, case.head_dim, device=device)
+    q_BHD = draw((case.batch, case.q_heads, case.head_dim), replace(case, dtype="float32"), device, seed + 1)
+    cache = (case.batch, case.kv_heads, case.head_dim, case.rows)
+    return (q_BHD * fall_D).to(case.torch_dtype), draw(cache, case, device, seed + 2)
 
 
 def moved_bytes(case: Case) -> int:

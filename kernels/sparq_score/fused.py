@@ -16,9 +16,11 @@ import triton.language as tl
 
 from ..interpreter import upcasts
 from ..overlap.fused import overlap, start_after_others
-from ..tiling import Plan, multiprocessors, power_of_2, score_plan
+from ..tiling import SHORT_ROWS, TILE_BYTES, Plan, choose_splits, multiprocessors, power_of_2
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+# Each block chooses the components anew, which takes it as long as so many tiles.
+START_TILES = 8
 
 
 @triton.jit
@@ -130,8 +132,14 @@ def sparq_score_rank_kernel(score_ptr, sums_ptr, lo_ptr, hi_ptr, local_ptr, rank
     start_after_others(OVERLAP)
     pair = tl.program_id(0)
     batch = pair // KV_HEADS
-    lo, hi = tl.load(lo_ptr + batch), tl.load(hi_ptr + batch)
     member, split = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_SPLITS)
+    at = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    there = (member < GROUP)[:, None] & (at < rows)[None, :]
+    # asked for before anything is waited for
+    score = tl.load(
+        score_ptr + (pair * GROUP + member).to(tl.int64)[:, None] * rows + at[None, :], mask=there, other=float("-inf")
+    )
+    lo, hi, local = tl.load(lo_ptr + batch), tl.load(hi_ptr + batch), tl.load(local_ptr + batch)
     known = (member < GROUP)[:, None] & (split < SPLITS)[None, :]
     sums = sums_ptr + ((pair * GROUP + member)[:, None] * SPLITS + split[None, :]) * 2
     tops = tl.load(sums, mask=known, other=float("-inf"))
@@ -142,15 +150,30 @@ def sparq_score_rank_kernel(score_ptr, sums_ptr, lo_ptr, hi_ptr, local_ptr, rank
         lse = base + tl.log2(tl.where(total == 0.0, 1.0, total)) / LOG2_E
         lse = tl.where(total == 0.0, float("-inf"), lse)
         tl.store(lse_ptr + pair * GROUP + member, lse, mask=member < GROUP)
-    at = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    there = (member < GROUP)[:, None] & (at < rows)[None, :]
-    place = score_ptr + (pair * GROUP + member).to(tl.int64)[:, None] * rows + at[None, :]
-    score = tl.load(place, mask=there, other=float("-inf"))
     weight = tl.exp2((score - base[:, None]) * LOG2_E) / tl.where(total == 0.0, 1.0, total)[:, None]
     rank = tl.sum(weight, 0)
-    rank = tl.where(at >= hi - tl.load(local_ptr + batch), float("inf"), rank)
+    rank = tl.where(at >= hi - local, float("inf"), rank)
     rank = tl.where((at >= lo) & (at < hi), rank, float("-inf"))
     tl.store(rank_ptr + pair.to(tl.int64) * rows + at, rank, mask=at < rows)
+
+
+def sparq_plan(pairs: int, rows: int, components: int, item_bytes: int, multiprocessor_count: int) -> Plan:
+    """Cut the scores: two blocks share an SM.
+
+    Args:
+        pairs: Independent (sequence, KV head) pairs.
+        rows: S.
+        components: R.
+        item_bytes: Bytes of one element.
+        multiprocessor_count: SMs of the GPU.
+
+    Returns:
+        The plan.
+    """
+    most_rows, tile_bytes = (512, 2 * TILE_BYTES) if rows > SHORT_ROWS else (256, TILE_BYTES)
+    block_rows = min(most_rows, max(16, tile_bytes // (power_of_2(max(16, components)) * item_bytes)))
+    splits = choose_splits(pairs, -(-rows // block_rows), 2 * multiprocessor_count, START_TILES)
+    return Plan(block_rows, splits, num_warps=4, num_stages=3)
 
 
 def aligned_rows(k_BGDS: torch.Tensor) -> int:
@@ -202,7 +225,7 @@ def sparq_score(
     batch, heads, dim = q_BHD.shape
     groups, rows = k_BGDS.shape[1], k_BGDS.shape[3]
     group = heads // groups
-    plan = plan or score_plan(batch * groups, rows, components, k_BGDS.element_size(), multiprocessors(q_BHD.device))
+    plan = plan or sparq_plan(batch * groups, rows, components, k_BGDS.element_size(), multiprocessors(q_BHD.device))
     made = [(batch, groups, rows), (batch, heads, rows), (batch, heads), (batch * heads, plan.splits, 2)]
     rank_BGS, score_BHS, lse_BH, sums = (torch.empty(shape, dtype=torch.float32, device=q_BHD.device) for shape in made)
     shared = {"KV_HEADS": groups, "GROUP": group, "SPLITS": plan.splits, **overlap(q_BHD.device)}

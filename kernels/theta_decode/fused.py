@@ -1,7 +1,7 @@
 """Attention above thresholds: keys are read once for the scores, then the values of the rows that are kept.
 
 Three launches: scores with the softmax's maximum and sum, kept values, and the parts of all blocks together. The
-thresholds are known beforehand, so nothing is searched or sorted, and no index is written.
+thresholds are known beforehand, so nothing is searched or sorted.
 
 Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, D head dim, N sets, X and Y
 splits of the scores and of the values.
@@ -15,13 +15,14 @@ import triton.language as tl
 
 from ..interpreter import storage_dtype, upcasts
 from ..overlap.fused import overlap, start_after_others
-from ..tiling import Plan, attention_plan, multiprocessors, power_of_2
+from ..tiling import Plan, attention_plan, attention_rows, choose_splits, multiprocessors, power_of_2
 from .eager import check_terms
 from .merge.fused import theta_merge_kernel
+from .values.fused import ALIGN, value_gather_kernel
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-# Tiles begin at multiples of so many rows, whatever the first visible one is: scores are then moved 16 bytes at a time.
-ALIGN = tl.constexpr(16)
+# Scores of a head that are looked at together.
+LOOK = 512
 
 
 @triton.jit
@@ -90,103 +91,6 @@ def theta_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, s_ptr, top_ptr, total_ptr, 
     tl.store(total_ptr + place, total, mask=member < GROUP)
 
 
-@triton.jit
-def value_gather_kernel(s_ptr, v_ptr, lo_ptr, hi_ptr, threshold_ptr, top_ptr, total_ptr, out_ptr, sums_ptr, count_ptr,
-                        rows, v_batch, v_head, v_row, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
-                        SCORED: tl.constexpr, BLOCK_SCORED: tl.constexpr, SPLITS: tl.constexpr, POST: tl.constexpr,
-                        TOGETHER: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr,
-                        BLOCK_DIM: tl.constexpr, UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
-    """Weigh the values of the rows that are kept, of one split; the grid is (B * G, Y).
-
-    Args:
-        s_ptr: (B, H, S) float32 scaled scores.
-        v_ptr: Values.
-        lo_ptr: (B,) first visible row.
-        hi_ptr: (B,) one past the last visible row.
-        threshold_ptr: (B, N) float32.
-        top_ptr: (B * H, X) largest scores.
-        total_ptr: (B * H, X) sums of exp(score - top).
-        out_ptr: (B * H, Y, D) float32 result: values times exp(score - largest of the head).
-        sums_ptr: (B * H, Y, 3) result: weight kept, weight dropped, rows dropped.
-        count_ptr: (B * G, Y) int32 result: rows that some head keeps.
-        rows: S.
-        v_batch: Stride of the values.
-        v_head: Stride of the values.
-        v_row: Stride of the values.
-        KV_HEADS: G.
-        GROUP: J.
-        DIM: D.
-        SCORED: X.
-        BLOCK_SCORED: Power of two, at least X.
-        SPLITS: Y.
-        POST: Whether thresholds are of weights.
-        TOGETHER: Whether a group keeps one set of rows.
-        BLOCK_ROWS: Rows of a tile.
-        BLOCK_GROUP: Power of two, at least 16 and J.
-        BLOCK_DIM: Power of two, at least 16 and D.
-        UPCAST: Cast to float32 after each load.
-        OVERLAP: Whether the launch overlaps the kernel before.
-    """
-    start_after_others(OVERLAP)
-    pair, split = tl.program_id(0), tl.program_id(1)
-    batch, head = pair // KV_HEADS, pair % KV_HEADS
-    lo, hi = tl.load(lo_ptr + batch), tl.load(hi_ptr + batch)
-    begin = lo // ALIGN * ALIGN
-    share = tl.cdiv(tl.cdiv(tl.maximum(hi - begin, 0), BLOCK_ROWS), SPLITS) * BLOCK_ROWS
-    start = begin + split * share
-    end = tl.minimum(start + share, hi)
-    member, column, row = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_ROWS)
-    other = tl.arange(0, BLOCK_SCORED)
-    in_group, in_dim = member < GROUP, (column < DIM)[None, :]
-    parts = (pair * GROUP + member)[:, None] * SCORED + other[None, :]
-    known = in_group[:, None] & (other < SCORED)[None, :]
-    tops = tl.load(top_ptr + parts, mask=known, other=float("-inf"))
-    top = tl.max(tops, 1)
-    # -inf minus -inf is NaN: of a sequence without rows the maximum stands at zero.
-    base = tl.where(top == float("-inf"), 0.0, top)
-    weights = tl.load(total_ptr + parts, mask=known, other=0.0) * tl.exp2((tops - base[:, None]) * LOG2_E)
-    total = tl.sum(tl.where(known, weights, 0.0), 1)
-    some = tl.where(total == 0.0, 1.0, total)
-    best = tl.where(in_group, 1.0 / some if POST else top, float("-inf"))
-    if TOGETHER:
-        threshold = tl.load(threshold_ptr + pair + member * 0)
-        best = tl.max(best, 0) + tl.zeros_like(best)
-    else:
-        threshold = tl.load(threshold_ptr + pair * GROUP + member, mask=in_group, other=float("inf"))
-    v_pair = v_ptr + batch.to(tl.int64) * v_batch + head.to(tl.int64) * v_head + column[None, :]
-    s_heads = s_ptr + (pair * GROUP + member).to(tl.int64)[:, None] * rows
-    kept, dropped = tl.zeros([BLOCK_GROUP], tl.float32), tl.zeros([BLOCK_GROUP], tl.float32)
-    number = tl.zeros([BLOCK_GROUP], tl.float32)
-    acc = tl.zeros([BLOCK_GROUP, BLOCK_DIM], tl.float32)
-    count = split * 0
-    for tile in range(start, end, BLOCK_ROWS):
-        at = tile + row
-        seen = in_group[:, None] & ((at >= lo) & (at < end))[None, :]
-        score = tl.load(s_heads + at[None, :], mask=in_group[:, None] & (at < rows)[None, :], other=float("-inf"))
-        weight = tl.where(seen, tl.exp2((score - base[:, None]) * LOG2_E), 0.0)
-        rank = weight / some[:, None] if POST else score
-        rank = tl.where(seen, rank, float("-inf"))
-        if TOGETHER:
-            rank = tl.max(rank, 0)[None, :] + tl.zeros_like(rank)
-        keep = seen & ((rank > threshold[:, None]) | (rank >= best[:, None]))
-        some_head = tl.max(keep.to(tl.int32), 0) > 0
-        v = tl.load(v_pair + at.to(tl.int64)[:, None] * v_row, mask=some_head[:, None] & in_dim, other=0.0)
-        if UPCAST:
-            v = v.to(tl.float32)
-        share_kept = tl.where(keep, weight, 0.0)
-        acc = tl.dot(share_kept.to(v.dtype), v, acc, input_precision="ieee")
-        kept += tl.sum(share_kept, 1)
-        dropped += tl.sum(tl.where(keep, 0.0, weight), 1)
-        number += tl.sum((seen & (keep == 0)).to(tl.float32), 1)
-        count += tl.sum(some_head.to(tl.int32), 0)
-    place = (pair * GROUP + member) * SPLITS + split
-    tl.store(out_ptr + place[:, None] * DIM + column[None, :], acc, mask=in_group[:, None] & in_dim)
-    tl.store(sums_ptr + place * 3, kept, mask=in_group)
-    tl.store(sums_ptr + place * 3 + 1, dropped, mask=in_group)
-    tl.store(sums_ptr + place * 3 + 2, number, mask=in_group)
-    tl.store(count_ptr + pair * SPLITS + split, count)
-
-
 def theta_decode(
     q_BHD: torch.Tensor,
     k_BGSD: torch.Tensor,
@@ -230,26 +134,44 @@ def theta_decode(
     (batch, heads, dim), (groups, rows), sets = q_BHD.shape, k_BGSD.shape[1:3], threshold_BN.shape[1]
     pairs, item, count_sm = batch * groups, k_BGSD.element_size(), multiprocessors(q_BHD.device)
     plan = plan or attention_plan(pairs, rows, dim, item, count_sm)
-    value_plan = value_plan or attention_plan(pairs, rows, dim, item, count_sm)
+    value_plan = value_plan or value_plan_of(pairs, rows, dim, item, count_sm)
     empty, scored, splits = q_BHD.new_empty, plan.splits, value_plan.splits
     s_BHS = empty(batch, heads, rows, dtype=torch.float32)
     top, total, lack_BH = (empty(batch, heads, *more, dtype=torch.float32) for more in ((scored,), (scored,), ()))
     part, sums = (empty(batch, heads, splits, width, dtype=torch.float32) for width in (dim, 3))
-    count = empty(batch, groups, splits, dtype=torch.int32)
+    row_BGS, count = (empty(batch, groups, width, dtype=torch.int32) for width in (rows, splits))
     out_BHD = empty(batch, heads, dim, dtype=storage_dtype(q_BHD.dtype))
     both = _shared(q_BHD, groups)
     theta_score_kernel[(pairs, scored)](
         q_BHD, k_BGSD, lo_B, hi_B, s_BHS, top, total, scale, rows, *k_BGSD.stride()[:3], SPLITS=scored, **_cut(plan),
         **both)  # fmt: skip
     value_gather_kernel[(pairs, splits)](
-        s_BHS, v_BGSD, lo_B, hi_B, threshold_BN, top, total, part, sums, count, rows, *v_BGSD.stride()[:3],
-        SCORED=scored, BLOCK_SCORED=power_of_2(scored), SPLITS=splits, POST=placement == "post",
-        TOGETHER=sets < heads, **_cut(value_plan), **both)  # fmt: skip
+        s_BHS, row_BGS, v_BGSD, lo_B, hi_B, threshold_BN, top, total, part, sums, count, rows, *v_BGSD.stride()[:3],
+        SCORED=scored, BLOCK_SCORED=power_of_2(scored), SPLITS=splits, POST=placement == "post", TOGETHER=sets < heads,
+        BLOCK_LOOK=LOOK, BLOCK_FEW=power_of_2(heads // groups), **_cut(value_plan), **both)  # fmt: skip
     theta_merge_kernel[(batch * heads,)](
         part, sums, top, threshold_BN, given_BH, out_BHD, lack_BH, factor, SHARING=heads // sets, DIM=dim,
         SCORED=scored, SPLITS=splits, MISSING=missing, BLOCK_SCORED=power_of_2(scored), BLOCK_SPLITS=power_of_2(splits),
         BLOCK_DIM=power_of_2(dim), num_warps=4, **overlap(q_BHD.device))  # fmt: skip
     return out_BHD.to(q_BHD.dtype), lack_BH, count.sum(-1, dtype=torch.int32)
+
+
+def value_plan_of(pairs: int, rows: int, head_dim: int, item_bytes: int, multiprocessor_count: int) -> Plan:
+    """Cut the values: small tiles, and four blocks on each SM, of which some look while others read.
+
+    Args:
+        pairs: Independent (sequence, KV head) pairs.
+        rows: S.
+        head_dim: D.
+        item_bytes: Bytes of one element.
+        multiprocessor_count: SMs of the GPU.
+
+    Returns:
+        The plan.
+    """
+    block_rows = max(16, attention_rows(head_dim, item_bytes) // 2)
+    splits = choose_splits(pairs, -(-rows // LOOK), 4 * multiprocessor_count)
+    return Plan(block_rows, splits, num_warps=4 if item_bytes > 2 or head_dim > 128 else 2, num_stages=6)
 
 
 def _shared(q_BHD: torch.Tensor, groups: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ KERNELS = Path(lacuna.kernels.op.__file__).parent
         ("append_row", {"append"}),
         ("lowrank_score", {"score"}),
         ("sparq_score", {"score"}),
+        ("sum_norm", {"collective"}),
         ("theta_rows", {"score", "select"}),
         ("select_topk", {"select"}),
         ("gather_decode", {"gather"}),

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lacuna.kernels.keep_rows import OP as KEEP_ROWS
+from lacuna.kernels.keep_rows.fused import columns_of
 from lacuna.kernels.verify import poisoned_memory
 
 
@@ -50,3 +51,12 @@ def test_each_head_keeps_rows_of_its_own_in_a_slice_of_a_longer_cache(twin, devi
         assert torch.equal(longer[0, g, :90, :64], moved(rows[0, g], index[0, g]))
     assert not longer[:, :, 90:].any()
     assert not longer[..., 64:].any()
+
+
+def test_few_heads_are_shared_by_more_blocks():
+    """Broken: one long text is moved by eight of 132 SMs."""
+    assert columns_of(128, 128, 132) == 128
+    assert columns_of(8, 128, 132) == 16
+    assert columns_of(40, 128, 132) == 64
+    assert columns_of(640, 72, 132) == 128
+    assert columns_of(1, 16, 132) == 16
