@@ -58,7 +58,7 @@ def timed(args: Namespace) -> list[dict[str, Any]]:
         word = next(iter(given)).replace("_", "-")
         raise ValueError(f"--{word} sets nothing without --rows, the lengths of the caches")
     shape = GRID | given
-    cases = ()
+    cases: Sequence[Any] = ()
     if args.rows:
         cases = grid_cases(shape["batch"], args.rows, shape["part"], shape["heads"], shape["head_dim"])
     names = _named(args.op, [*plugins.names("ops"), *STAGES]) if args.op else _usual(where, cases)
