@@ -221,10 +221,9 @@ def attention(
     arrived = None if memory.clock else memory.text_rows_BN(call.first)
     act = call.phase == "decode" or binding.prefill == "sparse"
     attend = binding.method.attend if act else binding.method.attend_dense
-    out = attend(query, memory, call, binding.ledger)
+    out = feed.attend(attend, every, memory, call, binding.ledger)
     if binding.observer is not None:
-        out = binding.observer.attended(memory, call, query, out)
-    out = feed.attend(out, every, memory, call)
+        out = feed.instead(out, binding.observer.attended(memory, call, query, feed.of_text(out)))
     memory.end_prompt(call)
     binding.method.settle(memory, call)
     binding.ledger.settle(memory, call, arrived, binding.method.kept)

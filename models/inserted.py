@@ -3,19 +3,23 @@
 They stand behind the text's tokens of a call, whatever place they have in the text: attention goes by the method's own
 positions, and every token is fed at position 0, so that keys and queries arrive before their rotation.
 
-Shapes: B batch, H query heads, G key/value heads, T tokens of the text, M inserted ones, D head dimension.
+Shapes: B batch, H query heads, G key/value heads, T tokens of the text, M inserted ones, L = T + M, D head dimension.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .ledger import Ledger
 from .memory import Call, Memory
+
+Attend = Callable[[Tensor, Memory, Call, Ledger], Tensor]
 
 
 class Inserted(ABC):
@@ -33,8 +37,8 @@ class Inserted(ABC):
         """Put the inserted tokens' keys into the memory."""
 
     @abstractmethod
-    def attend(self, q_BHMD: Tensor, memory: Memory, call: Call, mark_BM: Tensor) -> Tensor:
-        """Attention of the inserted rows, [B, H, M, D]."""
+    def attend(self, q_BHLD: Tensor, memory: Memory, call: Call, ledger: Ledger, mark_BM: Tensor) -> Tensor:
+        """Attention [B, H, L, D] of the text's T rows, which the ledger counts, and of the M inserted behind them."""
 
 
 @dataclass
@@ -95,12 +99,16 @@ class Feed:
             assert self.marks is not None
             self.kind.write(memory, keys[:, :, self.text :], self.marks)
 
-    def attend(self, out: Tensor, query: Tensor, memory: Memory, call: Call) -> Tensor:
-        """The text's rows' output, and behind it that of the inserted ones."""
+    def attend(self, attend: Attend, query: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """Attention of all rows: the text's, and behind them the inserted ones."""
         if self.kind is None:
-            return out
+            return attend(query, memory, call, ledger)
         assert self.marks is not None
-        return torch.cat([out, self.kind.attend(query[:, :, self.text :], memory, call, self.marks)], 2)
+        return self.kind.attend(query, memory, call, ledger, self.marks)
+
+    def instead(self, out: Tensor, text: Tensor) -> Tensor:
+        """The same rows with other ones in place of the text's."""
+        return text if self.kind is None else torch.cat([text, out[:, :, self.text :]], 2)
 
 
 def _visible(first_B: Tensor, seen: int, new: int) -> Tensor | None:

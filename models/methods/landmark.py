@@ -15,12 +15,14 @@ from ..budget import Allowance, Cost, amount_of, asks_for_gaps, in_rows, word_of
 from ..host_rows import HostRows
 from ..inserted import Inserted
 from ..landmark import Landmarked
-from ..landmark_rows import NO_BOUND, Found, Plan, Rows, pieces
+from ..landmark_places import Places, Plan
+from ..landmark_rows import Rows, pieces
 from ..ledger import Ledger
 from ..memory import Call, Memory
 from ..method import Method
 
 NONE, CONTROL = -1, -2  # marks of what is no landmark
+NO_BOUND = 2**31
 
 
 @dataclass(frozen=True)
@@ -94,37 +96,46 @@ class Landmark(Method):
         assert memory.first is not None
         plan = self.plan(Landmarked.of(memory.site.config))
         number = memory.seen + torch.arange(k_BGTD.shape[2], device=k_BGTD.device) - memory.first[:, None]
-        memory.append(memory.site.rotate(k_BGTD, plan.turned(number)), v_BGTD)
+        memory.append(memory.site.rotate(k_BGTD, plan.place(number % plan.chunk)), v_BGTD)
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Choose, gather, attend."""
-        plan = self.plan(Landmarked.of(memory.site.config))
+        return self.attend_all(q_BHTD, memory, call, ledger, call.first[:, None][:, :0])
+
+    attend_dense = attend
+
+    def attend_all(self, q_BHLD: Tensor, memory: Memory, call: Call, ledger: Ledger, mark_BM: Tensor) -> Tensor:
+        """Attention of the text's T rows, which the ledger counts, and of M landmarks' behind them.
+
+        They are attended in the order of their places, as in training.
+        """
+        plan, new = self.plan(Landmarked.of(memory.site.config)), call.new
         at_BT = call.numbers_T[None] - call.first[:, None]
-        found = self.attend_rows(q_BHTD, memory, call, at_BT, 0)
+        text_BT = torch.where(at_BT < 0, -1, plan.place(at_BT))
+        place_BL = torch.cat([text_BT, torch.where(mark_BM < 0, -1, (mark_BM + 1) * plan.length - 1)], 1)
+        grown_B = at_BT[:, -1] + 1
+        places = Places.between(plan, (grown_B - new).clamp(min=0), grown_B.clamp(min=0), new)
+        k_BQ, queries = self.allowed(memory, call, places.at), places.spread(q_BHLD, place_BL)
+        widest, found = int(k_BQ.max()), []
+        for piece in pieces(queries, widest, memory.extra["landmarks"].shape[2]):
+            rows = Rows(places[piece], memory, call, k_BQ[:, piece], widest)
+            found.append((rows, rows.attend(queries[:, :, piece])))
         if ledger.watch is not None:  # as large as T x S, for those who watch
             whole = copy.copy(memory)  # tokens that lie elsewhere are told of, too
             whole.columns = None
-            ledger.chosen(whole, call, q_BHTD, torch.cat([rows.kept(part.chosen) for rows, part in found], 2))
-        cached_BT = (at_BT // plan.chunk * (plan.chunk // plan.block)).clamp(max=plan.most)
+            kept = torch.cat([rows.kept(part.chosen) for rows, part in found], 2)
+            ledger.chosen(whole, call, q_BHLD[:, :, :new], places.back(kept, text_BT))
+        read_BGQ = torch.cat([part.read_BGQ for _, part in found], 2)
+        read_BGT = places.back(read_BGQ[..., None], text_BT)[..., 0]
+        ledger.count(memory, call, read_BGT, self._marks_bytes(memory, plan, at_BT))
+        return places.back(torch.cat([part.out for _, part in found], 2), place_BL)
+
+    def _marks_bytes(self, memory: Memory, plan: Plan, at_BT: Tensor) -> Tensor:
+        """Bytes of the landmarks' keys that a row reads, [B, T]: those it may choose, and those of its chunk."""
+        cached_BT = (at_BT // plan.chunk * plan.blocks).clamp(max=plan.most)
         landmarks_BT = (cached_BT + at_BT % plan.chunk // plan.block).clamp(min=0)
         marks_BT = landmarks_BT + (0 if plan.cutoff is None else 1)
-        extra = marks_BT.double() * memory.keys.row_bytes * memory.site.live
-        ledger.count(memory, call, torch.cat([part.read_BGT for _, part in found], 2), extra)
-        return torch.cat([part.out for _, part in found], 2)
-
-    def attend_rows(
-        self, q_BHTD: Tensor, memory: Memory, call: Call, at_BT: Tensor, later: int
-    ) -> list[tuple[Rows, Found]]:
-        """Rows whose last tokens are these, piece by piece; `later` is 1 for rows of landmarks."""
-        plan, k_BT = self.plan(Landmarked.of(memory.site.config)), self.allowed(memory, call, at_BT)
-        widest = int(k_BT.max()) if k_BT.numel() else 0
-        parts = []
-        for piece in pieces(q_BHTD, widest, memory.extra["landmarks"].shape[2]):
-            rows = Rows(plan, memory, call, at_BT[:, piece], later, k_BT[:, piece], widest)
-            parts.append((rows, rows.attend(q_BHTD[:, :, piece])))
-        return parts
-
-    attend_dense = attend
+        return marks_BT.double() * memory.keys.row_bytes * memory.site.live
 
     def settle(self, memory: Memory, call: Call) -> None:
         """Drop rows that no text can need any more, or move those before the chunk to the host."""
@@ -228,6 +239,8 @@ class Blocks(Inserted):
     def write(self, memory: Memory, k_BGMD: Tensor, mark_BM: Tensor) -> None:
         """Each text's landmarks at their blocks' numbers, and its control token."""
         batch, groups, _, dim = k_BGMD.shape
+        if not k_BGMD.shape[2] and "landmarks" in memory.extra:
+            return
         if self.said.gated:
             here = (mark_BM == CONTROL)[:, None, :, None]
             new = k_BGMD.masked_fill(~here, 0.0).sum(2, keepdim=True)
@@ -239,11 +252,9 @@ class Blocks(Inserted):
         place = torch.where(mark_BM < 0, most, mark_BM)[:, None, :, None].expand_as(k_BGMD)
         memory.extra["landmarks"] = grown.scatter(2, place, k_BGMD)[:, :, :most]
 
-    def attend(self, q_BHMD: Tensor, memory: Memory, call: Call, mark_BM: Tensor) -> Tensor:
+    def attend(self, q_BHLD: Tensor, memory: Memory, call: Call, ledger: Ledger, mark_BM: Tensor) -> Tensor:
         """A landmark reads what the last row of its block reads, one position later; it is no row of the text.
 
         A control token reads nothing.
         """
-        at_BM = torch.where(mark_BM < 0, -1, (mark_BM + 1) * self.said.block - 1)
-        found = self.method.attend_rows(q_BHMD, memory, call, at_BM, 1)
-        return torch.cat([part.out for _, part in found], 2) if found else q_BHMD
+        return self.method.attend_all(q_BHLD, memory, call, ledger, mark_BM)

@@ -1,8 +1,8 @@
-"""What a chunk of a long text costs under `landmark`: launches, the kernels that take longest, ways to cut the retrieval.
+"""What a long text costs under `landmark`: launches, the kernels that take longest, its arguments, cuts of the retrieval.
 
-    python3 tests/gpu/landmark_profile.py FOLDER
+    python3 tests/gpu/landmark_profile.py FOLDER [--tiny]
 
-Prints tables, and writes FOLDER/landmark_retrieve.csv.
+Prints tables, and writes FOLDER/landmark_arguments.csv and FOLDER/landmark_retrieve.csv.
 """
 
 import csv
@@ -21,6 +21,15 @@ from lacuna.kernels.verify import judge
 from lacuna.models.bind import bind
 
 DEVICE = "cpu" if scoring.TINY else "cuda"
+ARGUMENTS = [
+    {},
+    {"choose": "row"},
+    {"choose": "head"},
+    {"blocks": 80},
+    {"offload": "host"},
+    {"rows": 1250},
+    {"offload": "host", "choose": "head"},
+]
 PLANS = [Tiles(64, 0, warps, stages) for warps in (1, 2, 4) for stages in (1, 2, 3)]
 
 
@@ -51,6 +60,18 @@ def synchronize():
         torch.cuda.synchronize()
 
 
+def arguments(folder):
+    """Time a whole text under other arguments than the default's."""
+    model = make_model(**scoring.SHAPE).to(DEVICE, torch.float32 if scoring.TINY else torch.bfloat16)
+    ids = tokens(1, scoring.TOKENS).to(DEVICE)
+    with (folder / "landmark_arguments.csv").open("w", newline="", encoding="utf-8") as file:
+        for given in ARGUMENTS:
+            method = make_method("landmark", given)
+            seconds, density = min(scoring.score(model, method, {}, ids) for _ in range(2))
+            csv.writer(file).writerow([given, f"{seconds:.4f}", f"{density:.4f}"])
+            print(given, f"{seconds:.4f} s, density {density:.4f}")
+
+
 def retrieval(folder):
     """Verify and time ways to cut the retrieval."""
     from triton.testing import do_bench
@@ -78,9 +99,9 @@ def retrieval(folder):
 
 
 if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    for before in (48,) if scoring.TINY else (4096, 28672):
+        chunk(before, 48 if scoring.TINY else 4096)
+    arguments(out)
     if not scoring.TINY:
-        chunk(4096, 4096)
-        chunk(28672, 4096)
-        retrieval(Path(sys.argv[1]))
-    else:
-        chunk(48, 48)
+        retrieval(out)

@@ -6,7 +6,7 @@ from conftest_models import make_method, make_model, run_rows, tokens
 
 from lacuna.kernels.landmark_attention.fused import landmark_forward
 from lacuna.kernels.op import watched
-from lacuna.models import landmark_near
+from lacuna.models import landmark_places
 from lacuna.models.ledger import summary
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,7 +35,7 @@ def test_fused_twins_give_what_the_eager_ones_give(args, groups, padding, monkey
         calls.append(arguments[0].shape[2])
         return landmark_forward(*arguments)
 
-    monkeypatch.setattr(landmark_near, "landmark_forward", forward)
+    monkeypatch.setattr(landmark_places, "landmark_forward", forward)
     with watched(through_retrieval):
         got, ledger = run_rows(model.to(DEVICE), method, ids.to(DEVICE), {}, 13, True, mask=mask.to(DEVICE))
     torch.testing.assert_close(got.cpu(), want, atol=2e-3, rtol=1e-3)

@@ -1,0 +1,167 @@
+"""Places of landmark attention: tokens of a text and the landmarks between them, counted from its first token.
+
+Rows are laid out by their places, as in training; each chunk of the text is a document to the ops.
+
+Shapes: B batch, H query heads, G key/value heads, Q rows at consecutive places, L rows of a call in its own order, W
+places of a window, S rows held, N blocks, D head dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..kernels.landmark_attention import landmark_forward
+from .memory import Memory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arguments of method `landmark` but its budget, and the model's block.
+
+    Attributes:
+        chunk: tokens of a chunk, whole blocks.
+        most: blocks before a chunk that can be chosen at all.
+        block: tokens of a block.
+        cutoff: share of the control token below which a row reads no block; None: the model has no such token.
+    """
+
+    chunk: int
+    most: int
+    choose: str
+    block: int
+    cutoff: float | None = None
+
+    @property
+    def length(self) -> int:
+        """Places of a block, its landmark's among them."""
+        return self.block + 1
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a chunk."""
+        return self.chunk // self.block
+
+    @property
+    def long(self) -> int:
+        """Places of a chunk."""
+        return self.blocks * self.length
+
+    def place(self, number: Tensor) -> Tensor:
+        """Of the token with this number in its text; of the next one, where a landmark has closed the block before."""
+        return number + number // self.block
+
+
+@dataclass(frozen=True)
+class Places:
+    """Rows of some texts at places that rise by one from row to row, and end together.
+
+    Attributes:
+        place_BQ: -1 for a row that is none; those come before all others.
+    """
+
+    plan: Plan
+    place_BQ: Tensor
+
+    @classmethod
+    def between(cls, plan: Plan, before_B: Tensor, after_B: Tensor, most: int) -> Places:
+        """Those by which texts grow from `before` to `after` tokens, at most so many of them."""
+        rows = most + -(-most // plan.block)
+        begin_B, end_B = plan.place(before_B), plan.place(after_B)
+        place_BQ = end_B[:, None] + torch.arange(-rows, 0, device=end_B.device)
+        return cls(plan, torch.where(place_BQ < begin_B[:, None], -1, place_BQ))
+
+    def __getitem__(self, rows: slice) -> Places:
+        """Some of the rows."""
+        return Places(self.plan, self.place_BQ[:, rows])
+
+    def spread(self, q_BHLD: Tensor, place_BL: Tensor) -> Tensor:
+        """Rows from the order of a call into that of their places, [B, H, Q, D]; zeros where there is none."""
+        batch, heads, _, dim = q_BHLD.shape
+        rows = self.place_BQ.shape[1]
+        wide = q_BHLD.new_zeros(batch, heads, rows + 1, dim)
+        at_BL = torch.where(place_BL < 0, rows, self._row(place_BL))
+        return wide.scatter_(2, at_BL[:, None, :, None].expand_as(q_BHLD), q_BHLD)[:, :, :rows]
+
+    def back(self, x_BnQX: Tensor, place_BL: Tensor) -> Tensor:
+        """The rows at these places, [B, n, L, X]; zeros where a place is negative."""
+        at_BnLX = self._row(place_BL).clamp(min=0)[:, None, :, None].expand(-1, x_BnQX.shape[1], -1, x_BnQX.shape[3])
+        return x_BnQX.gather(2, at_BnLX).masked_fill((place_BL < 0)[:, None, :, None], 0)
+
+    def _row(self, place_BL: Tensor) -> Tensor:
+        return (self.place_BQ.shape[1] - 1) + place_BL - self.place_BQ[:, -1:]
+
+    @cached_property
+    def none(self) -> Tensor:
+        """[B, Q] which rows are none."""
+        return self.place_BQ < 0
+
+    @cached_property
+    def inside(self) -> Tensor:
+        """Place within the chunk, [B, Q]."""
+        return self.place_BQ.clamp(min=0) % self.plan.long
+
+    @cached_property
+    def is_mark(self) -> Tensor:
+        """[B, Q] which rows are those of landmarks."""
+        return (self.place_BQ % self.plan.length == self.plan.block) & ~self.none
+
+    @cached_property
+    def start(self) -> Tensor:
+        """Number of the first token of the chunk, [B, Q]."""
+        return self.place_BQ.clamp(min=0) // self.plan.long * self.plan.chunk
+
+    @cached_property
+    def at(self) -> Tensor:
+        """Number of the last token that a row sees, [B, Q]; -1 for none."""
+        block = self.place_BQ.clamp(min=0) // self.plan.length * self.plan.block
+        number = block + (self.place_BQ % self.plan.length).clamp(max=self.plan.block - 1)
+        return torch.where(self.none, -1, number)
+
+    @cached_property
+    def cached(self) -> Tensor:
+        """Blocks before the chunk, [B, Q]."""
+        return self.start // self.plan.block
+
+    @cached_property
+    def held(self) -> Tensor:
+        """Blocks that a row may choose from, [B, Q]."""
+        return self.cached.clamp(max=self.plan.most)
+
+    def near(
+        self, q_BHQD: Tensor, memory: Memory, marks_BGND: Tensor, begin_B: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Attention of the chunk so far, [B, H, Q, D], and the log of its sum of weights; -inf for none.
+
+        Args:
+            q_BHQD: queries, turned by their place in the chunk, as keys are.
+            memory: keys and values of the text.
+            marks_BGND: the landmarks' keys, turned likewise.
+            begin_B: row held at which each text's first token lies, or would lie.
+            scale: factor of q.k.
+        """
+        place_BW = self.place_BQ[:, -1:] + torch.arange(
+            2 - self.place_BQ.shape[1] - self.plan.long, 1, device=begin_B.device
+        )
+        long = self.plan.long
+        whole_B1 = -(-place_BW[:, :1].clamp(min=0) // long) * long  # begin of the first chunk that is here as a whole
+        start_BW = (place_BW // long * long).maximum(whole_B1) - place_BW[:, :1]
+        keys, values = self._read(place_BW, memory, marks_BGND, begin_B)
+        out, lse = landmark_forward(q_BHQD, keys, values, self.plan.length, scale, start_BW.int())
+        return out, lse.masked_fill(self.none[:, None], -torch.inf)
+
+    def _read(self, place_BW: Tensor, memory: Memory, marks_BGND: Tensor, begin_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values at places, [B, G, W, D]; no value of a landmark is read."""
+        block, inside_BW = place_BW.clamp(min=0) // self.plan.length, place_BW % self.plan.length
+        row_BW = block * self.plan.block + inside_BW.clamp(max=self.plan.block - 1) + begin_B[:, None]
+        keys, values = memory.keys.view, memory.values.view
+        index = row_BW.clamp(0, keys.shape[2] - 1)[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
+        keys, values = keys.gather(2, index), values.gather(2, index)
+        if marks_BGND.shape[2]:
+            which = block.clamp(max=marks_BGND.shape[2] - 1)[:, None, :, None].expand_as(index)
+            is_mark = (inside_BW == self.plan.block)[:, None, :, None]
+            keys = torch.where(is_mark, marks_BGND.gather(2, which), keys)
+        return keys, values
