@@ -68,6 +68,24 @@ def inside(study: Study, task: str, *fields: str) -> pd.DataFrame:
     return found.sort_values(["where", "order", "method", "falling", "method_label"]).reset_index(drop=True)
 
 
+def sparse(study: Study, task: str, *fields: str) -> pd.DataFrame:
+    """The same without full.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = inside(study, task, *fields)
+    found = found[found["method"] != DENSE]
+    if found.empty:
+        raise ValueError(f"needs a cell of the task {task} that ended well, of a sparse method")
+    return found
+
+
+def wheres(found: pd.DataFrame) -> list[pd.DataFrame]:
+    """A table for each panel's heading."""
+    return [rows for _, rows in found.groupby("where", sort=True)]
+
+
 def _with(samples_json: str, fields: Sequence[str]) -> list[dict[str, Any]]:
     return [s for s in json.loads(samples_json) if set(fields) <= s.keys()]
 

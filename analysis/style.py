@@ -7,7 +7,7 @@ import functools
 import hashlib
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -168,6 +168,23 @@ def panels(
         said = f"{', '.join(text for text in (left, note) if text)}; --where chooses others"
         figure.suptitle(said, fontsize=7, color="#b3261e")
     return figure, list(zip(grid, drawn, strict=False))
+
+
+def sheet(
+    groups: Sequence[Group],
+    columns: int,
+    width: float,
+    height: float,
+    panel: Callable[[Axes, Group], None],
+    note: str = "",
+) -> Figure:
+    """`panels` of the groups, each drawn by `panel`, with one legend for all."""
+    with paper():
+        figure, pairs = panels(groups, columns, width, height, note=note)
+        for axis, group in pairs:
+            panel(axis, group)
+        legend(figure, [axis for axis, _ in pairs])
+    return figure
 
 
 def legend(figure: Figure, axes: Iterable[Axes]) -> None:

@@ -18,9 +18,7 @@ from .stats import LEVEL
 
 READ = ("density", "bytes_ratio", "held_ratio")
 MOST_POOLED = 6
-FEW = (
-    10  # samples: of 4 drawn from a normal distribution the bootstrap's 95% interval holds the mean in 80 cases of 100
-)
+FEW = 10  # samples: docs/bias.md says how often an interval of so many holds the truth
 FEW_SAID = f"Of fewer than {FEW} samples the bootstrap's intervals are too narrow. "
 ARROWS = {"lower": "↓", "higher": "↑"}
 Point = Mapping[Any, Any]

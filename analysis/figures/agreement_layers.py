@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ..inside import inside, layer_axis, stroked
 from ..study import Study
-from ..style import COLUMN, legend, panels, paper
+from ..style import COLUMN, sheet
 
 MEASURES = {"recall": "recall", "jaccard": "Jaccard index"}
 
@@ -29,12 +29,7 @@ def draw(study: Study) -> Figure:
     """
     found = inside(study, "agreement", "layer", "set", *MEASURES)
     groups = [(rows, name) for _, rows in found.groupby("where", sort=True) for name in MEASURES]
-    with paper():
-        figure, pairs = panels(groups, 2, COLUMN, 2.4)
-        for axis, (rows, name) in pairs:
-            _panel(axis, rows, name)
-        legend(figure, [axis for axis, _ in pairs])
-    return figure
+    return sheet(groups, 2, COLUMN, 2.4, lambda axis, pair: _panel(axis, *pair))
 
 
 def _panel(axis: Axes, rows: pd.DataFrame, name: str) -> None:

@@ -14,10 +14,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..headlines import DENSE
-from ..inside import inside, plain_ticks, stroked
+from ..inside import plain_ticks, sparse, stroked, wheres
 from ..study import Study
-from ..style import COLUMN, legend, panels, paper
+from ..style import COLUMN, sheet
 
 
 def draw(study: Study) -> Figure:
@@ -26,16 +25,8 @@ def draw(study: Study) -> Figure:
     Raises:
         ValueError: no cell of the task ended well.
     """
-    found = inside(study, "kept_rows", "length", "kept", "least", "most")
-    found = found[found["method"] != DENSE]
-    if found.empty:
-        raise ValueError("needs a cell of the task kept_rows that ended well, of a sparse method")
-    with paper():
-        figure, pairs = panels([g for _, g in found.groupby("where", sort=True)], 2, COLUMN, 2.4)
-        for axis, group in pairs:
-            _panel(axis, group)
-        legend(figure, [axis for axis, _ in pairs])
-    return figure
+    found = sparse(study, "kept_rows", "length", "kept", "least", "most")
+    return sheet(wheres(found), 2, COLUMN, 2.4, _panel)
 
 
 def _panel(axis: Axes, group: pd.DataFrame) -> None:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ..inside import asked, inside, plain_ticks
 from ..study import Study
-from ..style import MOST_PANELS, PALETTE, legend, panels, paper
+from ..style import MOST_PANELS, PALETTE, sheet
 
 PLACES = {"pre": "--", "post": "-"}
 
@@ -29,12 +29,7 @@ def draw(study: Study) -> Figure:
     found["corpus"] = asked(found, "pca.rotary")
     found["place"] = [args.get("pca", {}).get("rotary", "post") for args in found["task_args"]]
     groups = [(rows, layer) for _, rows in found.groupby("model", sort=True) for layer in _some(rows)]
-    with paper():
-        figure, pairs = panels(groups, 3, 2.3, 2.0)
-        for axis, (rows, layer) in pairs:
-            _panel(axis, rows, layer)
-        legend(figure, [axis for axis, _ in pairs])
-    return figure
+    return sheet(groups, 3, 2.3, 2.0, lambda axis, pair: _panel(axis, *pair))
 
 
 def _some(rows: pd.DataFrame) -> list[int]:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ..bench import decode
 from ..numbers import times
 from ..study import Study
-from ..style import COLUMN, legend, look, panels, paper
+from ..style import COLUMN, look, sheet
 
 
 def draw(study: Study) -> Figure:
@@ -32,12 +32,7 @@ def draw(study: Study) -> Figure:
     if found.empty:
         raise ValueError("needs a cell of `lacuna bench` with a pipeline and dense attention of the same case")
     groups = [rows for _, rows in found.groupby(["run", "device"], sort=True)]
-    with paper():
-        figure, pairs = panels(groups, 1, 1.35 * COLUMN, 0.7 + 0.34 * max(len(g["case"].unique()) for g in groups))
-        for axis, rows in pairs:
-            _panel(axis, rows)
-        legend(figure, [axis for axis, _ in pairs])
-    return figure
+    return sheet(groups, 1, 1.35 * COLUMN, 0.7 + 0.34 * max(len(g["case"].unique()) for g in groups), _panel)
 
 
 def _panel(axis: Axes, rows: pd.DataFrame) -> None:

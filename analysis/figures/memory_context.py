@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from ..headlines import DENSE
 from ..inside import plain_ticks
 from ..study import Study
-from ..style import COLUMN, fewer, filled, legend, look, panels, paper
+from ..style import COLUMN, fewer, filled, look, sheet
 
 GIB = 2.0**30
 CONTEXT = ("task.prompt", "task.length", "task.window")
@@ -38,12 +38,7 @@ def draw(study: Study) -> Figure:
         raise ValueError("needs a cell that ended well at two contexts, with bytes held in its ledger")
     found, note = fewer(found)
     groups = [rows for _, rows in found.groupby(["model_label", "setting"], sort=True)]
-    with paper():
-        figure, pairs = panels(groups, 2, COLUMN, 2.3, note=note)
-        for axis, rows in pairs:
-            _panel(axis, rows)
-        legend(figure, [axis for axis, _ in pairs])
-    return figure
+    return sheet(groups, 2, COLUMN, 2.3, _panel, note)
 
 
 def _context(cells: pd.DataFrame) -> pd.Series:

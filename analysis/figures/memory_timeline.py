@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..inside import heading, inside, stroked
 from ..study import Study
-from ..style import COLUMN, legend, panels, paper
+from ..style import COLUMN, sheet
 
 KINDS = {"held_bytes": "held by the cache", "allocated_bytes": "allocated on the GPU"}
 WIDEST = 2.6  # points that the first line is wider than the last
@@ -41,12 +41,7 @@ def draw(study: Study) -> Figure:
     found = inside(study, "decode_time", "after", "tokens", "held_bytes")
     groups = [rows for _, rows in found.groupby("where", sort=True)]
     wanted = [Panel(rows, kind) for rows, kind in itertools.product(groups, KINDS) if _has(rows, kind)]
-    with paper():
-        figure, pairs = panels(wanted, 2, COLUMN, 2.4)
-        for axis, panel in pairs:
-            _panel(axis, panel)
-        legend(figure, [axis for axis, _ in pairs])
-    return figure
+    return sheet(wanted, 2, COLUMN, 2.4, _panel)
 
 
 def _has(rows: pd.DataFrame, kind: str) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..label import title
 from ..study import Study
-from ..style import fewer, legend, look, panels, paper, whiskers
+from ..style import fewer, look, sheet, whiskers
 
 BY = ["model", "setting", "method_label"]
 
@@ -31,12 +31,7 @@ def draw(study: Study) -> Figure:
         raise ValueError("needs a cell of a task with a score and one of decode_time that ended well, of one method")
     found, note = fewer(found, "method")
     groups = [g for _, g in found.groupby(["model", "setting", "task_label"], sort=True)]
-    with paper():
-        figure, pairs = panels(groups, min(3, len(found["task_label"].unique())), 2.5, 2.2, note=note)
-        for axis, group in pairs:
-            _panel(axis, group)
-        legend(figure, [axis for axis, _ in pairs])
-    return figure
+    return sheet(groups, min(3, len(found["task_label"].unique())), 2.5, 2.2, _panel, note)
 
 
 def on_front(speed: NDArray[np.float64], quality: NDArray[np.float64]) -> NDArray[np.bool_]:

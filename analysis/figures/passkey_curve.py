@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from .. import stats
 from ..study import Study
-from ..style import COLUMN, MOST_PANELS, fewer, filled, legend, look, panels, paper, whiskers
+from ..style import COLUMN, MOST_PANELS, fewer, filled, look, sheet, whiskers
 
 NAMES = ("model_label", "setting", "task_label", "method", "method_label")
 
@@ -33,12 +33,7 @@ def draw(study: Study) -> Figure:
     groups = [_shares(rows) for rows in parts[:MOST_PANELS]] + parts[MOST_PANELS:]
     if not any(len(rows["length"].unique()) > 1 for rows in groups[:MOST_PANELS]):
         raise ValueError("needs a cell of a task with planted facts (needle, passkey) that ended well, at two lengths")
-    with paper():
-        figure, pairs = panels(groups, 2, COLUMN, 2.3, note=note)
-        for axis, rows in pairs:
-            _panel(axis, rows)
-        legend(figure, [axis for axis, _ in pairs])
-    return figure
+    return sheet(groups, 2, COLUMN, 2.3, _panel, note)
 
 
 def _planted(cells: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..label import tell_apart
 from ..study import Study
-from ..style import COLUMN, legend, nth, panels, paper
+from ..style import COLUMN, nth, sheet
 
 LAYER = re.compile(r"rank90_layer(\d+)")
 ROTARY = {"pre": "--", "post": "-"}
@@ -40,12 +40,8 @@ def draw(study: Study) -> Figure:
     labels = tell_apart([""] * len(good), [{**a, **s} for a, s in zip(specs, settings, strict=True)])
     rotary = [str(args.get("rotary", "post")) for args in specs]
     good = good.assign(line=[t or "all calibrations" for t in labels], rotary=rotary)
-    with paper():
-        figure, pairs = panels([g for _, g in good.groupby("model", sort=True)], 2, COLUMN, 2.2)
-        for axis, group in pairs:
-            _panel(axis, group, layers)
-        legend(figure, [axis for axis, _ in pairs])
-    return figure
+    groups = [g for _, g in good.groupby("model", sort=True)]
+    return sheet(groups, 2, COLUMN, 2.2, lambda axis, group: _panel(axis, group, layers))
 
 
 def _kind(line: str) -> str:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from .. import stats
 from ..headlines import headline
 from ..study import Study
-from ..style import COLUMN, fewer, filled, legend, look, panels, paper, whiskers
+from ..style import COLUMN, fewer, filled, look, sheet, whiskers
 
 SAME = ("model_label", "dtype", "device", "prefill", "query_aware", "task", "task_id")
 
@@ -34,12 +34,7 @@ def draw(study: Study) -> Figure:
         raise ValueError("needs a cell of decode_time that ended well at two numbers of ranks or more")
     table, note = fewer(pd.DataFrame(found))
     groups = [g for _, g in table.groupby("panel", sort=True)]
-    with paper():
-        figure, pairs = panels(groups, 2, COLUMN, 2.4, note=note)
-        for axis, group in pairs:
-            _panel(axis, group)
-        legend(figure, [axis for axis, _ in pairs])
-    return figure
+    return sheet(groups, 2, COLUMN, 2.4, _panel, note)
 
 
 def _same(cells: pd.DataFrame) -> list[pd.DataFrame]:

@@ -12,9 +12,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..inside import by_layer, inside, layer_axis, stroked
+from ..inside import by_layer, inside, layer_axis, stroked, wheres
 from ..study import Study
-from ..style import COLUMN, legend, panels, paper
+from ..style import COLUMN, sheet
 
 
 def draw(study: Study) -> Figure:
@@ -24,12 +24,7 @@ def draw(study: Study) -> Figure:
         ValueError: no cell of the task ended well, of a selection with a budget in rows.
     """
     found = inside(study, "kept_rows", "layer", "factors")
-    with paper():
-        figure, pairs = panels([g for _, g in found.groupby("where", sort=True)], 2, COLUMN, 2.4)
-        for axis, group in pairs:
-            _panel(axis, group)
-        legend(figure, [axis for axis, _ in pairs])
-    return figure
+    return sheet(wheres(found), 2, COLUMN, 2.4, _panel)
 
 
 def _panel(axis: Axes, group: pd.DataFrame) -> None:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ..label import condition
 from ..numbers import times
 from ..study import Study
-from ..style import COLUMN, MOST_LINES, MOST_ROWS, fewer, filled, legend, look, panels, paper, whiskers
+from ..style import COLUMN, MOST_LINES, MOST_ROWS, fewer, filled, look, panels, paper, sheet, whiskers
 
 
 def draw(study: Study) -> Figure:
@@ -41,12 +41,7 @@ def draw(study: Study) -> Figure:
     groups = [g for _, g in found.groupby(["model", "setting", "batch"], sort=True)]
     if not several:
         return _dots(groups, note)
-    with paper():
-        figure, pairs = panels(groups, 2, COLUMN, 2.4, note=note)
-        for axis, group in pairs:
-            _panel(axis, group)
-        legend(figure, [axis for axis, _ in pairs])
-    return figure
+    return sheet(groups, 2, COLUMN, 2.4, _panel, note)
 
 
 def break_even(contexts: list[float], speeds: list[float]) -> float | None:

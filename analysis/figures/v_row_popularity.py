@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from ..headlines import DENSE
-from ..inside import Row, bar, by_layer, heading, heat, inside, rectangle
+from ..inside import Row, bar, by_layer, heading, heat, rectangle, sparse
 from ..study import Study
 from ..style import panels, paper
 
@@ -25,10 +24,7 @@ def draw(study: Study) -> Figure:
     Raises:
         ValueError: no cell of the task ended well.
     """
-    found = inside(study, "kept_rows", "layer", "popularity")
-    found = found[found["method"] != DENSE]
-    if found.empty:
-        raise ValueError("needs a cell of the task kept_rows that ended well, of a sparse method")
+    found = sparse(study, "kept_rows", "layer", "popularity")
     several = len(found["where"].unique()) > 1
     with paper():
         figure, pairs = panels(found.to_dict("records"), 3, 2.3, 1.7, MOST_METHODS)

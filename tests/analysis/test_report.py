@@ -44,16 +44,30 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(broken, tmp_path_factory):
-    paths = report.write_report(broken, tmp_path_factory.mktemp("out"), "A <title>", COMMAND)
-    return Page(paths[0].read_text(encoding="utf-8"))
+def written(demo, tmp_path_factory):
+    """The paths of the demo's report, and a call for each time that its points were computed."""
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "from_cells", lambda cells: calls.append(1) or from_cells(cells))
+        return report.write_report(demo, tmp_path_factory.mktemp("demo") / "out", "t", "c"), calls
 
 
-def test_all_files_are_there(demo, tmp_path):
+@pytest.fixture(scope="module")
+def of_broken(broken, tmp_path_factory):
+    """The paths of the report of a sweep in which something went wrong."""
+    return report.write_report(broken, tmp_path_factory.mktemp("out"), "A <title>", COMMAND)
+
+
+@pytest.fixture(scope="module")
+def page(of_broken):
+    return Page(of_broken[0].read_text(encoding="utf-8"))
+
+
+def test_all_files_are_there(written):
     """Broken: the command prints a path of a file that it has not written, or leaves one out."""
-    paths = report.write_report(demo, tmp_path / "out", "t", "c")
+    paths, _ = written
     assert paths[0].name == "index.html"
-    assert sorted(p for p in (tmp_path / "out").rglob("*") if p.is_file()) == sorted(paths)
+    assert sorted(p for p in paths[0].parent.rglob("*") if p.is_file()) == sorted(paths)
     figures = {p.name for p in paths if p.parent.name == "figures"}
     drawn = {name.split(".")[0] for name in figures}
     assert drawn >= {"accuracy_bytes", "accuracy_density", "decode_time", "needle_heatmap", "pareto_speed"}
@@ -89,10 +103,10 @@ def test_sections_are_linked(page):
     assert len(anchors) == 7
 
 
-def test_equal_records_give_equal_files(broken, tmp_path):
+def test_equal_records_give_equal_files(broken, of_broken, tmp_path):
     """Broken: a figure in the archive cannot be checked by making it again."""
-    twice = [report.write_report(broken, tmp_path / name, "t", "c") for name in "ab"]
-    for one, other in zip(*twice, strict=True):
+    again = report.write_report(broken, tmp_path, "A <title>", COMMAND)
+    for one, other in zip(of_broken, again, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
 
 
@@ -148,14 +162,14 @@ def test_doubtful_records_are_named(make):
     assert "1 result ended well and has no number: full (needle accuracy)" in said
 
 
-def test_the_paper_folder_is_whole(demo, tmp_path):
+def test_the_paper_folder_is_whole(written):
     """Broken: LaTeX asks for a figure or table that is not in the folder, or a caption stops it."""
-    report.write_report(demo, tmp_path, "t", "c")
-    text = (tmp_path / "paper" / "all.tex").read_text(encoding="utf-8")
+    folder = written[0][0].parent / "paper"
+    text = (folder / "all.tex").read_text(encoding="utf-8")
     wanted = re.findall(r"\\includegraphics\[.*?\]\{(.*?)\}", text), re.findall(r"\\input\{(.*?)\}", text)
     assert wanted[0]
     assert wanted[1] == ["table", "equal_bytes"]
-    there = {p.name for p in (tmp_path / "paper").iterdir()}
+    there = {p.name for p in folder.iterdir()}
     assert there == {"all.tex", *(f"{n}.pdf" for n in wanted[0]), *(f"{n}.tex" for n in wanted[1])}
     assert text.count("\\begin{") == text.count("\\end{")
     assert text.isascii()
@@ -173,9 +187,6 @@ def test_the_report_says_bound_and_energy(make, tmp_path):
     assert re.search(r"\| 3\.45× \| 4\d% \| 3\.000 \| 0\.75× \|", text)
 
 
-def test_points_are_computed_once(demo, tmp_path, monkeypatch):
+def test_points_are_computed_once(written):
     """Broken: every figure computes all intervals again, and a report takes ten times as long."""
-    calls = []
-    monkeypatch.setattr(study, "from_cells", lambda cells: calls.append(1) or from_cells(cells))
-    report.write_report(demo, tmp_path, "t", "c")
-    assert calls == [1]
+    assert written[1] == [1]
