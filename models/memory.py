@@ -74,7 +74,7 @@ class Memory:
         first: [B] number of the first token that is no padding; the binding says.
         prompt: [B] tokens of each text at the end of its last prompt, padding left out, `prompt_seen` all; None before.
         allowed: [B] rows of a head that an evicting method's budget then allowed.
-        given: what the steps of a pinned memory go by, the same in each, where they overwrite rows; not charged.
+        given: what rows after a prompt go by, the same for all, as their method noted it; not held, not charged.
     """
 
     def __init__(self, site: Site, constants: Mapping[str, Tensor], room: int = 0) -> None:

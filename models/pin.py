@@ -35,5 +35,5 @@ def changed(memory: Memory) -> Iterator[Tensor]:
     """What a step changes in a pinned memory, but a row that it appends: made twice, that is written twice."""
     yield from memory.extra.values()
     yield from () if memory.columns is None else (memory.columns,)
-    if memory.given:
+    if "recent" in memory.given:  # rows are overwritten
         yield from (part.view for part in (memory.keys, memory.values, *memory.aux.values()))

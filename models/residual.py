@@ -28,6 +28,7 @@ from .residual_state import Dropped, Share, State, marked, refuse_windows
 from .walk import Marking, Walk, walk_at_once
 
 SINK = 1e30  # a mark that no attention reaches
+BY_AGE = "by_age"
 
 
 class Residual(Stepwise):
@@ -118,6 +119,14 @@ class Residual(Stepwise):
         """Whether rows leave in order of age, sinks excepted, in this call and all that follow: no marks are needed."""
         if not self.windowed or (word_of(self) == "keep" and memory.prompt is None and call.phase == "decode"):
             return False  # such a budget grows with the text, from less than the sinks
+        if call.phase == "decode" and BY_AGE in memory.given:
+            return bool(memory.given[BY_AGE])
+        found = self._holds_sinks(memory, call)
+        memory.given = {**memory.given, BY_AGE: torch.tensor(found)}  # on the CPU: rows after a prompt ask no device
+        return found
+
+    def _holds_sinks(self, memory: Memory, call: Call) -> bool:
+        """Whether every budget has room for the sinks and a row, and the sinks are there."""
         budget, context = self.rows_BT(memory, call), call.context_BT
         place = memory.numbers_BNS(len(call.first)) - call.first[:, None, None]
         sinks = ((place >= 0) & (place < self.sinks)).sum(-1)

@@ -221,8 +221,10 @@ def refuse_windows(call: Call) -> None:
     Raises:
         ValueError: one does.
     """
+    if call.visible is None or call.causal:
+        return
     context = call.context_BT
-    if call.visible is not None and bool(((call.visible.sum(-1) < context) & (context > 0)).any()):
+    if bool(((call.visible.sum(-1) < context) & (context > 0)).any()):
         raise ValueError("this model forgets tokens by a sliding window of its own: a state cannot forget them")
 
 
