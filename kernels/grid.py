@@ -7,7 +7,7 @@ import csv
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from .op import Case, load_op
 from .row import Row
@@ -52,7 +52,7 @@ def break_even_rows(rows: Iterable[dict[str, Any]], name: str) -> dict[tuple[int
     """Find from how many rows on a pipeline is faster than the fastest dense kernel, for each batch and budget.
 
     Args:
-        rows: Rows of the bench on a grid, as dictionaries.
+        rows: Rows of the bench on a grid, as dictionaries, of one kind of keys.
         name: Of the pipeline.
 
     Returns:
@@ -61,10 +61,34 @@ def break_even_rows(rows: Iterable[dict[str, Any]], name: str) -> dict[tuple[int
     found: dict[tuple[int, int], dict[int, float]] = {}
     for row in rows:
         if row["op"] == name and row["speed_up"] is not None and "_1of" in row["case"]:
-            fields = {field[0]: field[1:] for field in row["case"].split("_")}
-            key = int(fields["b"]), int(fields["1"].removeprefix("of"))
-            found.setdefault(key, {})[int(fields["s"])] = float(row["speed_up"])
+            batch, part, length = _shape(row["case"])
+            found.setdefault((batch, part), {})[length] = float(row["speed_up"])
     return {key: _break_even(gains) for key, gains in found.items()}
+
+
+def _shape(case: str) -> tuple[int, int, int]:
+    """Batch, part and rows of a grid's case."""
+    fields = {field[0]: field[1:] for field in case.split("_")}
+    return int(fields["b"]), int(fields["1"].removeprefix("of")), int(fields["s"])
+
+
+def with_break_even(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tell each row of a pipeline on a grid from how many rows on its batch and budget gain.
+
+    Args:
+        rows: Rows of the bench.
+
+    Returns:
+        The same rows, those with `break_even_rows` where there is one.
+    """
+    kinds = {(row["op"], row["keys"]) for row in rows if row["speed_up"] is not None and "_1of" in row["case"]}
+    known = {kind: break_even_rows([row for row in rows if row["keys"] == kind[1]], kind[0]) for kind in sorted(kinds)}
+    return [
+        row | {"break_even_rows": known[row["op"], row["keys"]].get(_shape(row["case"])[:2])}
+        if (row["op"], row["keys"]) in known and "_1of" in row["case"]
+        else row
+        for row in rows
+    ]
 
 
 def _break_even(gains: dict[int, float]) -> int | None:
@@ -103,10 +127,25 @@ def write_csv(lines: Iterable[dict[str, Any]], path: Path) -> list[dict[str, Any
     if first is None:
         return []
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(Row.__dataclass_fields__))
-        writer.writeheader()
+        writer = _writer(file)
         for line in itertools.chain((first,), lines):
-            writer.writerow(line | {"samples_ms": " ".join(f"{ms:.6f}" for ms in line["samples_ms"])})
+            writer.writerow(_texts(line))
             file.flush()
             written.append(line)
-    return written
+    told = with_break_even(written)
+    if told != written:  # only the whole grid tells from where on a pipeline gains
+        beside = path.with_suffix(".part")
+        with beside.open("w", newline="", encoding="utf-8") as file:
+            _writer(file).writerows(map(_texts, told))
+        beside.replace(path)
+    return told
+
+
+def _writer(file: TextIO) -> "csv.DictWriter[str]":
+    writer = csv.DictWriter(file, fieldnames=list(Row.__dataclass_fields__))
+    writer.writeheader()
+    return writer
+
+
+def _texts(line: dict[str, Any]) -> dict[str, Any]:
+    return line | {"samples_ms": " ".join(f"{ms:.6f}" for ms in line["samples_ms"])}

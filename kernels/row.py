@@ -33,6 +33,8 @@ class Row:
         percent_of_ceiling: Of the two.
         against: What a pipeline is compared with: the fastest dense kernel of the same case.
         speed_up: Time of that over the median.
+        break_even_rows: Of a pipeline on a grid: the rows from which on every longer cache of its batch and budget
+            gains; nothing where the longest does not, or where no grid was timed.
     """
 
     op: str
@@ -60,3 +62,4 @@ class Row:
     percent_of_ceiling: float | None = None
     against: str = ""
     speed_up: float | None = None
+    break_even_rows: int | None = None

@@ -11,6 +11,7 @@ TESTED = (
     Case("gqa3_96", 2, 3, 1, 61, head_dim=96, low_dims=24, kept=33, dtype="float16", reduce="sum"),
     Case("gqa4_128", 2, 8, 2, 131, head_dim=128, low_dims=32, kept=40, dtype="bfloat16"),
     Case("gqa8_256", 1, 8, 1, 45, head_dim=256, low_dims=64, kept=50, dtype="bfloat16", reduce="none"),
+    Case("gqa16_128", 1, 16, 1, 37, head_dim=128, low_dims=32, kept=12, dtype="float16"),
     Case("one_row", 1, 4, 2, 1, head_dim=64, low_dims=64, kept=1, dtype="float32", reduce="none"),
 )
 

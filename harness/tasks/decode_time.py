@@ -13,6 +13,7 @@ import torch
 from ...kernels.clock import copy_gb_s, refuse_other_gpu
 from ...models import ledger
 from ...results.fields import Data, Within
+from ..dense_cost import against_dense, dense_attention_ms
 from ..engine import WARM_UP, Engine, Pick, Sampled, copied, engine, greedy
 from ..lm import Session, State
 from ..parity import Parity, checked
@@ -32,10 +33,11 @@ class DecodeTime(Task):
     The slowest rank counts. Peak and resident memory are of this rank's process or GPU. Energy is summed over the
     ranks, on GPUs and where the steps take a second or more: NVML's counter is too coarse for less. On a GPU bytes per
     second, the copy bandwidth measured before, the speed-up that bytes allow against dense attention in the same step
-    (ideal) and if attention cost nothing (Amdahl), and the time of each stage. Samples of phase `memory` are what the
-    cache holds after the prompt and after steps: each on a CPU; on a GPU those of the warm-up and the last that is
-    timed, since nothing comes between timed ones. Timed steps are held against their budgets once the time is taken, so
-    that methods with a budget do nothing in a step that dense attention does not.
+    (ideal) and if attention cost nothing (Amdahl), the time of each stage, and, with dense attention over as many rows
+    timed in the same process, the gain, its part of the ideal, and the context from which on there is one. Samples of
+    phase `memory` are what the cache holds after the prompt and after steps: each on a CPU; on a GPU those of the
+    warm-up and the last that is timed, since nothing comes between timed ones. Timed steps are held against their
+    budgets once the time is taken, so that methods with a budget do nothing in a step that dense attention does not.
 
     Before anything is timed, the ops of one step are held against float64 on this run's own cache, and a replayed step
     against the same step made eagerly; the record has the digest of that, and is invalid where it failed.
@@ -151,9 +153,20 @@ class DecodeTime(Task):
         metrics |= {f"stage_{name}_ms": ms for name, ms in steps.stages.items()}
         if steps.joules is not None:
             metrics["energy_j_per_token"] = steps.joules / (self.batch * self.steps)
+        if steps.stages:
+            metrics |= self._against_dense(session, metrics, steps)
         samples = [{"phase": "prefill", "ms": ms} for ms in first] + [{"phase": "decode", "ms": ms} for ms in steps.ms]
         told = steps.parity | {"engine": self.engine, "sums": session.lm.shard.sums}
         return Outcome(metrics, [*samples, *steps.held, told], invalid=steps.complaint)
+
+    def _against_dense(self, session: Session, metrics: dict[str, float], steps: _Steps) -> dict[str, float]:
+        """The slowest rank's dense attention counts; nothing where it does not fit beside the cache."""
+        rows = self.prompt + self._room - PROFILED
+        ranks = session.lm.world.gather(dense_attention_ms(session, self.batch, rows))
+        known = [ms for ms in ranks if ms is not None]
+        if len(known) < len(ranks):
+            return {}
+        return against_dense(metrics["decode_ms_median"], steps.stages, max(known), rows, metrics)
 
     def _metrics(self, first: list[float], steps: list[float]) -> dict[str, float]:
         spread = {f"decode_ms_p{p}": quantile(steps, p / 100) for p in (10, 90, 99)}
@@ -191,6 +204,7 @@ def _bytes(session: Session, batch: int, ms: list[float], ceiling_gb_s: float | 
     read, dense = (batch * decode[f"bytes_{kind}_per_token"] for kind in ("read", "dense"))
     found = {
         "step_gb": (weights + read) / 1e9,
+        "read_share": read / dense,
         "ideal_gain": (weights + dense) / (weights + read),
         "amdahl_gain": (weights + dense) / weights,
     }

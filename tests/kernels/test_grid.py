@@ -1,6 +1,7 @@
 """Shapes that are asked for instead of the operations' own."""
 
 import csv
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from lacuna.kernels import bench as bench_module
 from lacuna.kernels.bench import rows
 from lacuna.kernels.grid import break_even_rows, decode_ops, grid_cases, write_csv
+from lacuna.kernels.row import Row
 
 
 def test_a_grid_is_a_product():
@@ -67,3 +69,24 @@ def test_break_even_is_where_all_longer_rows_gain():
     told.append({"op": "loki_pipeline", "case": "b1_h32_g8_s1024_1of8", "speed_up": 0.5})
     told.append({"op": "dense_decode", "case": "b1_h32_g8_s1024_1of2", "speed_up": None})
     assert break_even_rows(told, "loki_pipeline") == {(1, 4): 16384, (1, 8): None}
+
+
+def test_a_grid_says_in_its_rows_from_where_on_it_pays(tmp_path):
+    """The table of a grid would have to be read by eye, or the break-even of one kind of keys be told of another."""
+    gains = {("random", 1024): 0.9, ("random", 4096): 1.2, ("pocket", 1024): 0.8, ("pocket", 4096): 0.9}
+    blank = asdict(Row("loki_pipeline", "")) | {"samples_ms": (1.0,)}
+    lines = [
+        blank
+        | {
+            "case": f"b1_h32_g8_s{rows}_1of4{'' if keys == 'random' else '_keys-' + keys}",
+            "keys": keys,
+            "speed_up": gain,
+        }
+        for (keys, rows), gain in gains.items()
+    ]
+    lines.append(blank | {"op": "dense_decode", "case": "b1_h32_g8_s1024_1of4"})
+    told = write_csv(iter(lines), tmp_path / "grid.csv")
+    assert [row["break_even_rows"] for row in told] == [4096, 4096, None, None, None]
+    with (tmp_path / "grid.csv").open() as file:
+        assert [row["break_even_rows"] for row in csv.DictReader(file)] == ["4096", "4096", "", "", ""]
+    assert list(tmp_path.iterdir()) == [tmp_path / "grid.csv"]
