@@ -12,6 +12,8 @@ COPY_BYTES = 2 * 2**30
 WARM_UP = 5
 # After heavy work, such as a float64 reference, a GPU takes a while to come back to its clocks.
 SETTLE_MS = 200.0
+# Samples of one call take so long together, or are so few.
+SAMPLES_MS, FEWEST = 600.0, 5
 
 
 def captured(call: Callable[[], object]) -> Callable[[], None]:
@@ -37,12 +39,12 @@ def captured(call: Callable[[], object]) -> Callable[[], None]:
 
 
 def sample_ms(call: Callable[[], object], device: torch.device, repeats: int) -> tuple[float, ...]:
-    """Time a call several times.
+    """Time a call several times; on a GPU less often where a call is so long that its spread is small.
 
     Args:
         call: What is timed.
         device: Where it runs: events and a cold L2 cache on CUDA, the host's clock on a CPU.
-        repeats: How many samples.
+        repeats: The most samples.
 
     Returns:
         Milliseconds of each repeat, in the order they were taken.
@@ -54,8 +56,9 @@ def sample_ms(call: Callable[[], object], device: torch.device, repeats: int) ->
 
 def _on_cuda(call: Callable[[], object], device: torch.device, repeats: int) -> tuple[float, ...]:
     flush = torch.ones(FLUSH_BYTES // 4, dtype=torch.int32, device=device)
+    made = _settle(call, flush, device)
+    repeats = min(repeats, max(FEWEST, int(made * SAMPLES_MS / SETTLE_MS)))
     starts, ends = _events(repeats), _events(repeats)
-    _settle(call, flush, device)
     for start, end in zip(starts, ends, strict=True):
         # Read, not written: what a write leaves in the cache would be written back inside the time of the call.
         flush.amax()
@@ -66,13 +69,16 @@ def _on_cuda(call: Callable[[], object], device: torch.device, repeats: int) -> 
     return tuple(start.elapsed_time(end) for start, end in zip(starts, ends, strict=True))
 
 
-def _settle(call: Callable[[], object], flush: torch.Tensor, device: torch.device) -> None:
+def _settle(call: Callable[[], object], flush: torch.Tensor, device: torch.device) -> int:
+    """Call until the clocks are up; how often that was."""
     torch.cuda.synchronize(device)
-    until = time.perf_counter() + SETTLE_MS / 1e3
+    until, made = time.perf_counter() + SETTLE_MS / 1e3, 0
     while time.perf_counter() < until:
         flush.amax()
         call()
         torch.cuda.synchronize(device)
+        made += 1
+    return made
 
 
 def _events(count: int) -> list[torch.cuda.Event]:
