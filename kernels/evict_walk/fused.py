@@ -16,9 +16,9 @@ from ..kth_score.stored.fused import rank_some
 from ..tiling import power_of_2
 from .eager import Walked
 
-# Scores held at one time (256 MB), and those of one row in registers.
-SCORES_AT_ONCE, SCORES_OF_ROW = 2**26, 16384
-PLACES_EACH = 8  # of a thread
+# Scores held at one time (32 MB, which stay in L2), and those of one row in registers.
+SCORES_AT_ONCE, SCORES_OF_ROW = 2**23, 16384
+SCORES_EACH = 8  # of a thread
 
 
 @triton.jit
@@ -89,6 +89,110 @@ def walk_rows_kernel(score_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, pl
     tl.store(last_base + column, mark, mask=column >= 0)
 
 
+@triton.jit
+def sum_and_largest(one_sum, one_top, two_sum, two_top):
+    """Reduce two tensors at once, one by its sum and one by its maximum: their exchanges between threads are shared.
+
+    Args:
+        one_sum: A sum.
+        one_top: A maximum.
+        two_sum: Another sum.
+        two_top: Another maximum.
+
+    Returns:
+        Those of both.
+    """
+    return one_sum + two_sum, tl.maximum(one_top, two_top)
+
+
+@triton.jit
+def walk_ahead_kernel(score_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, place_ptr, count_ptr, until_ptr,
+                      last_ptr, begin, some, new, rows, width, carry, share, SETS: tl.constexpr, HEADS: tl.constexpr,
+                      CHUNK: tl.constexpr, PLACES: tl.constexpr):  # fmt: skip
+    """Walk as `walk_rows_kernel` does, where all heads are weighed at once: what the next row needs is under way.
+
+    The scores of the next row are asked for at the places as they are, and mended once it is known which key left.
+    Their largest bounds those that will be weighed, so a row has two exchanges between threads instead of three.
+
+    Args:
+        score_ptr: (B, H, t, W) scaled scores, times log2(e).
+        mark_ptr: (B, N, S) marks that keys begin with.
+        number_ptr: (B, N, S) token numbers; negative: never held.
+        budget_ptr: (B, T) most keys held.
+        recent_ptr: (B, T) last tokens that stay.
+        place_ptr: (B, N, C) which key lies at each place, -1 none; read and written.
+        count_ptr: (B, N) keys held; read and written.
+        until_ptr: (B, N, S) rows at which keys leave; written for those that do.
+        last_ptr: (B, N, S) marks of held keys; read and written.
+        begin: First of the t query rows.
+        some: t.
+        new: T.
+        rows: S.
+        width: W.
+        carry: Factor of marks.
+        share: Factor of weights.
+        SETS: N.
+        HEADS: E.
+        CHUNK: Power of two, at least E.
+        PLACES: C, a power of two.
+    """
+    pair = tl.program_id(0).to(tl.int64)
+    batch, places, each = pair // SETS, tl.arange(0, PLACES), tl.arange(0, CHUNK)
+    number_base, mark_base, last_base = number_ptr + pair * rows, mark_ptr + pair * rows, last_ptr + pair * rows
+    column = tl.load(place_ptr + pair * PLACES + places)
+    count = tl.load(count_ptr + pair)
+    number = tl.load(number_base + column, mask=column >= 0, other=0)
+    mark = tl.load(last_base + column, mask=column >= 0, other=0.0)
+    head = each < HEADS
+    line = score_ptr + (pair * HEADS + each.to(tl.int64)) * some * width
+    mask = head[:, None] & (column >= 0)[None, :]
+    score_next = tl.load(line[:, None] + column[None, :], mask=mask, other=float("-inf"))
+    own_next = tl.load(line + rows - new + begin, mask=head, other=float("-inf"))
+    now_next, begun_next = tl.load(number_base + rows - new + begin), tl.load(mark_base + rows - new + begin)
+    budget_next, recent_next = tl.load(budget_ptr + batch * new + begin), tl.load(recent_ptr + batch * new + begin)
+    top = tl.max(score_next, 1)
+    for t in range(some):
+        row, own = begin + t, rows - new + begin + t
+        score, own_score, now, begun, budget, recent = (
+            score_next, own_next, now_next, begun_next, budget_next, recent_next
+        )  # fmt: skip
+        line += tl.where(t + 1 < some, width, 0)
+        after = tl.minimum(own + 1, rows - new + begin + some - 1)
+        mask = head[:, None] & (column >= 0)[None, :]
+        score_next = tl.load(line[:, None] + column[None, :], mask=mask, other=float("-inf"))
+        own_next = tl.load(line + after, mask=head, other=float("-inf"))
+        cross = tl.load(line + own, mask=head, other=float("-inf"))
+        now_next, begun_next = tl.load(number_base + after), tl.load(mark_base + after)
+        budget_next = tl.load(budget_ptr + batch * new + after - (rows - new))
+        recent_next = tl.load(recent_ptr + batch * new + after - (rows - new))
+        real = tl.zeros_like(column) + now >= 0
+        full = tl.zeros_like(column) + count + 1 > budget
+        old = (column >= 0) & (number <= now - recent)
+        # Marks are not negative, so their bits are ordered as they are; of equal ones the oldest comes first.
+        order = (mark.to(tl.int32, bitcast=True).to(tl.int64) << 32) | number.to(tl.int64)
+        order = tl.where(old, order, 0x7FFFFFFFFFFFFFFF)
+        leaves = old & (order == tl.min(order, 0)) & full & real
+        tl.store(until_ptr + pair * rows + column, tl.zeros_like(column) + row, mask=leaves)
+        here = leaves | ((places == count) & (full == 0) & real)
+        column, number = tl.where(here, own, column), tl.where(here, now, number)
+        mark = tl.where(here, begun, mark)
+        count = tl.where(now >= 0, tl.minimum(count + 1, tl.maximum(budget, count)), count)
+        score = tl.where(here[None, :], own_score[:, None], score)
+        score_next = tl.where(here[None, :], cross[:, None], score_next)
+        bound = tl.maximum(top, own_score)
+        weight = tl.exp2(score - tl.where(bound == float("-inf"), 0.0, bound)[:, None])
+        total, top = tl.reduce((weight, score_next), 1, sum_and_largest)
+        if tl.min(tl.where(head, total, 1.0), 0) < 1e-6:  # what left stood far above all that is held
+            bound = tl.max(score, 1)
+            weight = tl.exp2(score - tl.where(bound == float("-inf"), 0.0, bound)[:, None])
+            total = tl.sum(weight, 1)
+        added = tl.sum(weight * (1.0 / tl.where(total == 0.0, 1.0, total))[:, None], 0)
+        mark = tl.where(real, carry * mark + share * added, mark)
+    tl.store(place_ptr + pair * PLACES + places, column)
+    tl.store(count_ptr + pair, count)
+    tl.store(last_base + column, mark, mask=column >= 0)
+
+
 def evict_walk(
     q_BHTD: torch.Tensor,
     k_BGSD: torch.Tensor,
@@ -101,7 +205,7 @@ def evict_walk(
     share: float,
     num_warps: int | None = None,
 ) -> Walked:
-    """Walk as the eager twin does, one launch for as many rows as 256 MB hold scores of.
+    """Walk as the eager twin does, one launch for as many rows as 32 MB hold scores of.
 
     Args:
         q_BHTD: (B, H, T, D) queries; any strides, the last dim contiguous.
@@ -132,13 +236,14 @@ def evict_walk(
     score = torch.empty(batch * heads * step * rows, dtype=torch.float32, device=q_BHTD.device)
     places, each = place.shape[2], heads // sets
     chunk = max(1, min(power_of_2(each), SCORES_OF_ROW // places))
+    kernel = walk_ahead_kernel if chunk >= each else walk_rows_kernel
     for begin in range(0, new, step):
         some = min(step, new - begin)
         rank_some(q_BHTD, k_BGSD, seen, score, scale * LOG2_E, begin, some, heads)
-        walk_rows_kernel[(batch * sets,)](
+        kernel[(batch * sets,)](
             score, begun, number, budget_BT.int().contiguous(), recent_BT.int().contiguous(), place, count, until, last,
             begin, some, new, rows, rows - new + begin + some, carry, share, SETS=sets, HEADS=each, CHUNK=chunk,
-            PLACES=places, num_warps=num_warps or max(1, min(16, places * chunk // (32 * PLACES_EACH * 2))),
+            PLACES=places, num_warps=num_warps or max(1, min(16, places * chunk // (32 * SCORES_EACH))),
         )  # fmt: skip
     return Walked(until, last.masked_fill_(until < new, 0.0))
 

@@ -21,6 +21,9 @@ TIMED = tuple(
     RowsCase(f"b1_h32_g8_s{rows}_{reduce}", 1, 32, 8, rows, kept=rows // 4, reduce=reduce, visible="full",
              purpose="time")
     for rows in (8192, 32768) for reduce in ("max", "none")
+) + tuple(
+    RowsCase(f"b1_h32_g8_s{rows}_max", 1, 32, 8, rows, kept=rows // 4, visible="full", purpose="time")
+    for rows in (65536, 131072)
 )  # fmt: skip
 COMPILED = (
     RowsCase("shared", 1, 8, 2, 256, kept=64, purpose="compile"),

@@ -1,6 +1,6 @@
-"""SparQ's choice in four passes over the scores of some rows, which are products of tiles, written before.
+"""SparQ's choice in three passes over the scores of some rows, which are products of tiles, written before.
 
-Sums of each head's row, ranks of the group, the search by a block of threads that holds a row of ranks in registers,
+Ranks of the group by the weights of its heads, the search by a block of threads that holds a row of ranks in registers,
 and the weights on what it chose.
 
 Shape legend: B batch, H query heads, G KV heads, J = H / G, T query rows (the last T of the S key rows), t of them at a
@@ -22,71 +22,17 @@ PART = 2048  # keys of a row summed at once
 
 
 @triton.jit
-def weights_of(score_ptr, line, factor, lse, row, seen):
-    """Weigh some keys of one head's row.
-
-    Args:
-        score_ptr: Products.
-        line: Where the row begins, at its first key that is no padding.
-        factor: Of the products, times log2(e).
-        lse: log2 of the sum of the row's weights.
-        row: (X,) keys, counted from there.
-        seen: (X,) whether the row sees them.
-
-    Returns:
-        (X,) weights, zeros for keys not seen.
-    """
-    score = tl.load(score_ptr + line + row, mask=seen, other=float("-inf")) * factor
-    return tl.exp2(score - lse)
-
-
-@triton.jit
-def row_lse_kernel(score_ptr, factor_ptr, first_ptr, lse_ptr, begin, some, new, rows, width, log2_e,
-                   HEADS: tl.constexpr, PART: tl.constexpr):  # fmt: skip
-    """Sum the weights of one row of one head; the grid is (t, B * H).
+def rank_row_kernel(score_ptr, factor_ptr, local_ptr, first_ptr, lse_ptr, rank_ptr, begin, some, new, rows, width,
+                    log2_e, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, JP: tl.constexpr,
+                    PART: tl.constexpr):  # fmt: skip
+    """Sum the weights of each head in one row of one KV head, and rank its keys by them; the grid is (t, B * G).
 
     Args:
         score_ptr: (B, H, t, X) products.
         factor_ptr: (B, H, T) factors.
-        first_ptr: (B,) first row that is no padding.
-        lse_ptr: (B, H, T) log2 of the sums.
-        begin: First of the t query rows.
-        some: t.
-        new: T.
-        rows: S.
-        width: X.
-        log2_e: log2(e).
-        HEADS: H.
-        PART: Keys at once, a power of two.
-    """
-    at, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    first, own, place = tl.load(first_ptr + pair // HEADS), rows - new + begin + at, pair * new + begin + at
-    factor, line = tl.load(factor_ptr + place) * log2_e, (pair * some + at) * width
-    top, total = tl.full([PART], float("-inf"), tl.float32), tl.zeros([PART], tl.float32)
-    for key in range(first, own + 1, PART):
-        row = key + tl.arange(0, PART)
-        score = tl.load(score_ptr + line + row, mask=row <= own, other=float("-inf")) * factor
-        new_top = tl.maximum(top, score)
-        base = tl.where(new_top == float("-inf"), 0.0, new_top)
-        total = total * tl.exp2(top - base) + tl.exp2(score - base)
-        top = new_top
-    largest = tl.max(top, 0)
-    base = tl.where(largest == float("-inf"), 0.0, largest)
-    whole = tl.sum(total * tl.exp2(top - base), 0)
-    tl.store(lse_ptr + place, base + tl.log2(tl.where(whole == 0.0, 1.0, whole)))
-
-
-@triton.jit
-def sum_weights_kernel(score_ptr, factor_ptr, lse_ptr, local_ptr, first_ptr, rank_ptr, begin, some, new, rows, width,
-                       log2_e, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, PART: tl.constexpr):  # fmt: skip
-    """Rank the keys of one row of one KV head; the grid is (t, B * G).
-
-    Args:
-        score_ptr: (B, H, t, X) products.
-        factor_ptr: (B, H, T) factors.
-        lse_ptr: (B, H, T) log2 of the sums of weights.
         local_ptr: (B, T) last keys that come first.
         first_ptr: (B,) first row that is no padding.
+        lse_ptr: (B, H, T) log2 of the sums of weights, written.
         rank_ptr: (B, G, t, X), counted from the first key that is no padding; -inf for keys not seen.
         begin: First of the t query rows.
         some: t.
@@ -96,18 +42,33 @@ def sum_weights_kernel(score_ptr, factor_ptr, lse_ptr, local_ptr, first_ptr, ran
         log2_e: log2(e).
         KV_HEADS: G.
         GROUP: J.
+        JP: J padded to a power of two.
         PART: Keys at once, a power of two.
     """
-    at, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    batch = pair // KV_HEADS
+    at, pair, each = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.arange(0, JP)
+    batch, there, part = pair // KV_HEADS, each < GROUP, tl.arange(0, PART)
     first, local = tl.load(first_ptr + batch), tl.load(local_ptr + batch * new + begin + at)
-    own = rows - new + begin + at - first
+    own, member = rows - new + begin + at - first, pair * GROUP + each
+    place, line = member * new + begin + at, score_ptr + (member * some + at) * width + first
+    factor = tl.load(factor_ptr + place, mask=there, other=1.0) * log2_e
+    top, total = tl.full([JP, PART], float("-inf"), tl.float32), tl.zeros([JP, PART], tl.float32)
+    for key in range(0, own + 1, PART):
+        mask = there[:, None] & (key + part <= own)[None, :]
+        score = tl.load(line[:, None] + (key + part)[None, :], mask=mask, other=float("-inf")) * factor[:, None]
+        new_top = tl.maximum(top, score)
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)
+        total = total * tl.exp2(top - base) + tl.exp2(score - base)
+        top = new_top
+    largest = tl.max(top, 1)
+    base = tl.where(largest == float("-inf"), 0.0, largest)
+    whole = tl.sum(total * tl.exp2(top - base[:, None]), 1)
+    lse = base + tl.log2(tl.where(whole == 0.0, 1.0, whole))
+    tl.store(lse_ptr + place, lse, mask=there)
     for key in range(0, width, PART):
-        row, rank = key + tl.arange(0, PART), tl.zeros([PART], tl.float32)
-        for member in range(GROUP):
-            line, place = ((pair * GROUP + member) * some + at) * width, (pair * GROUP + member) * new + begin + at
-            factor, lse = tl.load(factor_ptr + place) * log2_e, tl.load(lse_ptr + place)
-            rank += weights_of(score_ptr, line + first, factor, lse, row, row <= own)
+        row = key + part
+        mask = there[:, None] & (row <= own)[None, :]
+        score = tl.load(line[:, None] + row[None, :], mask=mask, other=float("-inf")) * factor[:, None]
+        rank = tl.sum(tl.exp2(score - lse[:, None]), 0)
         rank = tl.where(row <= own, tl.where(row > own - local, float("inf"), rank), float("-inf"))
         tl.store(rank_ptr + (pair * some + at) * width + row, rank, mask=row < width)
 
@@ -178,7 +139,9 @@ def weight_inside_kernel(score_ptr, factor_ptr, lse_ptr, first_ptr, bits_ptr, in
     for key in range(0, own + 1, PART):
         row = key + tl.arange(0, PART)
         bit = tl.load(word_base + row // 32, mask=row <= own, other=0) >> (row % 32)
-        inside += weights_of(score_ptr, line + first, factor, lse, row, (row <= own) & ((bit & 1) > 0))
+        mask = (row <= own) & ((bit & 1) > 0)
+        score = tl.load(score_ptr + line + first + row, mask=mask, other=float("-inf"))
+        inside += tl.exp2(score * factor - lse)
     tl.store(inside_ptr + place, tl.sum(inside, 0))
 
 
@@ -224,10 +187,10 @@ def sparq_rows(
         width = rows - new + begin + some
         size, sets, block = (begin, some, new, rows, width), batch * groups, max(LEAST_ROWS, power_of_2(width))
         rank_some(q_BHTD, k_BGSD, first_B, score, 1.0, begin, some, heads)
-        row_lse_kernel[(some, batch * heads)](score, factor, first_B, lse, *size, LOG2_E, HEADS=heads, PART=PART)
-        sum_weights_kernel[(some, sets)](
-            score, factor, lse, local, first_B, rank, *size, LOG2_E, KV_HEADS=groups, GROUP=group, PART=PART
-        )
+        rank_row_kernel[(some, sets)](
+            score, factor, local, first_B, lse, rank, *size, LOG2_E, KV_HEADS=groups, GROUP=group,
+            JP=power_of_2(group), PART=max(32, PART // power_of_2(group)),
+        )  # fmt: skip
         choose_bits_kernel[(some, sets)](
             rank, budget, bits, begin, some, new, width, words, KV_HEADS=groups,
             BLOCK_ROWS=block, num_warps=select_plan(block).num_warps,

@@ -24,7 +24,7 @@ RANKED: tuple[tuple[Reduce, int], ...] = (("max", 128), ("none", 128), ("max", 3
 TIMED = tuple(
     RowsCase(f"b1_h32_g8_s{rows}_{reduce}_r{dims}", 1, 32, 8, rows, low_dims=dims, kept=rows // 4, reduce=reduce,
              visible="full", purpose="time")
-    for rows in (8192, 32768) for reduce, dims in RANKED
+    for rows in (8192, 32768, 65536, 131072) for reduce, dims in RANKED[: 3 if rows <= 32768 else 1]
 )  # fmt: skip
 COMPILED = (
     RowsCase("shared", 1, 8, 2, 256, low_dims=128, kept=64, purpose="compile"),

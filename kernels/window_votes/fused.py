@@ -76,6 +76,32 @@ def vote_shares_kernel(q_ptr, k_ptr, first_ptr, top_ptr, total_ptr, scale_log2, 
 
 
 @triton.jit
+def join_parts_kernel(top_ptr, total_ptr, lse_ptr, parts, lines, N: tl.constexpr):
+    """Join the sums of all parts of some lines; the grid is (tiles of lines, B * G).
+
+    Args:
+        top_ptr: (B * G, X, lines) largest scores, in units of log2.
+        total_ptr: (B * G, X, lines) sums of weights over exp2(top).
+        lse_ptr: (B * G, lines) log2 of the sums, +inf for lines that see nothing.
+        parts: X.
+        lines: Lines of a group.
+        N: Lines of a tile.
+    """
+    line, pair = tl.program_id(0) * N + tl.arange(0, N), tl.program_id(1).to(tl.int64)
+    top, total = tl.full([N], float("-inf"), tl.float32), tl.zeros([N], tl.float32)
+    for part in range(parts):
+        place = (pair * parts + part) * lines + line
+        other = tl.load(top_ptr + place, mask=line < lines, other=float("-inf"))
+        new_top = tl.maximum(top, other)
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)
+        total = total * tl.exp2(top - base)
+        total += tl.load(total_ptr + place, mask=line < lines, other=0.0) * tl.exp2(other - base)
+        top = new_top
+    lse = tl.where(total == 0.0, float("inf"), top + tl.log2(tl.where(total == 0.0, 1.0, total)))
+    tl.store(lse_ptr + pair * lines + line, lse, mask=line < lines)
+
+
+@triton.jit
 def votes_kernel(q_ptr, k_ptr, first_ptr, width_ptr, lse_ptr, votes_ptr, scale_log2, window, rows, lines, q_batch,
                  q_head, q_row, k_batch, k_head, k_row, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
                  DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, M: tl.constexpr, JP: tl.constexpr, N: tl.constexpr,
@@ -226,10 +252,9 @@ def _row_sums(q_BHWD, k_BGSD, first_B, scale, how):
         q_BHWD, k_BGSD, first_B, top, total, scale * LOG2_E, window, rows, parts, *q_BHWD.stride()[:3],
         *k_BGSD.stride()[:3], KV_HEADS=groups, TILES=each, **how,
     )  # fmt: skip
-    most = top.amax(1)
-    base = most.masked_fill(most == -torch.inf, 0.0)
-    lse = base + (total * (top - base[:, None]).exp2()).sum(1).log2()
-    return lse.masked_fill(lse == -torch.inf, torch.inf)
+    lse = torch.empty(batch * groups, lines, dtype=torch.float32, device=device)
+    join_parts_kernel[(triton.cdiv(lines, 32), batch * groups)](top, total, lse, parts, lines, N=32, num_warps=1)
+    return lse
 
 
 def _shape(q_BHWD, k_BGSD, plan):

@@ -108,10 +108,18 @@ def timed(line, call):
         call()
         torch.cuda.synchronize()
         peak = (torch.cuda.max_memory_allocated() - before) / 2**20
-        p10, median, p90 = percentiles(sample_ms(call, DEVICE, REPEATS))
+        p10, median, p90 = percentiles(sample_ms(call, DEVICE, repeats_of(call)))
         return replace(line, median_ms=median, p10_ms=p10, p90_ms=p90, peak_mib=peak)
     except Exception as error:  # noqa: BLE001 - tiles that fit no SM must not cost the lines that follow
         return replace(line, status="failed", reason=f"{type(error).__name__}: {error}"[:200].replace("\n", " "))
+
+
+def repeats_of(call):
+    """Fewer of what takes long: about two seconds in all."""
+    begun = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return max(3, min(REPEATS, int(2 / (time.perf_counter() - begun))))
 
 
 def checked(op, case):
@@ -166,10 +174,8 @@ def landmark(writer):
 
 def landmark_more(writer):
     """Other blocks, dims and groups; then ways to cut the work at one length."""
-    shapes = ((5, 24, 1, 4, 2, 32),) if TINY else (
-        (51, 8192, 2, 32, 32, 128), (128, 8192, 2, 32, 32, 128), (16, 8192, 2, 32, 32, 128), (64, 8192, 2, 32, 32, 64),
-        (64, 8192, 2, 32, 8, 128),
-    )  # fmt: skip
+    mha = [(block, 8192, 2, 32, 32, dim) for block, dim in ((51, 128), (128, 128), (16, 128), (64, 64))]
+    shapes = [(5, 24, 1, 4, 2, 32)] if TINY else [*mha, (64, 8192, 2, 32, 8, 128)]
     landmark_case(writer, (64, 8192, 2, 32, 32, 128) if not TINY else (8, 40, 1, 2, 2, 32), passed=True, tries=True)
     for shape in shapes:
         landmark_case(writer, shape, passed=True)
@@ -234,10 +240,11 @@ def operations(writer, names):
         measured(writer, name, passed=passed, seen=seen)
 
 
-def measured(writer, name, *, passed, most_rows=2**20, seen=None):
+def measured(writer, name, *, passed, least_rows=0, most_rows=2**20, seen=None):
     """One operation on its timed cases; dense attention once for each shape not yet seen."""
     op, seen = load_op(name), set() if seen is None else seen
-    cases = [case for case in op.cases if case.purpose == ("test" if TINY else "time") and case.rows <= most_rows]
+    cases = [case for case in op.cases if case.purpose == ("test" if TINY else "time")]
+    cases = cases if TINY else [case for case in cases if least_rows <= case.rows <= most_rows]
     for case in cases[:1] if TINY else cases:
         shape = (case.batch, case.q_heads, case.kv_heads, case.rows)
         if shape not in seen:
@@ -248,12 +255,26 @@ def measured(writer, name, *, passed, most_rows=2**20, seen=None):
         line = line_of(case, name, twin="fused", bytes=op.bytes(case), flops=op.flops(case))
         if not passed:
             line = replace(line, status="failed", reason="verification")
-        elif case.rows <= 8192 or name == "landmark_retrieve":
-            verdict = judge(op, case, inputs)
+        else:
+            verdict = judged(op, case, inputs)
             line = replace(line, error=verdict.fused_error, eager_error=verdict.eager_error, reason=verdict.reason,
                            status="ok" if verdict.passed else "failed")  # fmt: skip
         writer.put(timed(line, lambda op=op, inputs=inputs: op.fused(**inputs)) if line.status == "ok" else line)
         del inputs
+
+
+def judged(op, case, inputs):
+    """The verdict on these inputs; of long texts on a few last rows, which see as many keys, since all take minutes."""
+    if case.rows <= 8192 or case.new <= 64 or op.name == "landmark_retrieve":
+        return judge(op, case, inputs)
+    return checked(op, replace(case, queries=64))
+
+
+def long(writer):
+    """Texts of more than 32768 tokens: time, and memory that grows with the text alone."""
+    seen = set()
+    for name in ("column_sums", "window_votes", "threshold_prefill", "kth_score", "chosen_prefill"):
+        measured(writer, name, passed=True, least_rows=32769, seen=seen)
 
 
 def main(folder, parts):
@@ -268,6 +289,7 @@ PARTS = {
     "columns": partial(operations, names=("column_sums", "window_votes")),
     "others": partial(operations, names=("linear_prefill", "landmark_retrieve")),
     "thresholds": partial(operations, names=("threshold_prefill", "kth_score")),
+    "long": long,
     "scoring_ops": partial(operations, names=("chosen_prefill", "held_prefill", "evict_walk", "sparq_rows")),
 }
 

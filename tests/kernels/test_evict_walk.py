@@ -29,7 +29,7 @@ def test_twins_agree(case, device):
 def test_walks_in_pieces_are_the_same(case, device, monkeypatch):
     """Broken: where scores of all rows are too many, the walk forgets what it holds; or heads beyond the first chunk."""
     monkeypatch.setattr("lacuna.kernels.evict_walk.fused.SCORES_AT_ONCE", 7 * case.batch * case.q_heads * case.rows)
-    monkeypatch.setattr("lacuna.kernels.evict_walk.fused.SCORES_OF_ROW", 64)
+    monkeypatch.setattr("lacuna.kernels.evict_walk.fused.SCORES_OF_ROW", 32)  # one head at once
     verdict = verify(OP, case, device)
     assert verdict.passed, verdict
 
@@ -88,6 +88,22 @@ def test_of_equal_marks_the_oldest_leaves(device):
         found = OP.fused(*arguments)
     assert found.until_BNS[0, 0].tolist() == [*range(30), *[30] * 10]
     assert torch.equal(found.until_BNS, OP.eager(*arguments).until_BNS)
+
+
+@pytest.mark.parametrize("at", [3, 20])
+def test_a_key_that_leaves_may_have_had_all_the_weight(at, device):
+    """Broken: where the key that just left stands far above all others, the rest weigh nothing, or NaN."""
+    case = RowsCase("far", 1, 2, 1, 40, head_dim=16, kept=6, queries=30, dtype="float32", layout="plain")
+    inputs = OP.make(case, device, 3)
+    inputs["k_BGSD"][0, 0, at] = 0.0  # leaves unnoticed, and then is what later queries look for
+    inputs["q_BHTD"][:, :, : at + 2] = 1.0
+    inputs["k_BGSD"][0, 0, at, 0] = 1000.0
+    inputs["q_BHTD"][:, :, : at + 2, 0], inputs["q_BHTD"][:, :, at + 2 :, 0] = -1.0, 1.0
+    with poisoned_memory():
+        found = OP.fused(**inputs)
+    compared = compare_walks(inputs, found, found)
+    assert not compared.reason
+    assert compared.error < 1e-5
 
 
 @pytest.mark.parametrize("break_", ["another", "none", "mark"])
