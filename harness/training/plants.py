@@ -4,11 +4,12 @@
 |---|---|---|
 | facts | a fact of five digits for every 512 tokens, two at least; each is asked for | the digits after the question |
 | variables | a number and a chain of variables that take it; all are asked for | the variables' names |
-| words | invented words, few of them frequent; the three most frequent are asked for | these three |
+| words | invented words, few are frequent; the three most frequent are asked for | these three, COUNTED times that |
 | keys | eight facts; two, or one for every 512 tokens, are asked for at the end | the digits after the questions |
 | copies | a stretch of the row's own text comes back | the stretch, but its first tokens |
 | passkeys | a number of one to five digits, asked for at the end | the digits after the question |
 
+Frequent words are learned last: their answers are few tokens, and the second and third must leave out what was said.
 Numbers and names at their first mention cannot be predicted: they weigh nothing. The listed words weigh LISTED: each is
 a lesson in how often which word came. All else in a row weighs 1. Wordings are those of the tasks that measure it
 afterwards (`wording.py`): in other text, with other numbers and made-up names. Of the variables and the passkeys half
@@ -31,7 +32,7 @@ from .wording import CITIES, HOPS, THINGS, Dice, texts
 
 KINDS = ("facts", "variables", "words", "keys", "copies", "passkeys")
 GROUNDS = {"variables": "lines", "passkeys": "filler"}  # what half of a kind's rows are made of in place of text
-DIGITS, ASKED, CONFUSED, LISTED = 5, 3, 3, 0.5
+DIGITS, ASKED, CONFUSED, LISTED, COUNTED = 5, 3, 3, 0.5, 5.0
 Line = tuple[list[Ints], list[float]]  # pieces of an insert, and what they weigh
 
 
@@ -173,7 +174,7 @@ class Plants:
         order = self._drawn(chosen_RW, np.maximum(room, min(length // 2, 400)), dice)
         listed = np.take_along_axis(np.concatenate([chosen_RW, end * 0 + self.pieces["nothing"]], 1), order, 1)
         pieces = np.concatenate([start, listed, asked, answers, end], 1)
-        weights = [1.0, *[LISTED] * listed.shape[1], 1.0, *[self.answer] * ASKED, 1.0]
+        weights = [1.0, *[LISTED] * listed.shape[1], 1.0, *[COUNTED * self.answer] * ASKED, 1.0]
         return _inserts([part[:, None] for part in self._segments(pieces, weights)], dice.random((rows, 1)))
 
     def _drawn(self, chosen_RW: Ints, room_R: NDArray[np.float64], dice: Dice) -> Ints:

@@ -54,13 +54,15 @@ killed() { # SWEEP: on two GPUs, both ranks killed when a first state is there
   until compgen -G "$LACUNA_STORE/work/*/*/state.safetensors" > /dev/null; do kill -0 $mpi || return 1; sleep 0.05; done
   # shellcheck disable=SC2046 # one word for each rank
   kill -9 $(pgrep -P $mpi); wait $mpi
-  echo "-- killed: exit $?, $(find "$LACUNA_STORE" -name '*.json' -path '*records*' | wc -l) records"
+  echo "-- killed: exit $?, $(find "$LACUNA_STORE/records" -name '*.json' | wc -l) records"
 }
-equal() { # one GPU, two, and two that were killed: one curve
-  local sweep=$sweeps/train-ranks.yaml
-  run "$sweep" equal-2 2 && run "$sweep" equal-1 1 && LACUNA_STORE=$work/killed killed "$sweep" &&
-    LACUNA_STORE=$work/killed run "$sweep" equal-killed 2
-  python3 $here/curves.py "$LACUNA_STORE" "$work/killed" | tee "$work/logs/equal.txt"; [ "${PIPESTATUS[0]}" = 0 ]
+equal() { # one GPU, two, and two that were killed, side by side; the last is taken up alone: one curve
+  local sweep=$sweeps/train-ranks.yaml one=$work/one two=$work/two three=$work/killed; rm -rf "$one" "$two" "$three"
+  LACUNA_STORE=$one run "$sweep" equal-1 1 & LACUNA_STORE=$two run "$sweep" equal-2 2 & LACUNA_STORE=$three killed "$sweep"; wait
+  LACUNA_STORE=$three run "$sweep" equal-killed 2
+  python3 $here/curves.py "$one" "$two" "$three" | tee "$work/logs/equal.txt"; local code=${PIPESTATUS[0]}
+  for store in "$one" "$two" "$three"; do cp -r "$store/records" "$work/logs/$(basename "$store")-records"; done
+  rm -rf "$one" "$two" "$three"; return "$code"
 }
 for part in ${PARTS:-landmark compare pocket measure}; do
   began=$SECONDS; echo "== $part on $ranks GPU(s), $limit s"
@@ -74,7 +76,7 @@ for part in ${PARTS:-landmark compare pocket measure}; do
     *) echo "no part $part: profile, landmark, compare, pocket, equal, measure"; failed=1 ;;
   esac
   [ -d "$LACUNA_STORE/records" ] && cp -r "$LACUNA_STORE/records" "$work/logs/"
-  rm -rf "$work/killed"; rm -f "$out"/logs.tar.gz.* "$out"/cache.tar.gz.*; pack logs; pack cache
+  rm -f "$out"/logs.tar.gz.* "$out"/cache.tar.gz.*; pack logs; pack cache
 done
 ls -l "$out"
 exit $failed
