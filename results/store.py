@@ -16,7 +16,7 @@ from typing import Any
 from .cell import FORMAT
 from .record import STATUSES, Record
 
-MARK = "lacuna-store.json"
+MARK, DRAFT = "lacuna-store.json", ".tmp-"
 
 
 class StoreError(ValueError):
@@ -43,8 +43,13 @@ class Store:
         self.root = Path(root)
         if (self.root / MARK).exists():
             self._check_format()
-        elif self.root.is_file() or (self.root.is_dir() and any(self.root.iterdir())):
+        elif self.root.is_file() or (self.root.is_dir() and self._is_foreign()):
             raise StoreError(f"{self.root} is not a lacuna store; set LACUNA_STORE or --store to a new or empty folder")
+
+    def _is_foreign(self) -> bool:
+        """Whether it holds anything that is not ours: another rank may be marking a new one at this moment."""
+        others = any(not path.name.startswith(DRAFT) for path in self.root.iterdir())
+        return others and not (self.root / MARK).exists()
 
     def _check_format(self) -> None:
         try:
@@ -170,7 +175,7 @@ class Store:
 def write_atomically(path: Path, data: bytes) -> None:
     """All of data or nothing, whatever dies when: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(6)}")
+    draft = path.with_name(f"{DRAFT}{os.getpid()}-{secrets.token_hex(6)}")
     try:
         with draft.open("xb") as file:  # not tempfile: what it makes is for its owner alone, a store is for a group
             file.write(data)

@@ -64,6 +64,20 @@ def test_another_folder_is_refused(tmp_path):
         Store(tmp_path / "thesis.txt")
 
 
+def test_a_store_that_another_rank_just_makes_is_taken(tmp_path, monkeypatch):
+    """Of two ranks that begin with a new store one would refuse it, and the other wait for it until it is killed."""
+    (tmp_path / ".tmp-1-0123").write_bytes(b"")
+    Store(tmp_path)
+    listed = type(tmp_path).iterdir
+
+    def then_marked(folder):
+        (tmp_path / ".tmp-1-0123").rename(tmp_path / "lacuna-store.json")
+        return listed(folder)
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", then_marked)
+    Store(tmp_path)
+
+
 @pytest.mark.parametrize(("mark", "words"), [('{"format": 99}', "has format 99"), ("no json", "cannot be read")])
 def test_another_format_is_refused(tmp_path, mark, words):
     """A store of another version must not be read as if it were this one's."""
