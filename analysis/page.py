@@ -15,10 +15,13 @@ from ..results.plugins import describe
 from . import failures
 from .content import Content
 from .drawings import Drawing
+from .numbers import plural
 from .table import TextTable
 
 BAND = re.compile(r" (\[[^\]]*, [^\]]*\])")  # an interval goes below its estimate, in a smaller hand
 CODE = re.compile(r"`([^`]+)`")
+SENTENCE = re.compile(r"(?<=[a-z0-9)`×][.]) (?=\S)")
+WIDTH = re.compile(rb'<svg [^>]*?width="([0-9.]+pt)"')
 SMALL = r"<span class=band>\1</span>"
 
 
@@ -38,7 +41,7 @@ class Page:
         sections = {
             "Summary": _list(self.content.said) + _notices(self.content.warned),
             **tables,
-            "Figures": "".join(map(_drawing, self.drawings)),
+            "Figures": _drawings(self.drawings),
             "Methods": "".join(map(_method, sorted(map(str, self.archive.lean["method"].unique())))),
             "Cells that failed": _failed(self.archive),
             "Provenance": _origins(self.content.origins),
@@ -75,8 +78,9 @@ def _table(table: TextTable) -> str:
     titles = "".join(f"<th{' class=name' * (i < table.names)}>{_safe(t)}</th>" for i, t in enumerate(table.headings))
     rows = "".join(_row(row, table.names) for row in table.rows)
     body = f"<table class=measures><thead><tr>{titles}</tr></thead>\n<tbody>{rows}</tbody></table>"
-    notes = "".join(f"<p class=small>{_safe(note)}</p>" for note in (table.about, *table.notes))
-    return f"<div class=scroll tabindex=0>{body}</div>{notes}"
+    about = "".join(f"<li>{_marked(sentence)}</li>" for sentence in SENTENCE.split(table.about))
+    notes = "".join(f"<p class=small>{_safe(note)}</p>" for note in table.notes)
+    return f"<div class=scroll tabindex=0>{body}</div>{notes}<ul class='small about'>{about}</ul>"
 
 
 def _row(row: Sequence[str], names: int) -> str:
@@ -85,14 +89,23 @@ def _row(row: Sequence[str], names: int) -> str:
     return f"<tr>{heads}{cells}</tr>\n"
 
 
+def _drawings(drawings: Sequence[Drawing]) -> str:
+    """Those that are there; then, folded away, what the others need."""
+    there = "".join(_drawing(drawing) for drawing in drawings if not drawing.missing)
+    absent = [drawing for drawing in drawings if drawing.missing]
+    items = "".join(f"<li>{_safe(one.title)}<br>Not drawn: {_safe(one.missing)}.</li>" for one in absent)
+    said = f"{plural(len(absent), 'figure')} not drawn, for want of records"
+    return there + (f"<details><summary>{said}</summary><ul class=small>{items}</ul></details>" if absent else "")
+
+
 def _drawing(drawing: Drawing) -> str:
-    title = f"<h3>{_safe(drawing.title)}</h3>"
-    if drawing.missing:
-        return f"{title}<p class=small>Not drawn: {_safe(drawing.missing)}.</p>"
-    data = base64.b64encode(drawing.images["svg"]).decode()
-    image = f'<img alt="{_safe(drawing.title)}" src="data:image/svg+xml;base64,{data}">'
+    title, svg = f"<h3>{_safe(drawing.title)}</h3>", drawing.images["svg"]
+    found = WIDTH.search(svg)
+    wide = f' style="--paper: {found[1].decode()}"' if found else ""  # as wide as on paper; a screen is farther away
+    data = base64.b64encode(svg).decode()
+    image = f'<img alt="{_safe(drawing.title)}"{wide} src="data:image/svg+xml;base64,{data}">'
     files = ", ".join(f'<a href="figures/{drawing.name}.{kind}">{kind}</a>' for kind in ("pdf", "svg", "png"))
-    caption = f"<figcaption>{_safe(drawing.caption)} ({files})</figcaption>"
+    caption = f"<figcaption>{_marked(drawing.caption)} ({files})</figcaption>"
     return f"{title}<figure><div class=scroll tabindex=0>{image}</div>{caption}</figure>"
 
 

@@ -83,6 +83,9 @@ def test_what_is_on_the_screen(tab, page, size):
     coloured = (figure.max(axis=2) - figure.min(axis=2)) > 60
     assert coloured.mean() > 0.001  # marks of methods have colours, text has none
     assert tab.run("[...document.images].every(image => image.naturalWidth > 100)")
+    # letters of 6 points on paper are read from farther away on a screen
+    scale = tab.run("document.images[0].clientWidth / document.images[0].naturalWidth")
+    assert scale == pytest.approx(1.0 if mobile else 1.35, abs=0.02)
 
 
 @pytest.mark.parametrize("size", SIZES)
