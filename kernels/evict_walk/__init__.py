@@ -27,8 +27,11 @@ TIMED = (
 )  # fmt: skip
 COMPILED = (
     RowsCase("gqa4", 1, 8, 2, 256, kept=64, queries=128, purpose="compile"),
-    RowsCase("last", 1, 8, 2, 256, head_dim=96, kept=64, queries=128, dtype="float32", reduce="sum", purpose="compile"),
-    RowsCase("last_of_many", 1, 32, 8, 4608, kept=4096, queries=128, reduce="sum", purpose="compile"),
+    RowsCase("mha", 1, 2, 2, 256, head_dim=96, kept=64, queries=128, dtype="float32", purpose="compile"),
+    *(
+        RowsCase("last_of_many", 1, 32, 8, 4608, kept=4096, queries=128, reduce="sum", dtype=dtype, purpose="compile")
+        for dtype in ("bfloat16", "float32")
+    ),
 )
 
 
