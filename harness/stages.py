@@ -9,15 +9,15 @@ from torch.profiler import ProfilerActivity, profile
 
 # the beginning of a kernel's name, or a part of it -> what it is for; the first that fits counts
 STAGES = (
-    ("append", ("append_kernel", "index_copy", "index_put", "indexFunc")),
+    ("append", ("append_kernel", "swap_row_kernel", "index_copy", "index_put", "indexFunc")),
     ("score", ("score_kernel", "score_and_keep", "score_and_weigh", "sparq")),
     (
         "select",
         ("select_kernel", "count_kernel", "tally", "write_kernel", "write_kernel", "write_passing", "bound_kernel"),
     ),
     ("gather", ("attend_chosen", "value_gather")),
-    ("attend", ("attend_kernel", "flash", "fmha", "cudnn_generated")),
-    ("merge", ("combine_kernel", "merge_kernel", "fill_kernel")),
+    ("attend", ("attend_kernel", "attend_marked", "flash", "fmha", "cudnn_generated")),
+    ("merge", ("combine_kernel", "merge_kernel", "fill_kernel", "mark_kernel", "linear_decode")),
     ("collective", ("nccl", "one_shot", "all_reduce", "symm_mem", "sum_norm")),
     ("matmul", ("gemm", "gemv", "cutlass", "cublas", "nvjet", "splitk", "splitKreduce")),
 )

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..kernels.held_prefill import OP as HELD_PREFILL
 from ..results import rules
 from . import attend, many, residual_steps
-from .budget import Allowance, amount_of, share, word_of
+from .budget import Allowance, amount_of, share, widest, word_of
 from .evict import Stepwise, grouped, text
 from .feature_map import FeatureMap
 from .ledger import Ledger
@@ -29,6 +29,7 @@ from .walk import Marking, Walk, walk_at_once
 
 SINK = 1e30  # a mark that no attention reaches
 BY_AGE = "by_age"
+UNBOUNDED = 2**40  # rows, more than any text has
 
 
 class Residual(Stepwise):
@@ -117,21 +118,22 @@ class Residual(Stepwise):
 
     def by_age(self, memory: Memory, call: Call) -> bool:
         """Whether rows leave in order of age, sinks excepted, in this call and all that follow: no marks are needed."""
-        if not self.windowed or (word_of(self) == "keep" and memory.prompt is None and call.phase == "decode"):
-            return False  # such a budget grows with the text, from less than the sinks
         if call.phase == "decode" and BY_AGE in memory.given:
             return bool(memory.given[BY_AGE])
-        found = self._holds_sinks(memory, call)
+        before = bool(memory.given.get(BY_AGE, True))  # a sink that was lost does not come back
+        found = self.windowed and before and self._has_room(memory, call)
         memory.given = {**memory.given, BY_AGE: torch.tensor(found)}  # on the CPU: rows after a prompt ask no device
         return found
 
-    def _holds_sinks(self, memory: Memory, call: Call) -> bool:
-        """Whether every budget has room for the sinks and a row, and the sinks are there."""
-        budget, context = self.rows_BT(memory, call), call.context_BT
-        place = memory.numbers_BNS(len(call.first)) - call.first[:, None, None]
-        sinks = ((place >= 0) & (place < self.sinks)).sum(-1)
-        enough = (budget > self.sinks) | (budget >= context)
-        return bool(enough.all() & (sinks == context[:, -1:].clamp(max=self.sinks)).all())
+    def _has_room(self, memory: Memory, call: Call) -> bool:
+        """Whether every budget, of this call and all that follow, holds a row beside the sinks."""
+        word = word_of(self)
+        if word == "bytes":
+            return widest(self, memory.site, UNBOUNDED, self.cost(memory, call)) > self.sinks
+        if word == "rows":
+            return True  # else the arguments are refused
+        grows = memory.prompt is None and call.phase == "decode"  # from less than the sinks
+        return not grows and bool((self.rows_BT(memory, call) > self.sinks).all())
 
     def leaving(self, q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
         """Which of the rows held leaves when each query row comes, [B, G, T]; -1: none."""

@@ -23,6 +23,9 @@ KERNELS = Path(lacuna.kernels.op.__file__).parent
         ("gather_decode", {"gather"}),
         ("dense_decode", {"attend", "merge"}),
         ("theta_decode", {"score", "gather", "merge"}),
+        ("swap_row", {"append"}),
+        ("marked_decode", {"attend", "merge"}),
+        ("linear_decode", {"merge"}),
         ("gate", {"other"}),
     ],
 )

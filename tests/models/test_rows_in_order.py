@@ -66,18 +66,20 @@ def test_the_order_of_age_is_what_the_walk_finds(method, prompts, first, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("method", "rows"),
+    ("method", "prompts"),
     [
-        (LinearResidual(keep=None, rows=9, sinks=2), 14),  # heavy rows are held for their attention
-        (LinearResidual(keep=0.25, sinks=4, recent=1.0), 14),  # a budget below the sinks
+        (LinearResidual(keep=None, rows=9, sinks=2), [14, 6]),  # heavy rows are held for their attention
+        (LinearResidual(keep=0.25, sinks=4, recent=1.0), [14, 6]),  # a budget below the sinks
+        (LinearResidual(keep=0.25, sinks=4, recent=1.0), [14, 6, -40, 6]),  # sinks that were lost do not come back
+        (LinearResidual(keep=None, bytes=budget_in_bytes(3), sinks=4, recent=1.0), [2, 12]),
     ],
 )
-def test_what_attention_decides_is_walked(method, rows, monkeypatch):
+def test_what_attention_decides_is_walked(method, prompts, monkeypatch):
     """Heavy hitters, or sinks that do not fit, would be dropped by age."""
     asked = []
     whether = Residual.by_age
     monkeypatch.setattr(Residual, "by_age", lambda self, *given: asked.append(whether(self, *given)) or asked[-1])
-    run(method, [rows, 6], [0, 0])
+    run(method, prompts, [0, 0])
     assert asked
     assert not any(asked)
 
