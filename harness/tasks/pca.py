@@ -55,7 +55,9 @@ class Pca(Task):
             count = everyone[0].count
             mean = torch.cat([m.mean for m in everyone])[:heads]
             spread = torch.cat([m.spread for m in everyone])[:heads]
-            variance, basis = torch.linalg.eigh(spread / count)
+            # where the model is: a launcher may leave a GPU's host one core, on which many threads wait for each other
+            found = torch.linalg.eigh((spread / count).to(session.device))
+            variance, basis = (part.cpu() for part in found)
             variance = variance.flip(-1).clamp(min=0)
             tensors[f"layer.{layer}.basis"] = basis.flip(-1).float().contiguous()
             tensors[f"layer.{layer}.variance"] = (variance / variance.sum(-1, keepdim=True)).float().contiguous()
