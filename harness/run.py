@@ -38,6 +38,9 @@ class CellTimeoutError(Exception):
     """The cell took longer than it may."""
 
 
+HOST_FULL = "can't allocate memory"  # how torch says that a CPU has none left: a plain RuntimeError
+
+
 @dataclass(frozen=True)
 class Try:
     """How one rank ended a cell, and when: the first to fail knows why, the others only miss it."""
@@ -176,7 +179,7 @@ def _guarded(work: Callable[[], Any]) -> Any:
     except CellTimeoutError as error:
         return _failed("timeout", error)
     except Exception as error:  # noqa: BLE001 - whatever a plug-in does, its group goes on
-        return _failed("error", error)
+        return _failed("oom" if HOST_FULL in str(error) else "error", error)
 
 
 def _load(cell: Cell, world: World, store: Store) -> LM:

@@ -101,7 +101,7 @@ class DecodeTime(Task):
         return [list(islice(stream, self.prompt)) for _ in range(count)]
 
     def _prefilled(self, session: Session, texts: list[list[int]]) -> tuple[list[float], State]:
-        """Times of the prefills, and what the last of them left: a long prompt is not read once more to fill a cache."""
+        """Times of the prefills, and what the last of them left: a long prompt is not read again to fill a cache."""
         made: list[State] = []
 
         def prefill() -> None:
