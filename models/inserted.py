@@ -9,8 +9,8 @@ Shapes: B batch, H query heads, G key/value heads, T tokens of the text, M inser
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .ledger import Ledger
 from .memory import Call, Memory
+from .rows import T
 
 Attend = Callable[[Tensor, Memory, Call, Ledger], Tensor]
 
@@ -37,7 +38,7 @@ class Inserted(ABC):
         """Put the inserted tokens' keys into the memory."""
 
     @abstractmethod
-    def attend(self, q_BHLD: Tensor, memory: Memory, call: Call, ledger: Ledger, mark_BM: Tensor) -> Tensor:
+    def attend(self, q_BHLD: Tensor, memory: Memory, call: Call, ledger: Ledger, feed: Feed) -> Tensor:
         """Attention [B, H, L, D] of the text's T rows, which the ledger counts, and of the M inserted behind them."""
 
 
@@ -56,6 +57,7 @@ class Feed:
     text: int = 0
     marks: Tensor | None = None
     visible: Tensor | None = None
+    _known: dict[Hashable, Any] = field(default_factory=dict)
 
     @classmethod
     def into(cls, kind: Inserted | None, given: dict[str, Any], first_B: Tensor | None) -> Feed:
@@ -103,8 +105,14 @@ class Feed:
         """Attention of all rows: the text's, and behind them the inserted ones."""
         if self.kind is None:
             return attend(query, memory, call, ledger)
-        assert self.marks is not None
-        return self.kind.attend(query, memory, call, ledger, self.marks)
+        return self.kind.attend(query, memory, call, ledger, self)
+
+    def once(self, key: Hashable, work: Callable[[], T]) -> T:
+        """What is the same in several layers is computed by the first of them."""
+        if key not in self._known:
+            self._known[key] = work()
+        known: T = self._known[key]
+        return known
 
     def instead(self, out: Tensor, text: Tensor) -> Tensor:
         """The same rows with other ones in place of the text's."""

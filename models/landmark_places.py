@@ -56,27 +56,57 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Window:
+    """The places from the first chunk of some rows to the last of them.
+
+    Attributes:
+        row_BW: row held of each place's token.
+        block_BW: block of each place.
+        is_mark_BW: whether a landmark stands there.
+        start_BW: [B, W] int32, first row of the window of each place's chunk; beyond it for a chunk that begins before.
+    """
+
+    row_BW: Tensor
+    block_BW: Tensor
+    is_mark_BW: Tensor
+    start_BW: Tensor
+
+    def read(self, memory: Memory, marks_BGND: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, [B, G, W, D]; no value of a landmark is read."""
+        keys, values = memory.keys.view, memory.values.view
+        shape = (-1, keys.shape[1], -1, keys.shape[3])
+        index = self.row_BW.clamp(max=keys.shape[2] - 1)[:, None, :, None].expand(shape)
+        keys, values = keys.gather(2, index), values.gather(2, index)
+        if marks_BGND.shape[2]:
+            which = self.block_BW.clamp(max=marks_BGND.shape[2] - 1)[:, None, :, None].expand(shape)
+            keys = torch.where(self.is_mark_BW[:, None, :, None], marks_BGND.gather(2, which), keys)
+        return keys, values
+
+
+@dataclass(frozen=True)
 class Places:
     """Rows of some texts at places that rise by one from row to row, and end together.
 
     Attributes:
         place_BQ: -1 for a row that is none; those come before all others.
+        begin_B: row held at which each text's first token lies; negative where it is held no more.
     """
 
     plan: Plan
     place_BQ: Tensor
+    begin_B: Tensor
 
     @classmethod
-    def between(cls, plan: Plan, before_B: Tensor, after_B: Tensor, most: int) -> Places:
-        """Those by which texts grow from `before` to `after` tokens, at most so many of them."""
+    def between(cls, plan: Plan, before_B: Tensor, after_B: Tensor, most: int, lies_B: Tensor) -> Places:
+        """Those by which texts grow from `before` to `after` tokens, at most so many of them; `lies` as `begin`."""
         rows = most + -(-most // plan.block)
         begin_B, end_B = plan.place(before_B), plan.place(after_B)
         place_BQ = end_B[:, None] + torch.arange(-rows, 0, device=end_B.device)
-        return cls(plan, torch.where(place_BQ < begin_B[:, None], -1, place_BQ))
+        return cls(plan, torch.where(place_BQ < begin_B[:, None], -1, place_BQ), lies_B)
 
     def __getitem__(self, rows: slice) -> Places:
         """Some of the rows."""
-        return Places(self.plan, self.place_BQ[:, rows])
+        return Places(self.plan, self.place_BQ[:, rows], self.begin_B)
 
     def spread(self, q_BHLD: Tensor, place_BL: Tensor) -> Tensor:
         """Rows from the order of a call into that of their places, [B, H, Q, D]; zeros where there is none."""
@@ -131,37 +161,28 @@ class Places:
         """Blocks that a row may choose from, [B, Q]."""
         return self.cached.clamp(max=self.plan.most)
 
-    def near(
-        self, q_BHQD: Tensor, memory: Memory, marks_BGND: Tensor, begin_B: Tensor, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def window(self) -> Window:
+        """What the rows need of their chunks."""
+        plan, rows = self.plan, self.place_BQ.shape[1]
+        back = torch.arange(2 - rows - plan.long, 1, device=self.begin_B.device)
+        place_BW = self.place_BQ[:, -1:] + back
+        first_B1 = place_BW[:, :1]
+        whole_B1 = -(-first_B1.clamp(min=0) // plan.long) * plan.long  # the first chunk that is here as a whole
+        start_BW = (place_BW // plan.long * plan.long).maximum(whole_B1) - first_B1
+        block, inside = place_BW.clamp(min=0) // plan.length, place_BW % plan.length
+        row_BW = (block * plan.block + inside.clamp(max=plan.block - 1) + self.begin_B[:, None]).clamp(min=0)
+        return Window(row_BW, block, inside == plan.block, start_BW.int())
+
+    def near(self, q_BHQD: Tensor, memory: Memory, marks_BGND: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Attention of the chunk so far, [B, H, Q, D], and the log of its sum of weights; -inf for none.
 
         Args:
             q_BHQD: queries, turned by their place in the chunk, as keys are.
             memory: keys and values of the text.
             marks_BGND: the landmarks' keys, turned likewise.
-            begin_B: row held at which each text's first token lies, or would lie.
             scale: factor of q.k.
         """
-        place_BW = self.place_BQ[:, -1:] + torch.arange(
-            2 - self.place_BQ.shape[1] - self.plan.long, 1, device=begin_B.device
-        )
-        long = self.plan.long
-        whole_B1 = -(-place_BW[:, :1].clamp(min=0) // long) * long  # begin of the first chunk that is here as a whole
-        start_BW = (place_BW // long * long).maximum(whole_B1) - place_BW[:, :1]
-        keys, values = self._read(place_BW, memory, marks_BGND, begin_B)
-        out, lse = landmark_forward(q_BHQD, keys, values, self.plan.length, scale, start_BW.int())
+        keys, values = self.window.read(memory, marks_BGND)
+        out, lse = landmark_forward(q_BHQD, keys, values, self.plan.length, scale, self.window.start_BW)
         return out, lse.masked_fill(self.none[:, None], -torch.inf)
-
-    def _read(self, place_BW: Tensor, memory: Memory, marks_BGND: Tensor, begin_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values at places, [B, G, W, D]; no value of a landmark is read."""
-        block, inside_BW = place_BW.clamp(min=0) // self.plan.length, place_BW % self.plan.length
-        row_BW = block * self.plan.block + inside_BW.clamp(max=self.plan.block - 1) + begin_B[:, None]
-        keys, values = memory.keys.view, memory.values.view
-        index = row_BW.clamp(0, keys.shape[2] - 1)[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
-        keys, values = keys.gather(2, index), values.gather(2, index)
-        if marks_BGND.shape[2]:
-            which = block.clamp(max=marks_BGND.shape[2] - 1)[:, None, :, None].expand_as(index)
-            is_mark = (inside_BW == self.plan.block)[:, None, :, None]
-            keys = torch.where(is_mark, marks_BGND.gather(2, which), keys)
-        return keys, values

@@ -8,8 +8,9 @@ N blocks, K chosen ones, M of the newest blocks, D head dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -21,16 +22,10 @@ from . import attend
 from .landmark_host import Source, fetched
 from .landmark_places import Places, Plan
 from .memory import Call, Memory
+from .rotation import Turning
 
 # Rows attended at once, and elements of scores or queries made for them: a GPU would wait for launches.
 AT_ONCE = {"cpu": (attend.ROWS_AT_ONCE, 2**24), "cuda": (2**14, 2**27)}
-
-
-def pieces(q_BHQD: Tensor, widest: int, blocks: int) -> Iterator[slice]:
-    """Query rows that choose up to `widest` of so many blocks, so many at once that what is made for them is small."""
-    (batch, heads, new, dim), (rows, made) = q_BHQD.shape, AT_ONCE[q_BHQD.device.type]
-    each = max(1, min(rows, made // (batch * heads * max(blocks, dim * min(widest, blocks), dim))))
-    return (slice(start, min(start + each, new)) for start in range(0, new, each))
 
 
 class Found(NamedTuple):
@@ -41,20 +36,110 @@ class Found(NamedTuple):
     chosen: Tensor
 
 
-@dataclass
-class Rows:
-    """Some query rows over a memory.
+@dataclass(frozen=True)
+class Chances:
+    """What some query rows may choose, the same in every layer that allows as much.
 
     Attributes:
         k_BQ: blocks that a row may choose, the same for all rows of a chunk.
         widest: the largest k.
+        many: N.
+        rotate: turns rows by positions.
     """
 
     places: Places
-    memory: Memory
-    call: Call
     k_BQ: Tensor
     widest: int
+    many: int
+    rotate: Turning
+
+    def pieces(self, heads: int, dim: int) -> list[tuple[slice, Chances]]:
+        """The rows, so many at once that what is made for them is small; by how many heads and dims they have."""
+        (batch, new), (rows, made) = self.k_BQ.shape, AT_ONCE[self.k_BQ.device.type]
+        each = max(1, min(rows, made // (batch * heads * max(self.many, dim * min(self.widest, self.many), dim))))
+        slices = [slice(start, min(start + each, new)) for start in range(0, new, each)]
+        return [(part, replace(self, places=self.places[part], k_BQ=self.k_BQ[:, part])) for part in slices]
+
+    @cached_property
+    def before(self) -> Tensor:
+        """Positions that stand before the chunk: all blocks while they are few, then k + 1 slots; [B, Q]."""
+        return self.places.held.minimum(self.k_BQ + 1) * self.places.plan.length
+
+    @cached_property
+    def position(self) -> Tensor:
+        """Of each row, [B, Q]."""
+        return self.before + self.places.inside
+
+    @cached_property
+    def is_there(self) -> Tensor:
+        """[B, Q, N] which blocks a row may choose."""
+        number, cached = torch.arange(self.many, device=self.k_BQ.device), self.places.cached[..., None]
+        return (number < cached) & (number >= cached - self.places.held[..., None])
+
+    @cached_property
+    def to_chunk(self) -> Callable[[Tensor], Tensor]:
+        """Turns queries to their place in the chunk."""
+        return self.rotate.by(self.places.inside)
+
+    @cached_property
+    def marks_to_chunk(self) -> Callable[[Tensor], Tensor]:
+        """Turns the landmarks' keys to their places in their chunks, as the keys of their blocks are."""
+        plan = self.places.plan
+        number = torch.arange(self.many, device=self.k_BQ.device) % plan.blocks
+        return self.rotate.by((number * plan.length + plan.block)[None])
+
+    @cached_property
+    def to_first_slot(self) -> Callable[[Tensor], Tensor]:
+        """Turns queries back by the place of slot 0's landmark, which turns all keys in that slot forward."""
+        return self.rotate.by(self.position - self.places.plan.block)
+
+    @cached_property
+    def newest(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Numbers of the M newest blocks, [B, Q, M], and what turns queries [B, n, Q M, D] back to their landmarks."""
+        age = torch.arange(min(self.widest, self.many), device=self.k_BQ.device)
+        held, k, plan = self.places.held[..., None], self.k_BQ[..., None], self.places.plan
+        slot = torch.where(held > k, k - age, held - 1 - age).clamp(min=0)
+        # blocks before the first have numbers from behind: those of blocks that this row does not see
+        number_BQM = (self.places.cached[..., None] - 1 - age) % self.many
+        by = (self.position - plan.block)[..., None] - slot * plan.length
+        return number_BQM, self.rotate.by(by.flatten(1))
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The rows of a call: T of its text, and behind them those of landmarks.
+
+    Attributes:
+        text_BT: places of the text's rows; negative for padding.
+        place_BL: places of all rows; negative for none.
+        marks_BT: landmarks whose keys a row of the text reads; float64.
+        chances: of all places.
+        pieces: which of these are attended at once.
+    """
+
+    text_BT: Tensor
+    place_BL: Tensor
+    marks_BT: Tensor
+    chances: Chances
+    pieces: list[tuple[slice, Chances]]
+
+    def of_text(self, x_BnQX: Tensor) -> Tensor:
+        """The text's rows, [B, n, T, X]."""
+        return self.chances.places.back(x_BnQX, self.text_BT)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some query rows over a memory."""
+
+    chances: Chances
+    memory: Memory
+    call: Call
+
+    @property
+    def places(self) -> Places:
+        """Where the rows stand."""
+        return self.chances.places
 
     @property
     def plan(self) -> Plan:
@@ -65,9 +150,8 @@ class Rows:
         """One softmax over the rows of the chunk and of the chosen blocks."""
         marks = self.memory.extra["landmarks"]
         chosen, slot = self._choose(q_BHQD, marks)
-        marks = self._turned_marks(marks)
-        near = self._turn(q_BHQD, self.places.inside)
-        out, lse = self.places.near(near, self.memory, marks, self._begin(), self.call.scale)
+        marks = self.chances.marks_to_chunk(marks)
+        out, lse = self.places.near(self.chances.to_chunk(q_BHQD), self.memory, marks, self.call.scale)
         far, far_lse = self._far(q_BHQD, chosen, slot, marks)
         far_lse = self._controlled(q_BHQD, far_lse)
         share = torch.where(far_lse == -torch.inf, 0.0, torch.sigmoid(far_lse - lse))[..., None]
@@ -83,46 +167,29 @@ class Rows:
         number = torch.arange(int(self.call.seen), device=chosen.device) - self.call.first[:, None]
         number, many = number[:, None, None], self.memory.extra["landmarks"].shape[2]
         hit = torch.zeros(*chosen.shape[:3], many + 1, dtype=torch.bool, device=chosen.device)
-        hit = hit.scatter(3, torch.where(chosen < 0, many, chosen), value=True)
+        hit = hit.scatter(3, torch.where(chosen < 0, many, chosen).long(), value=True)
         hit[..., many] = False  # what is in no block that is full
         start, at = self.places.start[:, None, :, None], self.places.at[:, None, :, None]
         block = (number.clamp(min=0) // self.plan.block).clamp(max=many)
         old = hit.gather(3, block.expand(*hit.shape[:3], -1)) & (number >= 0) & (number < start)
         return old | ((number >= start) & (number <= at))
 
-    def _before(self) -> Tensor:
-        """Positions that stand before the chunk: all blocks while they are few, then k + 1 slots; [B, Q]."""
-        return self.places.held.minimum(self.k_BQ + 1) * self.plan.length
-
-    def _turn(self, x_BnQD: Tensor, by_BQ: Tensor) -> Tensor:
-        return self.memory.site.rotate(x_BnQD, by_BQ)
-
-    def _begin(self) -> Tensor:
-        """Row held at which each text's first token lies; negative where it is held no more; [B]."""
-        return self.call.first - self.memory.numbers_BS(self.k_BQ.shape[0])[:, 0]
-
-    def _turned_marks(self, marks_BGND: Tensor) -> Tensor:
-        """The landmarks' keys, turned by their place in their chunk as the keys of their blocks are."""
-        number = torch.arange(marks_BGND.shape[2], device=marks_BGND.device) % self.plan.blocks
-        return self._turn(marks_BGND, (number * self.plan.length + self.plan.block)[None])
-
     def _choose(self, q_BHQD: Tensor, marks_BGND: Tensor) -> tuple[Tensor, Tensor]:
         """Blocks [B, X, Q, K], oldest first, -1 for none; and the slots that they are put into."""
         batch, heads, rows, _ = q_BHQD.shape
         many = marks_BGND.shape[2]
-        keep = min(self.widest, many)
+        keep = min(self.chances.widest, many)
         if not keep:
-            nothing = self.k_BQ.new_zeros(batch, heads, rows, 0)
+            nothing = self.chances.k_BQ.new_zeros(batch, heads, rows, 0)
             return nothing, nothing
-        held, cached, k = (part[:, None, :, None] for part in (self.places.held, self.places.cached, self.k_BQ))
-        number = torch.arange(many, device=k.device)
-        is_there = (number < cached) & (number >= cached - held)
-        score = self._landmark_scores(q_BHQD, marks_BGND).masked_fill(~is_there, -torch.inf)
+        held, cached, k = (part[:, None, :, None] for part in (self.places.held, self.places.cached, self.chances.k_BQ))
+        score = self._landmark_scores(q_BHQD, marks_BGND)
+        score = score.masked_fill_(~self.chances.is_there[:, None], -torch.inf)
         # landmarks are all alike in the first layer: rounding must not choose between equals
         score = self._together(score).half().float()
         k_each = k[..., 0].expand(-1, score.shape[1], -1).reshape(-1).int()
         best, _ = SELECT_TOPK(score.reshape(-1, 1, many), k_each, keep)
-        best = best.view(batch, -1, rows, keep).long()
+        best = best.view(batch, -1, rows, keep)
         recent = (cached - best <= k) & (held > k)
         return best, torch.arange(keep, device=k.device) + recent.long()
 
@@ -133,22 +200,15 @@ class Rows:
         each with the query turned to its slot, replace what slot 0 gave.
         """
         batch, heads, rows, dim = q_BHQD.shape
-        groups, many = marks_BGND.shape[1:3]
-        query, place = q_BHQD.float(), self._before() + self.places.inside - self.plan.block
-        # turning the query back turns all keys of a slot forward
-        score = attend.group_scores(self._turn(query, place), marks_BGND, "none")
-        newest = min(self.widest, many)
-        age = torch.arange(newest, device=place.device)
-        held, k = self.places.held[..., None], self.k_BQ[..., None]
-        slot = torch.where(held > k, k - age, held - 1 - age).clamp(min=0)
-        # blocks before the first have numbers from behind: those of blocks that this row does not see
-        number_BQM = (self.places.cached[..., None] - 1 - age) % many
-        by = (place[..., None] - slot * self.plan.length).flatten(1)
-        turned = self._turn(query.repeat_interleave(newest, 2), by).view(batch, groups, -1, rows, newest, dim)
+        groups, query = marks_BGND.shape[1], q_BHQD.float() * self.call.scale
+        score = attend.group_scores(self.chances.to_first_slot(query), marks_BGND, "none")
+        number_BQM, turn = self.chances.newest
+        newest = number_BQM.shape[2]
+        turned = turn(query.repeat_interleave(newest, 2)).view(batch, groups, -1, rows, newest, dim)
         index = number_BQM.flatten(1)[:, None, :, None].expand(-1, groups, -1, dim)
         mark = marks_BGND.gather(2, index).float().view(batch, groups, 1, rows, newest, dim)
         found = (turned * mark).sum(-1).view(batch, heads, rows, newest)
-        return score.scatter_(3, number_BQM[:, None].expand_as(found), found) * self.call.scale
+        return score.scatter_(3, number_BQM[:, None].expand_as(found), found)
 
     def _together(self, score_BHQN: Tensor) -> Tensor:
         """Scores by which heads or rows choose alike; a landmark's row chooses for itself."""
@@ -185,7 +245,7 @@ class Rows:
         """Attention of the chosen blocks, [B, H, Q, D], and the log of their landmarks' sum of weights."""
         if not chosen.shape[3]:
             return torch.zeros_like(q_BHQD), torch.full(q_BHQD.shape[:3], -torch.inf, device=q_BHQD.device)
-        source = Source(self.memory.keys.view, self.memory.values.view, marks_BGND, chosen, self._begin())
+        source = Source(self.memory.keys.view, self.memory.values.view, marks_BGND, chosen, self.places.begin_B)
         if self.memory.host is not None:
             source = fetched(self.memory, source, self.plan.block)
         keys, values, marks, index, begin = source
@@ -200,15 +260,15 @@ class Rows:
         batch, sets, rows, keep = chosen_BXQK.shape
         heads, dim = q_BHQD.shape[1], q_BHQD.shape[3]
         turned = chosen_BXQK % self.plan.blocks
-        by = (self._before() + self.places.inside)[:, None, :, None] + (turned - slot_BXQK) * self.plan.length
+        by = self.chances.position[:, None, :, None] + (turned - slot_BXQK) * self.plan.length
         query = q_BHQD.repeat_interleave(keep, 2).view(batch, heads // sets, sets * rows * keep, dim)
-        return self._turn(query, by.flatten(1)).view(batch, heads, rows, keep, dim)
+        return self.memory.site.rotate(query, by.flatten(1)).view(batch, heads, rows, keep, dim)
 
     def _controlled(self, q_BHQD: Tensor, lse_BHQ: Tensor) -> Tensor:
         """The control token, which stands at -1, weighs all blocks, and they weigh among themselves."""
         if self.plan.cutoff is None:
             return lse_BHQ
-        query = self._turn(q_BHQD.float(), self._before() + self.places.inside + 1)
+        query = self.memory.site.rotate(q_BHQD.float(), self.chances.position + 1)
         gate = attend.group_scores(query, self.memory.extra["control"].float(), "none")[..., 0] * self.call.scale
         return torch.where(lse_BHQ == -torch.inf, lse_BHQ, gate)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .host_rows import HostRows
+from .rotation import Turning
 from .rows import Clock, Rows, T
 
 Phase = Literal["prefill", "decode"]
@@ -39,7 +40,7 @@ class Site:
     kv_heads: tuple[int, ...]
     kv_heads_real: int
     head_dim: int
-    rotate: Callable[[Tensor, Tensor], Tensor]
+    rotate: Turning
     artifacts: Mapping[str, Path] = field(default_factory=dict)
     config: Any = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -13,10 +14,10 @@ from ...results import rules
 from ...results.fields import ByteCount, Keep, RowCount, Within
 from ..budget import Allowance, Cost, amount_of, asks_for_gaps, in_rows, word_of
 from ..host_rows import HostRows
-from ..inserted import Inserted
+from ..inserted import Feed, Inserted
 from ..landmark import Landmarked
 from ..landmark_places import Places, Plan
-from ..landmark_rows import Rows, pieces
+from ..landmark_rows import Chances, Rows, Stretch
 from ..ledger import Ledger
 from ..memory import Call, Memory
 from ..method import Method
@@ -100,42 +101,50 @@ class Landmark(Method):
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Choose, gather, attend."""
-        return self.attend_all(q_BHTD, memory, call, ledger, call.first[:, None][:, :0])
+        return self.attend_all(q_BHTD, memory, call, ledger, self.stretch(memory, call, call.first[:, None][:, :0]))
 
     attend_dense = attend
 
-    def attend_all(self, q_BHLD: Tensor, memory: Memory, call: Call, ledger: Ledger, mark_BM: Tensor) -> Tensor:
-        """Attention of the text's T rows, which the ledger counts, and of M landmarks' behind them.
+    def attend_all(self, q_BHLD: Tensor, memory: Memory, call: Call, ledger: Ledger, stretch: Stretch) -> Tensor:
+        """Attention of the text's rows, which the ledger counts, and of landmarks' behind them.
 
         They are attended in the order of their places, as in training.
         """
-        plan, new = self.plan(Landmarked.of(memory.site.config)), call.new
-        at_BT = call.numbers_T[None] - call.first[:, None]
-        text_BT = torch.where(at_BT < 0, -1, plan.place(at_BT))
-        place_BL = torch.cat([text_BT, torch.where(mark_BM < 0, -1, (mark_BM + 1) * plan.length - 1)], 1)
-        grown_B = at_BT[:, -1] + 1
-        places = Places.between(plan, (grown_B - new).clamp(min=0), grown_B.clamp(min=0), new)
-        k_BQ, queries = self.allowed(memory, call, places.at), places.spread(q_BHLD, place_BL)
-        widest, found = int(k_BQ.max()), []
-        for piece in pieces(queries, widest, memory.extra["landmarks"].shape[2]):
-            rows = Rows(places[piece], memory, call, k_BQ[:, piece], widest)
+        queries, found = stretch.chances.places.spread(q_BHLD, stretch.place_BL), []
+        for piece, chances in stretch.pieces:
+            rows = Rows(chances, memory, call)
             found.append((rows, rows.attend(queries[:, :, piece])))
         if ledger.watch is not None:  # as large as T x S, for those who watch
             whole = copy.copy(memory)  # tokens that lie elsewhere are told of, too
             whole.columns = None
             kept = torch.cat([rows.kept(part.chosen) for rows, part in found], 2)
-            ledger.chosen(whole, call, q_BHLD[:, :, :new], places.back(kept, text_BT))
+            ledger.chosen(whole, call, q_BHLD[:, :, : call.new], stretch.of_text(kept))
         read_BGQ = torch.cat([part.read_BGQ for _, part in found], 2)
-        read_BGT = places.back(read_BGQ[..., None], text_BT)[..., 0]
-        ledger.count(memory, call, read_BGT, self._marks_bytes(memory, plan, at_BT))
-        return places.back(torch.cat([part.out for _, part in found], 2), place_BL)
+        marks = stretch.marks_BT * memory.keys.row_bytes * memory.site.live
+        ledger.count(memory, call, stretch.of_text(read_BGQ[..., None])[..., 0], marks)
+        return stretch.chances.places.back(torch.cat([part.out for _, part in found], 2), stretch.place_BL)
 
-    def _marks_bytes(self, memory: Memory, plan: Plan, at_BT: Tensor) -> Tensor:
-        """Bytes of the landmarks' keys that a row reads, [B, T]: those it may choose, and those of its chunk."""
+    def stretch(self, memory: Memory, call: Call, mark_BM: Tensor) -> Stretch:
+        """The rows of a call, text and landmarks; the same in all layers that allow as much."""
+        plan = self.plan(Landmarked.of(memory.site.config))
+        at_BT = call.numbers_T[None] - call.first[:, None]
+        text_BT = torch.where(at_BT < 0, -1, plan.place(at_BT))
+        place_BL = torch.cat([text_BT, torch.where(mark_BM < 0, -1, (mark_BM + 1) * plan.length - 1)], 1)
+        grown_B, lies_B = at_BT[:, -1] + 1, call.first - memory.numbers_BS(at_BT.shape[0])[:, 0]
+        places = Places.between(plan, (grown_B - call.new).clamp(min=0), grown_B.clamp(min=0), call.new, lies_B)
+        k_BQ = self.allowed(memory, call, places.at)
+        chances = Chances(places, k_BQ, int(k_BQ.max()), memory.extra["landmarks"].shape[2], memory.site.rotate)
+        heads = memory.keys.view.shape[1] * call.group
+        return Stretch(
+            text_BT, place_BL, self._marks(plan, at_BT), chances, chances.pieces(heads, memory.site.head_dim)
+        )
+
+    @staticmethod
+    def _marks(plan: Plan, at_BT: Tensor) -> Tensor:
+        """Landmarks whose keys a row reads, [B, T]: those of blocks that it may choose, and of its chunk."""
         cached_BT = (at_BT // plan.chunk * plan.blocks).clamp(max=plan.most)
         landmarks_BT = (cached_BT + at_BT % plan.chunk // plan.block).clamp(min=0)
-        marks_BT = landmarks_BT + (0 if plan.cutoff is None else 1)
-        return marks_BT.double() * memory.keys.row_bytes * memory.site.live
+        return (landmarks_BT + (0 if plan.cutoff is None else 1)).double()
 
     def settle(self, memory: Memory, call: Call) -> None:
         """Drop rows that no text can need any more, or move those before the chunk to the host."""
@@ -252,9 +261,12 @@ class Blocks(Inserted):
         place = torch.where(mark_BM < 0, most, mark_BM)[:, None, :, None].expand_as(k_BGMD)
         memory.extra["landmarks"] = grown.scatter(2, place, k_BGMD)[:, :, :most]
 
-    def attend(self, q_BHLD: Tensor, memory: Memory, call: Call, ledger: Ledger, mark_BM: Tensor) -> Tensor:
+    def attend(self, q_BHLD: Tensor, memory: Memory, call: Call, ledger: Ledger, feed: Feed) -> Tensor:
         """A landmark reads what the last row of its block reads, one position later; it is no row of the text.
 
         A control token reads nothing.
         """
-        return self.method.attend_all(q_BHLD, memory, call, ledger, mark_BM)
+        assert feed.marks is not None
+        amount = amount_of(self.method, memory.site), self.method.cost(memory, call)
+        stretch = feed.once(amount, partial(self.method.stretch, memory, call, feed.marks))
+        return self.method.attend_all(q_BHLD, memory, call, ledger, stretch)

@@ -21,9 +21,16 @@ CONFIG = SimpleNamespace(lacuna_landmark={"token": 0, "control": 0, "block": BLO
 
 def turn(x, by):
     """A rotary embedding of two frequencies."""
+    return turn.by(by)(x)
+
+
+def turned(x, by):
     angle = by[:, None, :, None] * torch.tensor([1.0, 0.3])
     a, b = x[..., :2], x[..., 2:]
     return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
+
+
+turn.by = lambda by: lambda x: turned(x, by)
 
 
 def one(x, by):
