@@ -28,8 +28,7 @@ class Site:
     """Where a method acts: one attention layer of one rank.
 
     Attributes:
-        layer: index of the layer, from 0.
-        layers: number of layers of the model.
+        layer: index of the layer, from 0; layers: number of layers of the model.
         kv_heads: global numbers of this rank's key/value heads; those >= `kv_heads_real` are zero heads that only pad.
         rotate: (x [B, n, T, D], by [B, T] positions) -> x turned by the model's own rotary embedding.
         artifacts: argument of the method -> file of the calibration that it needs; `config`: the model's.
