@@ -36,7 +36,7 @@ def _twice(archive: Archive) -> str:
     places = np.flatnonzero(keys.duplicated(keep=False).to_numpy())[:MOST_TWICE]
     rows = archive.load(places).drop_duplicates(["key", "status", "samples_json"])
     differ = int(rows.loc[rows.duplicated("key"), "key"].nunique())
-    said = f", and {plural(differ, 'key')} has other results" if differ else ""
+    said = f", and {plural(differ, 'key')} {'has' if differ == 1 else 'have'} other results" if differ else ""
     return f"{plural(count, 'record')} too many: of those with the same key the last was used{said}."
 
 
@@ -48,7 +48,7 @@ def _again(archive: Archive) -> str:
     again = sound & asked.duplicated().to_numpy() & ~archive.lean["key"].duplicated().to_numpy()
     keys = archive.lean.loc[again, "key"]
     return (
-        f"{plural(len(keys), 'cell')} asks what another one asks too, with other calibrations or data under the same "
+        f"{plural(len(keys), 'cell')} {'asks' if len(keys) == 1 else 'ask'} what another one asks too, with other calibrations or data under the same "
         f"names: of each question the last was used ({listed(keys)})."
         if len(keys)
         else ""
@@ -58,7 +58,7 @@ def _again(archive: Archive) -> str:
 def _foreign(archive: Archive) -> str:
     keys = archive.lean.loc[archive.codes["task"] < 0, "key"]
     return (
-        f"{plural(len(keys), 'record')} of another schema, whose cell has no model, method and task with name, version "
+        f"{plural(len(keys), 'record')} of another schema, of which the cell has no model, method and task with name, version "
         f"and arguments; not shown: {listed(keys)}."
         if len(keys)
         else ""

@@ -103,7 +103,7 @@ def test_needles_are_planted_where_they_should_be(sweep, run, stock):
 def test_full_attention_finds_needles_and_a_window_does_not(sweep, run):
     """If a dense model failed here, or a window passed, the task would not measure retrieval."""
     text = (
-        "method: [full, {streaming_llm: {rows: 64}}]\ntask: {needle: {length: 512, depths: [0.0, 0.5], repeats: 3}}\n"
+        "method: [full, {streaming_llm: {rows: 64}}]\ntask: {needle: {length: 256, depths: [0.0, 0.5], repeats: 2}}\n"
     )
     records, _ = run(sweep(text))
     found = {cell.method.name: record.metrics["accuracy"] for cell, record in records.items()}
