@@ -47,8 +47,9 @@ def _again(archive: Archive) -> str:
     sound = archive.codes["task"] >= 0
     again = sound & asked.duplicated().to_numpy() & ~archive.lean["key"].duplicated().to_numpy()
     keys = archive.lean.loc[again, "key"]
+    verb = "asks" if len(keys) == 1 else "ask"
     return (
-        f"{plural(len(keys), 'cell')} {'asks' if len(keys) == 1 else 'ask'} what another one asks too, with other calibrations or data under the same "
+        f"{plural(len(keys), 'cell')} {verb} what another one asks too, with other calibrations or data under the same "
         f"names: of each question the last was used ({listed(keys)})."
         if len(keys)
         else ""
@@ -58,8 +59,8 @@ def _again(archive: Archive) -> str:
 def _foreign(archive: Archive) -> str:
     keys = archive.lean.loc[archive.codes["task"] < 0, "key"]
     return (
-        f"{plural(len(keys), 'record')} of another schema, of which the cell has no model, method and task with name, version "
-        f"and arguments; not shown: {listed(keys)}."
+        f"{plural(len(keys), 'record')} of another schema, of which the cell has no model, method and task with name, "
+        f"version and arguments; not shown: {listed(keys)}."
         if len(keys)
         else ""
     )

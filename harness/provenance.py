@@ -95,6 +95,13 @@ def _gpu() -> dict[str, Any]:
     import torch  # noqa: PLC0415
 
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    driver = _ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0]
-    return {"gpu": properties.name, "gpu_gib": round(properties.total_memory / 2**30), "driver": driver,
+    return {"gpu": properties.name, "gpu_gib": round(properties.total_memory / 2**30), "driver": _driver(),
             "cuda": torch.version.cuda}  # fmt: skip
+
+
+def _driver() -> str:
+    """The driver's version; empty where nobody can be asked, as in many containers."""
+    try:
+        return next(iter(_ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()), "")
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -144,7 +144,10 @@ def max_array(site: Site) -> int:
     if shutil.which("scontrol") is None:
         return SLURM_DEFAULT_MAX_ARRAY
     command = ["scontrol", "show", "config"]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout  # noqa: S603
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout  # noqa: S603
+    except subprocess.TimeoutExpired as error:
+        raise ValueError("Slurm does not answer (scontrol show config took 60 s); try again later") from error
     found = (line.split("=")[1] for line in shown.splitlines() if line.startswith("MaxArraySize"))
     return int(next(found, SLURM_DEFAULT_MAX_ARRAY))
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lacuna.harness import provenance
 from lacuna.harness import run as running
 from lacuna.harness.ranks import Ranks, find_ranks
 from lacuna.harness.run import run_cells
@@ -154,6 +155,17 @@ def test_provenance_says_where_a_number_comes_from(sweep, run):
         "ranks",
     } <= told.keys()
     assert told["packages"]["torch"].startswith(torch.__version__.split("+")[0])
+
+
+@pytest.mark.parametrize("path", ["", "failing"])
+def test_a_container_without_nvidia_smi_loses_no_record(tmp_path, monkeypatch, path):
+    """The first cell on a GPU would end the whole run, and its result be lost, for want of a driver's number."""
+    tool = tmp_path / "failing" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / path) if path else str(tmp_path))
+    assert provenance._driver() == ""
 
 
 def test_a_killed_run_goes_on_where_it_was(sweep, run, store, tmp_path):
