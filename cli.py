@@ -52,8 +52,8 @@ def _answer(argv: Sequence[str] | None) -> int:
         return _complain(f"{error}; `lacuna doctor` says what this machine lacks", 2)
     except ValueError as error:
         return _complain(worded(error), 2)
-    except OSError as error:  # a full disk is nobody's wrong input
-        return _complain(worded(error), 1 if error.errno in FULL else 2)
+    except OSError as error:  # neither a full disk nor a lost rank is somebody's wrong input
+        return _complain(worded(error), 1 if error.errno in FULL or isinstance(error, ConnectionError) else 2)
     finally:
         flush()  # of argparse's help nobody else would know that it was not read
 

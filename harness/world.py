@@ -48,11 +48,19 @@ class World:
         shard.stop()
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank."""
+        """Every rank's value, on every rank.
+
+        Raises:
+            ConnectionError: a rank has ended, or does not come.
+        """
         if self.ranks.size == 1:
             return [value]
         values: list[Any] = [None] * self.ranks.size
-        dist.all_gather_object(values, value, group=self.control)
+        try:
+            dist.all_gather_object(values, value, group=self.control)
+        except RuntimeError as error:
+            lost = f"rank {self.ranks.rank} has lost another rank, which says why or was killed"
+            raise ConnectionError(lost) from error
         return values
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """The command line answers every input, good or bad, in a sentence and with the right exit code."""
 
+import errno
 import json
 import shlex
 import sys
@@ -8,11 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lacuna import __version__, cli
-from lacuna.jobs.commands import parser
 from lacuna.jobs.show import named
 from lacuna.jobs.sweep import read
-from lacuna.results import plugins
 from lacuna.results.record import Record
 from lacuna.results.store import Store
 
@@ -58,38 +56,6 @@ def stand_in(monkeypatch, name, **content):
     module = types.ModuleType(f"lacuna.{name}")
     vars(module).update(content)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-
-
-def every_command():
-    actions = parser("0")._subparsers._group_actions
-    return sorted(actions[0].choices)
-
-
-def test_each_command_is_called():
-    """A command could be typed that nothing answers, or be there and not be typed."""
-    assert every_command() == sorted(cli.COMMANDS)
-
-
-def test_version(outcome):
-    """Nobody could say with which version a result was made."""
-    assert outcome("--version") == (0, f"lacuna {__version__}\n", "")
-
-
-@pytest.mark.parametrize("kind", plugins.FOLDERS)
-def test_list(outcome, kind):
-    """A plug-in would be there and not be found, or break the list of all others."""
-    code, out, _ = outcome("list", kind, "--json")
-    assert code == 0
-    assert sorted(row["name"] for row in json.loads(out)) == sorted(plugins.names(kind))
-    assert outcome("list", kind)[0] == 0
-
-
-def test_list_says_what_an_argument_takes(outcome):
-    """Nobody could write a sweep without reading the source."""
-    rows = {row["name"]: row for row in json.loads(outcome("list", "methods", "--json")[1])}
-    keep, rows = (field for field in rows["topk"]["fields"] if field["name"] in ("keep", "rows"))
-    assert keep["type"].startswith("a share in (0, 1]")
-    assert (keep["default"], rows["default"]) == (0.25, None)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +155,20 @@ def test_interrupt(runner, monkeypatch, outcome):
     code, _, err = outcome("run", "tiny.yaml")
     assert code == 130
     assert err == "stopped; what was finished is kept, the same command goes on from there\n"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device", "store/x"), ConnectionError("lost")]
+)
+def test_what_goes_wrong_during_a_run_is_no_bad_input(runner, monkeypatch, outcome, error):
+    """A script that looks at exit codes would mend a sweep file where a disk is full or a rank was killed."""
+
+    def fail(*_):
+        raise error
+
+    stand_in(monkeypatch, "harness.run", run_cells=fail)
+    code, _, said = outcome("run", "tiny.yaml")
+    assert (code, said) == (1, "lost\n" if isinstance(error, ConnectionError) else "store/x: No space left on device\n")
 
 
 def test_status_and_why(here, outcome):

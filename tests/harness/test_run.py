@@ -16,6 +16,7 @@ from lacuna.harness.ranks import Ranks, find_ranks
 from lacuna.harness.run import run_cells
 from lacuna.harness.task import Outcome
 from lacuna.harness.tasks.perplexity import Perplexity
+from lacuna.harness.world import World
 from lacuna.jobs.say import UnheardError, say
 from lacuna.results.cell import Cell
 
@@ -166,6 +167,17 @@ def test_a_container_without_nvidia_smi_loses_no_record(tmp_path, monkeypatch, p
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / path) if path else str(tmp_path))
     assert provenance._driver() == ""
+
+
+def test_a_rank_whose_peer_is_gone_says_so(monkeypatch):
+    """Where rank 0 cannot write its records, all other ranks would end in tracebacks of sockets."""
+
+    def gone(*_, **__):
+        raise RuntimeError("[pair.cc:553] Connection closed by peer")
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gone)
+    with pytest.raises(ConnectionError, match="rank 1 has lost another rank"):
+        World(Ranks(1, 2), "cpu").gather("here")
 
 
 def test_a_killed_run_goes_on_where_it_was(sweep, run, store, tmp_path):
