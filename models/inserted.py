@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class Inserted(ABC):
         """
 
     @abstractmethod
-    def write(self, memory: Memory, k_BGMD: Tensor, mark_BM: Tensor) -> None:
+    def write(self, memory: Memory, k_BGMD: Tensor, feed: Feed) -> None:
         """Put the inserted tokens' keys into the memory."""
 
     @abstractmethod
@@ -55,7 +56,7 @@ class Feed:
 
     kind: Inserted | None = None
     text: int = 0
-    marks: Tensor | None = None
+    marks: Tensor = field(default_factory=partial(torch.empty, 0, 0, dtype=torch.long))
     visible: Tensor | None = None
     _known: dict[Hashable, Any] = field(default_factory=dict)
 
@@ -98,8 +99,7 @@ class Feed:
     def write(self, memory: Memory, keys: Tensor) -> None:
         """Put the inserted tokens' keys into the memory."""
         if self.kind is not None:
-            assert self.marks is not None
-            self.kind.write(memory, keys[:, :, self.text :], self.marks)
+            self.kind.write(memory, keys[:, :, self.text :], self)
 
     def attend(self, attend: Attend, query: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Attention of all rows: the text's, and behind them the inserted ones."""

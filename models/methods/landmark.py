@@ -245,9 +245,9 @@ class Blocks(Inserted):
         first = torch.where(begins, CONTROL, NONE)[:, None]
         return torch.cat([torch.full_like(first, self.said.control), token], 1), torch.cat([first, mark], 1)
 
-    def write(self, memory: Memory, k_BGMD: Tensor, mark_BM: Tensor) -> None:
+    def write(self, memory: Memory, k_BGMD: Tensor, feed: Feed) -> None:
         """Each text's landmarks at their blocks' numbers, and its control token."""
-        batch, groups, _, dim = k_BGMD.shape
+        (batch, groups, _, dim), mark_BM = k_BGMD.shape, feed.marks
         if not k_BGMD.shape[2] and "landmarks" in memory.extra:
             return
         if self.said.gated:
@@ -255,7 +255,8 @@ class Blocks(Inserted):
             new = k_BGMD.masked_fill(~here, 0.0).sum(2, keepdim=True)
             memory.extra["control"] = torch.where(here.any(2, keepdim=True), new, memory.extra.get("control", new))
         before = memory.extra.get("landmarks", k_BGMD.new_zeros(batch, groups, 0, dim))
-        most = max(int(mark_BM.max()) + 1 if mark_BM.numel() else 0, before.shape[2])
+        highest = feed.once("highest", lambda: int(mark_BM.max()) if mark_BM.numel() else NONE)
+        most = max(highest + 1, before.shape[2])
         grown = k_BGMD.new_zeros(batch, groups, most + 1, dim)  # what is none goes into the last row, and out
         grown[:, :, : before.shape[2]] = before
         place = torch.where(mark_BM < 0, most, mark_BM)[:, None, :, None].expand_as(k_BGMD)
@@ -266,7 +267,6 @@ class Blocks(Inserted):
 
         A control token reads nothing.
         """
-        assert feed.marks is not None
         amount = amount_of(self.method, memory.site), self.method.cost(memory, call)
         stretch = feed.once(amount, partial(self.method.stretch, memory, call, feed.marks))
         return self.method.attend_all(q_BHLD, memory, call, ledger, stretch)

@@ -11,6 +11,7 @@ from conftest_models import make_method, make_model, run_rows, tokens
 from lacuna.harness.training.kinds import WithLandmarks
 from lacuna.harness.training.landmarks import Batch, Landmarks
 from lacuna.models.bind import bind
+from lacuna.models.inserted import Feed
 from lacuna.models.ledger import Ledger, summary
 from lacuna.models.load import attending
 from lacuna.models.memory import Call, Memory, Site
@@ -41,6 +42,10 @@ def remembering(config, first=(0,)):
     memory = Memory(Site(0, 1, (0, 1), 2, DIM, turn, config=config), {})
     memory.first = torch.tensor(first)
     return memory
+
+
+def feed(marks):
+    return Feed(marks=marks)
 
 
 def by_the_paper(q, k, v, marks, args, number, head, so_far, control=None):
@@ -124,7 +129,7 @@ def test_rows_are_attended_by_the_papers_rules(args, length):
     method = make_method("landmark", args)
     memory = remembering(CONFIG)
     method.write(memory, k, v)
-    method.inserts(CONFIG).write(memory, marks, torch.arange(length // BLOCK)[None])
+    method.inserts(CONFIG).write(memory, marks, feed(torch.arange(length // BLOCK)[None]))
     call = Call(None, torch.zeros(1, dtype=torch.long), "decode", 0.5, length, length)
     ledger = Ledger()
     out = method.attend(q, memory, call, ledger)
@@ -151,7 +156,7 @@ def test_the_control_token_weighs_all_blocks_before_the_chunk(cutoff):
     memory = remembering(config)
     method.write(memory, k, v)
     numbers = torch.tensor([[-2, *range(length // BLOCK)]])
-    method.inserts(config).write(memory, torch.cat([control, marks], 2), numbers)
+    method.inserts(config).write(memory, torch.cat([control, marks], 2), feed(numbers))
     ledger = Ledger()
     call = Call(None, torch.zeros(1, dtype=torch.long), "decode", 0.5, length, length)
     out = method.attend(q, memory, call, ledger)
@@ -211,7 +216,7 @@ def test_equal_landmarks_choose_the_oldest():
     memory = remembering(CONFIG)
     method = make_method("landmark", {"rows": 6, "chunk": 3})
     method.write(memory, k, k)
-    method.inserts(CONFIG).write(memory, torch.zeros(1, GROUPS, 8, DIM), torch.arange(8)[None])
+    method.inserts(CONFIG).write(memory, torch.zeros(1, GROUPS, 8, DIM), feed(torch.arange(8)[None]))
     call = Call(None, torch.zeros(1, dtype=torch.long), "decode", 0.5, length, 1)
     changed = k.clone()
     changed[:, :, :3] += 1
