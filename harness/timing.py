@@ -121,11 +121,17 @@ class EnergyMeter:
 
 
 def _nvml_handle() -> tuple[Any, Any]:
-    """NVML's handle of the current GPU, found by its UUID since CUDA_VISIBLE_DEVICES renumbers; None without NVML."""
+    """NVML's handle of the current GPU, found by its UUID since CUDA_VISIBLE_DEVICES renumbers.
+
+    None without NVML: its package, its library (which many containers lack), or a GPU that it knows (a slice of one).
+    """
     try:
         import pynvml  # noqa: PLC0415 - optional: only GPU machines have it
     except ImportError:
         return None, None
-    pynvml.nvmlInit()
     uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
-    return pynvml.nvmlDeviceGetHandleByUUID(uuid.encode()), pynvml
+    try:
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetHandleByUUID(uuid.encode()), pynvml
+    except pynvml.NVMLError:
+        return None, None
