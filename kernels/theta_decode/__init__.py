@@ -35,15 +35,29 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
     signal_BHS = score_BHS if placement == "pre" else score_BHS.softmax(-1)
     if case.reduce != "none":
         signal_BHS = signal_BHS.unflatten(1, (case.kv_heads, -1)).amax(2)
-    best = signal_BHS.nan_to_num(float("-inf")).topk(min(case.kept + 1, case.rows), -1).values
+    threshold_BN = _apart(signal_BHS.nan_to_num(float("-inf")), case.kept)
     given_BH = torch.full((case.batch, case.q_heads), 0.5, device=device)
     return inputs | {
-        "threshold_BN": best[..., -2:].mean(-1),
+        "threshold_BN": threshold_BN,
         "placement": placement,
         "missing": missing,
         "given_BH": given_BH,
         "factor": 0.75,
     }
+
+
+def _apart(signal_BNS: torch.Tensor, kept: int) -> torch.Tensor:
+    """Thresholds that K rows exceed or, of many rows, a few more: where two scores lie farthest apart.
+
+    Rows of a text that comes twice have equal scores; between such no threshold is the same to both twins.
+    """
+    more = 1 + kept // 64
+    best = signal_BNS.topk(min(kept + more, signal_BNS.shape[-1]), -1).values[..., -more - 1 :]
+    if best.shape[-1] == 1:
+        return best[..., 0]
+    at = best.diff(dim=-1).nan_to_num(0.0).argmin(-1, keepdim=True)
+    found: torch.Tensor = (best.gather(-1, at) + best.gather(-1, at + 1))[..., 0] / 2
+    return found
 
 
 def moved_bytes(case: Case) -> int:

@@ -22,7 +22,7 @@ from .values.fused import ALIGN, value_gather_kernel
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Scores of a head that are looked at together.
-LOOK = 512
+LOOK = 1024
 
 
 @triton.jit
@@ -157,7 +157,7 @@ def theta_decode(
 
 
 def value_plan_of(pairs: int, rows: int, head_dim: int, item_bytes: int, multiprocessor_count: int) -> Plan:
-    """Cut the values: small tiles, and four blocks on each SM, of which some look while others read.
+    """Cut the values: small blocks, eight on each SM, of which some look while others read.
 
     Args:
         pairs: Independent (sequence, KV head) pairs.
@@ -169,8 +169,8 @@ def value_plan_of(pairs: int, rows: int, head_dim: int, item_bytes: int, multipr
     Returns:
         The plan.
     """
-    block_rows = max(16, attention_rows(head_dim, item_bytes) // 2)
-    splits = choose_splits(pairs, -(-rows // LOOK), 4 * multiprocessor_count)
+    block_rows = attention_rows(head_dim, item_bytes)
+    splits = choose_splits(pairs, -(-rows // LOOK), 8 * multiprocessor_count)
     return Plan(block_rows, splits, num_warps=4 if item_bytes > 2 or head_dim > 128 else 2, num_stages=6)
 
 
