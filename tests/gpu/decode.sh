@@ -5,6 +5,7 @@
 #   ops      every op and pipeline at the shapes of docs/kernels.md, with baselines and the copy bandwidth
 #   grid     dense, Loki and Loki-Theta from 1k to 1M rows, batch 1 to 256: where they pay
 #   8b       a decode step as one CUDA graph, shape of Llama 3 8B, batch 16, 4k to 32k tokens
+#   long     the same over 131072 tokens, batch 4 and 1
 #   tp       the same at the shape of Llama 2 13B on 1, 2 and 4 GPUs, as many as there are
 # Without PART all of them. TINY=1 does the same on a CPU, in Triton's interpreter and on a model of 0.2M parameters: what
 # it times is nothing, but every command is tried.
@@ -14,7 +15,7 @@ site=$(mktemp -d); ln -sfn "$PWD" "$site/lacuna"; export PYTHONPATH="$site${PYTH
 failed=0
 step() { local name=$1 limit=$2; shift 2; echo "== $name"; timeout "$limit" "$@" > "$out/$name.log" 2>&1 || { failed=1; echo "$name FAILED ($?)"; }; tail -n "${LINES_SHOWN:-15}" "$out/$name.log"; }
 ops=(dense_decode lowrank_score select_topk gather_decode threshold_compact threshold_score theta_decode theta_rows
-  add_norm rotate_rows gate append_row sparq_score keep_rows)
+  add_norm sum_norm rotate_rows gate append_row sparq_score keep_rows)
 tests=(tests/kernels tests/models/test_engine.py tests/models/test_engine_cuda.py tests/models/test_cuda.py)
 if [ -n "${TINY:-}" ]; then
   export TRITON_INTERPRET=1
@@ -24,7 +25,7 @@ file_of() { # NAME: its sweep file; a small twin of it where everything is tried
   local file=jobs/sweeps/$1.yaml
   [ -z "${TINY:-}" ] && { echo "$file"; return; }
   sed -E 's/new: [a-z0-9-]+/new: tiny/; s/device: cuda/device: cpu/; s/bfloat16/float32/; s/rows: 1024/rows: 32/
-    s/(batch: )16, (prompt: )(\[[^]]*\]|[0-9]+), (steps: )[0-9]+/\12, \296, \44/; s/engine: graph/engine: static/
+    s/(batch: )(16|\[4, 1\]), (prompt: )(\[[^]]*\]|[0-9]+), (steps: )[0-9]+/\12, \396, \54/; s/engine: graph/engine: static/
     s/, gpu: H200//; s/tokens: (8192|4096)/tokens: 512/g; s/basis: \{/basis: {window: 128, /g; s/window: 2048/window: 128/
     s/every: 64/every: 8/' "$file" > "$out/$1.yaml"
   echo "$out/$1.yaml"
@@ -34,7 +35,7 @@ sweep() { # NAME LIMIT RANKS: run, and keep the records as CSV even of a run tha
   step "$name-$ranks" "$limit" mpirun --allow-run-as-root -np "$ranks" python3 -m lacuna run "$file" --set ranks="$ranks" --store "$out/store"
   python3 -m lacuna collect "$file" --set ranks="$ranks" --store "$out/store" -o "$out/$name-$ranks.csv" > /dev/null || failed=1
 }
-for part in "${@:-verify ops 8b tp grid}"; do for one in $part; do
+for part in "${@:-verify ops 8b long tp grid}"; do for one in $part; do
   case $one in
     verify) step tests 500 python3 -m pytest "${tests[@]}" -q -x -p no:cacheprovider
             step verify 200 python3 -m lacuna verify "${ops[@]}" ;;
@@ -43,9 +44,10 @@ for part in "${@:-verify ops 8b tp grid}"; do for one in $part; do
     grid) if [ -n "${TINY:-}" ]; then step grid 60 python3 -m lacuna bench gate --rows 64 128 --batch 1 2 --device cpu -o "$out/grid.csv"
           else step grid 530 python3 -m lacuna bench loki_pipeline loki_theta_pipeline --rows 1024 8192 65536 262144 1048576 --batch 1 16 64 256 -o "$out/grid.csv"; fi ;;
     8b) sweep decode_h200 530 1 ;;
+    long) sweep decode_long_h200 300 1 ;;
     tp) gpus=$(nvidia-smi -L 2> /dev/null | grep -c ^GPU); [ -n "${TINY:-}" ] && gpus=2
         for ranks in 1 2 4; do [ "$ranks" -le "$gpus" ] && sweep decode_tp_h200 170 "$ranks"; done ;;
-    *) echo "no part $one: verify, ops, 8b, tp or grid"; exit 2 ;;
+    *) echo "no part $one: verify, ops, 8b, long, tp or grid"; exit 2 ;;
   esac
 done; done
 exit $failed
