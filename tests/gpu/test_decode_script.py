@@ -21,7 +21,12 @@ def test_every_part_of_the_script_runs(tmp_path):
         cwd=ROOT, env={**os.environ, "TINY": "1", "PATH": path}, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
-    for name, rows in (("decode_h200-1", 8), ("decode_long_h200-1", 4), ("decode_tp_h200-1", 2), ("decode_tp_h200-2", 2)):
+    for name, rows in (
+        ("decode_h200-1", 8),
+        ("decode_long_h200-1", 4),
+        ("decode_tp_h200-1", 2),
+        ("decode_tp_h200-2", 2),
+    ):
         with (tmp_path / f"{name}.csv").open() as file:
             records = list(csv.DictReader(file))
         assert [r["status"] for r in records] == ["ok"] * rows, name
