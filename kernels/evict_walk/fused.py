@@ -7,6 +7,9 @@ key rows, W key rows that the last of those sees, D head dim, N = 1 or G sets of
 heads of a set.
 """
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -18,7 +21,9 @@ from .eager import Walked
 
 # Scores held at one time (32 MB, which stay in L2), and those of one row in registers.
 SCORES_AT_ONCE, SCORES_OF_ROW = 2**23, 16384
-SCORES_EACH = 8  # of a thread
+SCORES_EACH = 16  # of a thread
+# Of a head's sum of weights over that of its best key, held or not: weights less than 1e-26 of the sum count as none.
+LEAST = 1e-12
 
 
 @triton.jit
@@ -90,32 +95,39 @@ def walk_rows_kernel(score_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, pl
 
 
 @triton.jit
-def sum_and_largest(one_sum, one_top, two_sum, two_top):
-    """Reduce two tensors at once, one by its sum and one by its maximum: their exchanges between threads are shared.
-
-    Args:
-        one_sum: A sum.
-        one_top: A maximum.
-        two_sum: Another sum.
-        two_top: Another maximum.
-
-    Returns:
-        Those of both.
-    """
-    return one_sum + two_sum, tl.maximum(one_top, two_top)
-
-
-@triton.jit
-def walk_ahead_kernel(score_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, place_ptr, count_ptr, until_ptr,
-                      last_ptr, begin, some, new, rows, width, carry, share, SETS: tl.constexpr, HEADS: tl.constexpr,
-                      CHUNK: tl.constexpr, PLACES: tl.constexpr):  # fmt: skip
-    """Walk as `walk_rows_kernel` does, where all heads are weighed at once: what the next row needs is under way.
-
-    The scores of the next row are asked for at the places as they are, and mended once it is known which key left.
-    Their largest bounds those that will be weighed, so a row has two exchanges between threads instead of three.
+def exponents_kernel(score_ptr, begin, some, before, width, PART: tl.constexpr):
+    """Turn the scores of one row of one head into weights over that of its best key, in place; the grid is (t, B * H).
 
     Args:
         score_ptr: (B, H, t, W) scaled scores, times log2(e).
+        begin: First of the t query rows.
+        some: t.
+        before: Keys before the first query row.
+        width: W.
+        PART: Keys at once.
+    """
+    at, own = tl.arange(0, PART), before + begin + tl.program_id(0)
+    line = score_ptr + (tl.program_id(1).to(tl.int64) * some + tl.program_id(0)) * width
+    top = tl.full([PART], float("-inf"), tl.float32)
+    for key in range(0, own + 1, PART):
+        top = tl.maximum(top, tl.load(line + key + at, mask=key + at <= own, other=float("-inf")))
+    most = tl.max(top, 0)
+    for key in range(0, own + 1, PART):
+        score = tl.load(line + key + at, mask=key + at <= own, other=float("-inf"))
+        tl.store(line + key + at, tl.exp2(score - most), mask=key + at <= own)
+
+
+@triton.jit
+def walk_ahead_kernel(weight_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, place_ptr, count_ptr, until_ptr,
+                      last_ptr, lost_ptr, begin, some, new, rows, width, carry, share, SETS: tl.constexpr,
+                      HEADS: tl.constexpr, CHUNK: tl.constexpr, PLACES: tl.constexpr,
+                      LEAST: tl.constexpr):  # fmt: skip
+    """Walk as `walk_rows_kernel` does, where all heads are weighed at once: what the next row needs is under way.
+
+    The weights of the next row are asked for at the places as they are, and mended once it is known which key left.
+
+    Args:
+        weight_ptr: (B, H, t, W) weights over that of the best key of the row, held or not.
         mark_ptr: (B, N, S) marks that keys begin with.
         number_ptr: (B, N, S) token numbers; negative: never held.
         budget_ptr: (B, T) most keys held.
@@ -124,6 +136,7 @@ def walk_ahead_kernel(score_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, p
         count_ptr: (B, N) keys held; read and written.
         until_ptr: (B, N, S) rows at which keys leave; written for those that do.
         last_ptr: (B, N, S) marks of held keys; read and written.
+        lost_ptr: (B, N) 1 where the keys held weigh next to nothing beside one that is not; else not written.
         begin: First of the t query rows.
         some: t.
         new: T.
@@ -135,6 +148,7 @@ def walk_ahead_kernel(score_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, p
         HEADS: E.
         CHUNK: Power of two, at least E.
         PLACES: C, a power of two.
+        LEAST: Sum of the weights of a head below which they are lost.
     """
     pair = tl.program_id(0).to(tl.int64)
     batch, places, each = pair // SETS, tl.arange(0, PLACES), tl.arange(0, CHUNK)
@@ -144,24 +158,24 @@ def walk_ahead_kernel(score_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, p
     number = tl.load(number_base + column, mask=column >= 0, other=0)
     mark = tl.load(last_base + column, mask=column >= 0, other=0.0)
     head = each < HEADS
-    line = score_ptr + (pair * HEADS + each.to(tl.int64)) * some * width
+    line = weight_ptr + (pair * HEADS + each.to(tl.int64)) * some * width
     mask = head[:, None] & (column >= 0)[None, :]
-    score_next = tl.load(line[:, None] + column[None, :], mask=mask, other=float("-inf"))
-    own_next = tl.load(line + rows - new + begin, mask=head, other=float("-inf"))
+    weight_next = tl.load(line[:, None] + column[None, :], mask=mask, other=0.0)
+    own_next = tl.load(line + rows - new + begin, mask=head, other=0.0)
     now_next, begun_next = tl.load(number_base + rows - new + begin), tl.load(mark_base + rows - new + begin)
     budget_next, recent_next = tl.load(budget_ptr + batch * new + begin), tl.load(recent_ptr + batch * new + begin)
-    top = tl.max(score_next, 1)
+    lost = count * 0
     for t in range(some):
         row, own = begin + t, rows - new + begin + t
-        score, own_score, now, begun, budget, recent = (
-            score_next, own_next, now_next, begun_next, budget_next, recent_next
+        weight, own_weight, now, begun, budget, recent = (
+            weight_next, own_next, now_next, begun_next, budget_next, recent_next
         )  # fmt: skip
         line += tl.where(t + 1 < some, width, 0)
         after = tl.minimum(own + 1, rows - new + begin + some - 1)
         mask = head[:, None] & (column >= 0)[None, :]
-        score_next = tl.load(line[:, None] + column[None, :], mask=mask, other=float("-inf"))
-        own_next = tl.load(line + after, mask=head, other=float("-inf"))
-        cross = tl.load(line + own, mask=head, other=float("-inf"))
+        weight_next = tl.load(line[:, None] + column[None, :], mask=mask, other=0.0)
+        own_next = tl.load(line + after, mask=head, other=0.0)
+        cross = tl.load(line + own, mask=head, other=0.0)
         now_next, begun_next = tl.load(number_base + after), tl.load(mark_base + after)
         budget_next = tl.load(budget_ptr + batch * new + after - (rows - new))
         recent_next = tl.load(recent_ptr + batch * new + after - (rows - new))
@@ -177,20 +191,18 @@ def walk_ahead_kernel(score_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, p
         column, number = tl.where(here, own, column), tl.where(here, now, number)
         mark = tl.where(here, begun, mark)
         count = tl.where(now >= 0, tl.minimum(count + 1, tl.maximum(budget, count)), count)
-        score = tl.where(here[None, :], own_score[:, None], score)
-        score_next = tl.where(here[None, :], cross[:, None], score_next)
-        bound = tl.maximum(top, own_score)
-        weight = tl.exp2(score - tl.where(bound == float("-inf"), 0.0, bound)[:, None])
-        total, top = tl.reduce((weight, score_next), 1, sum_and_largest)
-        if tl.min(tl.where(head, total, 1.0), 0) < 1e-6:  # what left stood far above all that is held
-            bound = tl.max(score, 1)
-            weight = tl.exp2(score - tl.where(bound == float("-inf"), 0.0, bound)[:, None])
-            total = tl.sum(weight, 1)
+        weight = tl.where(here[None, :], own_weight[:, None], weight)
+        weight_next = tl.where(here[None, :], cross[:, None], weight_next)
+        total = tl.sum(weight, 1)
+        least = tl.min(tl.where(head, total, 1.0), 0)
+        lost = tl.where((least < LEAST) & (now >= 0), 1, lost)
         added = tl.sum(weight * (1.0 / tl.where(total == 0.0, 1.0, total))[:, None], 0)
         mark = tl.where(real, carry * mark + share * added, mark)
     tl.store(place_ptr + pair * PLACES + places, column)
     tl.store(count_ptr + pair, count)
     tl.store(last_base + column, mark, mask=column >= 0)
+    if lost > 0:
+        tl.store(lost_ptr + pair, lost)
 
 
 def evict_walk(
@@ -206,6 +218,8 @@ def evict_walk(
     num_warps: int | None = None,
 ) -> Walked:
     """Walk as the eager twin does, one launch for as many rows as 32 MB hold scores of.
+
+    Where the keys held weigh next to nothing beside one that left before, all rows are walked again, more slowly.
 
     Args:
         q_BHTD: (B, H, T, D) queries; any strides, the last dim contiguous.
@@ -226,34 +240,102 @@ def evict_walk(
         ValueError: If the last dim of a tensor is not contiguous.
     """
     check_contiguous_rows(q_BHTD, k_BGSD)
-    (batch, heads, new, _), rows, sets = q_BHTD.shape, k_BGSD.shape[2], number_BNS.shape[1]
     number, begun = number_BNS.int().contiguous(), mark_BNS.float().contiguous()
-    most = max(int((number[..., : rows - new] >= 0).sum(-1).max()), int(budget_BT.max()))
-    place, count = _first_places(number, rows - new, power_of_2(max(most, 32)))
-    until = torch.full_like(number, new).masked_fill_(number < 0, 0)
-    last, seen = begun.clone(), torch.zeros(batch, dtype=torch.int32, device=q_BHTD.device)
+    budget, recent = budget_BT.int().contiguous(), recent_BT.int().contiguous()
+    before = k_BGSD.shape[2] - q_BHTD.shape[2]
+    most = max(int((number[..., :before] >= 0).sum(-1).max()), int(budget.max()))
+    job = Job(q_BHTD, k_BGSD, begun, number, budget, recent, scale, (carry, share), power_of_2(max(most, 32)))
+    each = q_BHTD.shape[1] // number.shape[1]
+    if power_of_2(each) * job.places <= SCORES_OF_ROW:
+        walked, lost = _walk_ahead(job, num_warps)
+        if not bool(lost.any()):
+            return walked
+    return _walk_rows(job, num_warps)
+
+
+class Job(NamedTuple):
+    """What is to be walked; `factors` are carry and share, `places` those of a cache."""
+
+    q_BHTD: torch.Tensor
+    k_BGSD: torch.Tensor
+    mark_BNS: torch.Tensor
+    number_BNS: torch.Tensor
+    budget_BT: torch.Tensor
+    recent_BT: torch.Tensor
+    scale: float
+    factors: tuple[float, float]
+    places: int
+
+
+def _walk_ahead(job: Job, num_warps: int | None) -> tuple[Walked, torch.Tensor]:
+    """Walk, and say of each set whether its weights were lost, (B, N) int32."""
+    state, chunk = _State.of(job), power_of_2(_heads(job))
+    lost = torch.zeros_like(state.count)
+    warps = num_warps or max(1, min(8, job.places * chunk // (32 * SCORES_EACH)))
+    for size, score in _scores(job):
+        begin, some, new, rows, width = size
+        exponents_kernel[(some, job.q_BHTD.shape[0] * job.q_BHTD.shape[1])](
+            score, begin, some, rows - new, width, PART=1024
+        )
+        walk_ahead_kernel[(state.count.numel(),)](
+            score, *job[2:6], *state, lost, *size, *job.factors, SETS=job.number_BNS.shape[1],
+            HEADS=_heads(job), CHUNK=chunk, PLACES=job.places, LEAST=LEAST, num_warps=warps,
+        )  # fmt: skip
+        # Neighbours in the text lie side by side again, and share what is loaded; marks are found by their keys.
+        state.place.copy_(torch.where(state.place < 0, rows, state.place).sort(-1).values)
+        state.place.masked_fill_(state.place == rows, -1)
+    return state.ended(job.q_BHTD.shape[2]), lost
+
+
+def _walk_rows(job: Job, num_warps: int | None) -> Walked:
+    state = _State.of(job)
+    chunk = max(1, min(power_of_2(_heads(job)), SCORES_OF_ROW // job.places))
+    warps = num_warps or max(1, min(16, job.places * chunk // (32 * SCORES_EACH)))
+    for size, score in _scores(job):
+        walk_rows_kernel[(state.count.numel(),)](
+            score, *job[2:6], *state, *size, *job.factors, SETS=job.number_BNS.shape[1], HEADS=_heads(job),
+            CHUNK=chunk, PLACES=job.places, num_warps=warps,
+        )  # fmt: skip
+    return state.ended(job.q_BHTD.shape[2])
+
+
+class _State(NamedTuple):
+    """What a walk carries on, as the kernels name it."""
+
+    place: torch.Tensor
+    count: torch.Tensor
+    until: torch.Tensor
+    last: torch.Tensor
+
+    @classmethod
+    def of(cls, job: Job) -> "_State":
+        """Keys held from the start at the first places, in order; -1 at the others."""
+        number, (new, rows) = job.number_BNS, (job.q_BHTD.shape[2], job.k_BGSD.shape[2])
+        column = torch.arange(rows - new, dtype=torch.int32, device=number.device)
+        held = number[..., : rows - new] >= 0
+        order = torch.where(held, column, rows).sort(-1).values[..., : job.places]
+        place = torch.full((*number.shape[:2], job.places), -1, dtype=torch.int32, device=number.device)
+        place[..., : order.shape[-1]] = torch.where(order < rows, order, -1)
+        until = torch.full_like(number, new).masked_fill_(number < 0, 0)
+        return cls(place, held.sum(-1, dtype=torch.int32), until, job.mark_BNS.clone())
+
+    def ended(self, new: int) -> Walked:
+        """What is left after `new` rows."""
+        return Walked(self.until, self.last.masked_fill_(self.until < new, 0.0))
+
+
+def _heads(job: Job) -> int:
+    """Query heads of a set."""
+    return job.q_BHTD.shape[1] // job.number_BNS.shape[1]
+
+
+def _scores(job: Job) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
+    """Scores of some rows at a time with all keys, times log2(e), and (begin, t, T, S, W)."""
+    (batch, heads, new, _), rows = job.q_BHTD.shape, job.k_BGSD.shape[2]
     step = max(1, min(new, SCORES_AT_ONCE // (batch * heads * rows)))
-    score = torch.empty(batch * heads * step * rows, dtype=torch.float32, device=q_BHTD.device)
-    places, each = place.shape[2], heads // sets
-    chunk = max(1, min(power_of_2(each), SCORES_OF_ROW // places))
-    kernel = walk_ahead_kernel if chunk >= each else walk_rows_kernel
+    score = torch.empty(batch * heads * step * rows, dtype=torch.float32, device=job.q_BHTD.device)
+    seen = torch.zeros(batch, dtype=torch.int32, device=job.q_BHTD.device)
     for begin in range(0, new, step):
         some = min(step, new - begin)
-        rank_some(q_BHTD, k_BGSD, seen, score, scale * LOG2_E, begin, some, heads)
-        kernel[(batch * sets,)](
-            score, begun, number, budget_BT.int().contiguous(), recent_BT.int().contiguous(), place, count, until, last,
-            begin, some, new, rows, rows - new + begin + some, carry, share, SETS=sets, HEADS=each, CHUNK=chunk,
-            PLACES=places, num_warps=num_warps or max(1, min(16, places * chunk // (32 * SCORES_EACH))),
-        )  # fmt: skip
-    return Walked(until, last.masked_fill_(until < new, 0.0))
-
-
-def _first_places(number_BNS: torch.Tensor, before: int, places: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys held from the start at the first places, -1 at the others, (B, N, C) int32; and how many, (B, N) int32."""
-    held = number_BNS[..., :before] >= 0
-    order = (~held).int().argsort(dim=-1, stable=True)[..., :places]
-    count = held.sum(-1, keepdim=True)
-    place = torch.full((*held.shape[:2], places), -1, dtype=torch.int32, device=held.device)
-    there = torch.arange(order.shape[-1], device=held.device) < count
-    place[..., : order.shape[-1]] = torch.where(there, order.int(), -1)
-    return place, count[..., 0].int()
+        rank_some(job.q_BHTD, job.k_BGSD, seen, score, job.scale * LOG2_E, begin, some, heads)
+        yield (begin, some, new, rows, rows - new + begin + some), score

@@ -138,6 +138,8 @@ class StreamingLlm(Method):
         alone = call.new == 1 and self.decode == "slide"
         if alone:
             self._cut(memory, call)
+        if ledger.watch is None and self.decode == "grow":
+            return self.attend_dense(q_BHTD, memory, call, ledger)  # everything that is held
         if ledger.watch is None and self._fits(q_BHTD, memory, call):
             return self._many(q_BHTD, memory, call, ledger)
         keep = self._keep(memory, call)

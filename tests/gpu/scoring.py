@@ -119,7 +119,7 @@ def steps(name, folder):
         calibrate(model, method, own, files)
     score(model, method, files, ids[:, : TOKENS // 8])
     yield
-    for _ in range(2):  # what only a long text compiles is no time of the second
+    for _ in range(3):  # what only a long text compiles is no time of the second and third
         if not TINY:
             torch.cuda.reset_peak_memory_stats()
         seconds, density = score(model, method, files, ids)
