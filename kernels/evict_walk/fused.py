@@ -17,6 +17,7 @@ import triton.language as tl
 from ..dense_decode.fused import LOG2_E, check_contiguous_rows
 from ..kth_score.stored.fused import rank_some
 from ..tiling import power_of_2
+from .ahead.fused import exponents_kernel, walk_ahead_kernel
 from .eager import Walked
 
 # Scores held at one time (32 MB, which stay in L2), and those of one row in registers.
@@ -94,117 +95,6 @@ def walk_rows_kernel(score_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, pl
     tl.store(last_base + column, mark, mask=column >= 0)
 
 
-@triton.jit
-def exponents_kernel(score_ptr, begin, some, before, width, PART: tl.constexpr):
-    """Turn the scores of one row of one head into weights over that of its best key, in place; the grid is (t, B * H).
-
-    Args:
-        score_ptr: (B, H, t, W) scaled scores, times log2(e).
-        begin: First of the t query rows.
-        some: t.
-        before: Keys before the first query row.
-        width: W.
-        PART: Keys at once.
-    """
-    at, own = tl.arange(0, PART), before + begin + tl.program_id(0)
-    line = score_ptr + (tl.program_id(1).to(tl.int64) * some + tl.program_id(0)) * width
-    top = tl.full([PART], float("-inf"), tl.float32)
-    for key in range(0, own + 1, PART):
-        top = tl.maximum(top, tl.load(line + key + at, mask=key + at <= own, other=float("-inf")))
-    most = tl.max(top, 0)
-    for key in range(0, own + 1, PART):
-        score = tl.load(line + key + at, mask=key + at <= own, other=float("-inf"))
-        tl.store(line + key + at, tl.exp2(score - most), mask=key + at <= own)
-
-
-@triton.jit
-def walk_ahead_kernel(weight_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, place_ptr, count_ptr, until_ptr,
-                      last_ptr, lost_ptr, begin, some, new, rows, width, carry, share, SETS: tl.constexpr,
-                      HEADS: tl.constexpr, CHUNK: tl.constexpr, PLACES: tl.constexpr,
-                      LEAST: tl.constexpr):  # fmt: skip
-    """Walk as `walk_rows_kernel` does, where all heads are weighed at once: what the next row needs is under way.
-
-    The weights of the next row are asked for at the places as they are, and mended once it is known which key left.
-
-    Args:
-        weight_ptr: (B, H, t, W) weights over that of the best key of the row, held or not.
-        mark_ptr: (B, N, S) marks that keys begin with.
-        number_ptr: (B, N, S) token numbers; negative: never held.
-        budget_ptr: (B, T) most keys held.
-        recent_ptr: (B, T) last tokens that stay.
-        place_ptr: (B, N, C) which key lies at each place, -1 none; read and written.
-        count_ptr: (B, N) keys held; read and written.
-        until_ptr: (B, N, S) rows at which keys leave; written for those that do.
-        last_ptr: (B, N, S) marks of held keys; read and written.
-        lost_ptr: (B, N) 1 where the keys held weigh next to nothing beside one that is not; else not written.
-        begin: First of the t query rows.
-        some: t.
-        new: T.
-        rows: S.
-        width: W.
-        carry: Factor of marks.
-        share: Factor of weights.
-        SETS: N.
-        HEADS: E.
-        CHUNK: Power of two, at least E.
-        PLACES: C, a power of two.
-        LEAST: Sum of the weights of a head below which they are lost.
-    """
-    pair = tl.program_id(0).to(tl.int64)
-    batch, places, each = pair // SETS, tl.arange(0, PLACES), tl.arange(0, CHUNK)
-    number_base, mark_base, last_base = number_ptr + pair * rows, mark_ptr + pair * rows, last_ptr + pair * rows
-    column = tl.load(place_ptr + pair * PLACES + places)
-    count = tl.load(count_ptr + pair)
-    number = tl.load(number_base + column, mask=column >= 0, other=0)
-    mark = tl.load(last_base + column, mask=column >= 0, other=0.0)
-    head = each < HEADS
-    line = weight_ptr + (pair * HEADS + each.to(tl.int64)) * some * width
-    mask = head[:, None] & (column >= 0)[None, :]
-    weight_next = tl.load(line[:, None] + column[None, :], mask=mask, other=0.0)
-    own_next = tl.load(line + rows - new + begin, mask=head, other=0.0)
-    now_next, begun_next = tl.load(number_base + rows - new + begin), tl.load(mark_base + rows - new + begin)
-    budget_next, recent_next = tl.load(budget_ptr + batch * new + begin), tl.load(recent_ptr + batch * new + begin)
-    lost = count * 0
-    for t in range(some):
-        row, own = begin + t, rows - new + begin + t
-        weight, own_weight, now, begun, budget, recent = (
-            weight_next, own_next, now_next, begun_next, budget_next, recent_next
-        )  # fmt: skip
-        line += tl.where(t + 1 < some, width, 0)
-        after = tl.minimum(own + 1, rows - new + begin + some - 1)
-        mask = head[:, None] & (column >= 0)[None, :]
-        weight_next = tl.load(line[:, None] + column[None, :], mask=mask, other=0.0)
-        own_next = tl.load(line + after, mask=head, other=0.0)
-        cross = tl.load(line + own, mask=head, other=0.0)
-        now_next, begun_next = tl.load(number_base + after), tl.load(mark_base + after)
-        budget_next = tl.load(budget_ptr + batch * new + after - (rows - new))
-        recent_next = tl.load(recent_ptr + batch * new + after - (rows - new))
-        real = tl.zeros_like(column) + now >= 0
-        full = tl.zeros_like(column) + count + 1 > budget
-        old = (column >= 0) & (number <= now - recent)
-        # Marks are not negative, so their bits are ordered as they are; of equal ones the oldest comes first.
-        order = (mark.to(tl.int32, bitcast=True).to(tl.int64) << 32) | number.to(tl.int64)
-        order = tl.where(old, order, 0x7FFFFFFFFFFFFFFF)
-        leaves = old & (order == tl.min(order, 0)) & full & real
-        tl.store(until_ptr + pair * rows + column, tl.zeros_like(column) + row, mask=leaves)
-        here = leaves | ((places == count) & (full == 0) & real)
-        column, number = tl.where(here, own, column), tl.where(here, now, number)
-        mark = tl.where(here, begun, mark)
-        count = tl.where(now >= 0, tl.minimum(count + 1, tl.maximum(budget, count)), count)
-        weight = tl.where(here[None, :], own_weight[:, None], weight)
-        weight_next = tl.where(here[None, :], cross[:, None], weight_next)
-        total = tl.sum(weight, 1)
-        least = tl.min(tl.where(head, total, 1.0), 0)
-        lost = tl.where((least < LEAST) & (now >= 0), 1, lost)
-        added = tl.sum(weight * (1.0 / tl.where(total == 0.0, 1.0, total))[:, None], 0)
-        mark = tl.where(real, carry * mark + share * added, mark)
-    tl.store(place_ptr + pair * PLACES + places, column)
-    tl.store(count_ptr + pair, count)
-    tl.store(last_base + column, mark, mask=column >= 0)
-    if lost > 0:
-        tl.store(lost_ptr + pair, lost)
-
-
 def evict_walk(
     q_BHTD: torch.Tensor,
     k_BGSD: torch.Tensor,
@@ -270,14 +160,14 @@ class Job(NamedTuple):
 def _walk_ahead(job: Job, num_warps: int | None) -> tuple[Walked, torch.Tensor]:
     """Walk, and say of each set whether its weights were lost, (B, N) int32."""
     state, chunk = _State.of(job), power_of_2(_heads(job))
-    lost = torch.zeros_like(state.count)
+    lost = torch.zeros_like(state.held)
     warps = num_warps or max(1, min(8, job.places * chunk // (32 * SCORES_EACH)))
     for size, score in _scores(job):
         begin, some, new, rows, width = size
         exponents_kernel[(some, job.q_BHTD.shape[0] * job.q_BHTD.shape[1])](
             score, begin, some, rows - new, width, PART=1024
         )
-        walk_ahead_kernel[(state.count.numel(),)](
+        walk_ahead_kernel[(state.held.numel(),)](
             score, *job[2:6], *state, lost, *size, *job.factors, SETS=job.number_BNS.shape[1],
             HEADS=_heads(job), CHUNK=chunk, PLACES=job.places, LEAST=LEAST, num_warps=warps,
         )  # fmt: skip
@@ -292,7 +182,7 @@ def _walk_rows(job: Job, num_warps: int | None) -> Walked:
     chunk = max(1, min(power_of_2(_heads(job)), SCORES_OF_ROW // job.places))
     warps = num_warps or max(1, min(16, job.places * chunk // (32 * SCORES_EACH)))
     for size, score in _scores(job):
-        walk_rows_kernel[(state.count.numel(),)](
+        walk_rows_kernel[(state.held.numel(),)](
             score, *job[2:6], *state, *size, *job.factors, SETS=job.number_BNS.shape[1], HEADS=_heads(job),
             CHUNK=chunk, PLACES=job.places, num_warps=warps,
         )  # fmt: skip
@@ -303,7 +193,7 @@ class _State(NamedTuple):
     """What a walk carries on, as the kernels name it."""
 
     place: torch.Tensor
-    count: torch.Tensor
+    held: torch.Tensor
     until: torch.Tensor
     last: torch.Tensor
 
