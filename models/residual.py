@@ -28,7 +28,7 @@ from .residual_state import Dropped, Share, State, marked, refuse_windows
 from .walk import Marking, Walk, walk_at_once
 
 SINK = 1e30  # a mark that no attention reaches
-BY_AGE = "by_age"
+BY_AGE, ALL_SINKS = "by_age", "all_sinks"
 UNBOUNDED = 2**40  # rows, more than any text has
 
 
@@ -66,13 +66,28 @@ class Residual(Stepwise):
         if memory.clock is not None:
             residual_steps.swap(memory, k_BGTD, v_BGTD)
             return
+        if memory.given.get(ALL_SINKS, False):  # known on the CPU
+            mark = torch.zeros_like(k_BGTD[..., :1], dtype=torch.float32)
+        else:
+            mark = self._sinks_of(memory, k_BGTD)
+        memory.append(k_BGTD, v_BGTD, {"mark": mark})
+        self.state(memory).begin(k_BGTD)
+
+    def _sinks_of(self, memory: Memory, k_BGTD: Tensor) -> Tensor:
+        """Marks of new rows, [B, G, T, 1]."""
         assert memory.first is not None
         numbers = memory.seen + torch.arange(k_BGTD.shape[2], device=k_BGTD.device)
         place = (numbers - memory.first[:, None])[:, None, :, None]
         is_sink = (place >= 0) & (place < self.sinks)
         mark = torch.where(is_sink, SINK / (place.clamp(min=0) + 1.0), 0.0).float()
-        memory.append(k_BGTD, v_BGTD, {"mark": mark.expand(-1, k_BGTD.shape[1], -1, -1)})
-        self.state(memory).begin(k_BGTD)
+        return mark.expand(-1, k_BGTD.shape[1], -1, -1)
+
+    def settle(self, memory: Memory, call: Call) -> None:
+        """Compress the prompt; note whether all texts have their sinks."""
+        super().settle(memory, call)
+        if call.phase == "prefill":
+            there = bool((call.context_BT[:, -1] >= self.sinks).all())
+            memory.given = {**memory.given, ALL_SINKS: torch.tensor(there)}
 
     def allowance(self, memory: Memory, call: Call) -> Allowance:
         """The budget; a row that leaves is read once more, for the state."""
@@ -175,8 +190,9 @@ class Residual(Stepwise):
         leave_BGS = _leave(memory, call, none)
         self._count(memory, call, ledger, _held(memory, call, none))
         self.mark_prompt(memory.aux["mark"].view[..., 0], q_BHTD, memory, call)
-        found = self.state(memory).read(q_BHTD.float() * call.scale**0.5)
-        return self._merged(q_BHTD, memory, call, leave_BGS, found)
+        exact = _exact(q_BHTD, memory, call, leave_BGS)
+        joined = self.state(memory).read(q_BHTD.float() * call.scale**0.5).merge(exact)
+        return self.checked(joined, exact.out).to(q_BHTD.dtype)
 
     def mark_prompt(self, marks_BGS: Tensor, q_BHTD: Tensor, memory: Memory, call: Call) -> None:
         """Sums of columns, through a kernel where there is one; none where nothing will read them."""
@@ -203,8 +219,8 @@ class Residual(Stepwise):
             memory.keep(attend.rows_of(leave_BGS >= call.new))
             exact = residual_steps.attend_held(q_BHTD, memory, call)
             return self._joined(q_BHTD, memory, call, dropped, exact)
-        found = self.state(memory).pass_by(q_BHTD.float() * call.scale**0.5, dropped)
-        out = self._merged(q_BHTD, memory, call, leave_BGS, found)
+        exact = _exact(q_BHTD, memory, call, leave_BGS)
+        out = self.checked(self.state(memory).pass_by(q_BHTD.float() * call.scale**0.5, dropped, exact), exact.out)
         memory.keep(attend.rows_of(leave_BGS >= call.new))
         return out
 
@@ -220,12 +236,6 @@ class Residual(Stepwise):
         joined = self.state(memory).step(q_BHTD.float() * call.scale**0.5, dropped, exact)
         return self.checked(joined, exact.out).to(q_BHTD.dtype)
 
-    def _merged(self, q_BHTD: Tensor, memory: Memory, call: Call, leave_BGS: Tensor, found: Share) -> Tensor:
-        """Exact attention over rows that leave, and the state's share."""
-        exact = Share(*HELD_PREFILL(q_BHTD, memory.keys.view, memory.values.view, leave_BGS, call.scale))
-        is_padding = call.context_BT[:, None, :, None] == 0
-        return self.checked(found.merge(exact), exact.out).masked_fill(is_padding, 0.0).to(q_BHTD.dtype)
-
     def leave(self, memory: Memory, call: Call, gone_BNS: Tensor) -> None:
         """Add rows to the state."""
         index = attend.rows_of(gone_BNS.expand(-1, memory.keys.view.shape[1], -1))
@@ -235,6 +245,11 @@ class Residual(Stepwise):
         """Rows attended and the one folded; their marks, and the state with the map's weights."""
         marks = read_BGT[:, : memory.live].sum(1).double() * memory.aux["mark"].row_bytes
         ledger.count(memory, call, read_BGT, marks + self.state(memory).read_bytes(read_BGT.shape[0]))
+
+
+def _exact(q_BHTD: Tensor, memory: Memory, call: Call, leave_BGS: Tensor) -> Share:
+    """Exact attention over rows that leave; of nothing for padding, which hears no state either."""
+    return Share(*HELD_PREFILL(q_BHTD, memory.keys.view, memory.values.view, leave_BGS, call.scale))
 
 
 def _leave(memory: Memory, call: Call, left_BGT: Tensor) -> Tensor:

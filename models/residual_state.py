@@ -118,21 +118,26 @@ class State:
             self._put("scale", new)
             self._move_centre(some)
 
-    def pass_by(self, q_BHTD: Tensor, dropped: Dropped) -> Share:
-        """Add one row with each query row (scaled, fp32), which hears it and all before it; K = T."""
+    def pass_by(self, q_BHTD: Tensor, dropped: Dropped, exact: Share) -> Tensor:
+        """Add one row with each query row (scaled, fp32), which hears it and all before it; K = T.
+
+        Returns:
+            The state joined with exact attention, [B, H, T, D] in the dtype of that.
+        """
         self._settle_anchor(dropped)
         parts = []
         for rows in self._pieces(dropped.keys):
             some, q = dropped.rows(rows), q_BHTD[:, :, rows]
             found, asked = self._features(some), self._asked(q, self._centres(some, q.shape[1]))
-            value = asked.value.reshape(*q.shape[:3], -1)
-            sums = (self._get(name) for name in SUMS)
-            heard = LINEAR_PREFILL(value, found.value, some.values, found.log, *sums)
-            for name, part in zip(SUMS, heard[2:], strict=True):
+            asked_of = (asked.value.reshape(*q.shape[:3], -1), asked.log.reshape(q.shape[:3]))
+            state = (self._get(name) for name in SUMS)
+            entering = (found.value, some.values, found.log)
+            joined = LINEAR_PREFILL(*asked_of, *entering, *state, exact.out[:, :, rows], exact.log[:, :, rows])
+            for name, part in zip(SUMS, joined[1:], strict=True):
                 self._put(name, part)
             self._move_centre(some)
-            parts.append(Share(heard.mean_BHTD, heard.log_BHT + asked.log.view(q.shape[:3])))
-        return Share(torch.cat([part.out for part in parts], 2), torch.cat([part.log for part in parts], 2))
+            parts.append(joined.out_BHTD)
+        return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
 
     def step(self, q_BHTD: Tensor, dropped: Dropped, exact: Share) -> Tensor:
         """Add one row for good, and join the state with exact attention of one query row; [B, H, 1, D] fp32."""

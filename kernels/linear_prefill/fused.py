@@ -10,10 +10,11 @@ import triton
 import triton.language as tl
 
 from ..dense_decode.fused import check_contiguous_rows
+from ..interpreter import storage_dtype
 from ..tiling import power_of_2
 from .eager import CHUNK, Linear
 
-FEATURES = 32
+FEATURES, COLUMNS = 32, 64
 
 
 @triton.jit
@@ -65,59 +66,61 @@ def chunk_sums_kernel(k_ptr, v_ptr, log_ptr, top_ptr, sums_ptr, norms_ptr, rows,
 
 
 @triton.jit
-def running_sums_kernel(sums_ptr, norms_ptr, state_ptr, norm_ptr, scale_ptr, top_ptr, last_ptr, last_norm_ptr, rows,
-                        chunks, FEATURES: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, M: tl.constexpr,
-                        TILE: tl.constexpr):  # fmt: skip
-    """Turn sums of chunks into states before each chunk, in place; the grid is (feature tiles, B * G).
+def running_sums_kernel(sums_ptr, state_ptr, scale_ptr, top_ptr, last_ptr, rows, chunks, SIZE: tl.constexpr,
+                        COLUMNS: tl.constexpr, N: tl.constexpr, M: tl.constexpr):  # fmt: skip
+    """Turn sums of chunks into states before each chunk, in place; the grid is (SIZE / COLUMNS, B * G).
+
+    All factors are known, so some chunks are joined by one product with a triangle of their quotients.
 
     Args:
-        sums_ptr: (B * G, N, F, D), written.
-        norms_ptr: (B * G, N, F), written.
-        state_ptr: (B, G, F, D) state before the first chunk.
-        norm_ptr: (B, G, F) likewise.
-        scale_ptr: (B, G) log of the factor of both.
-        top_ptr: (B, G, T) largest log so far.
-        last_ptr: (B, G, F, D) state after the last chunk.
-        last_norm_ptr: (B, G, F) likewise.
+        sums_ptr: (B * G, chunks, SIZE), written.
+        state_ptr: (B * G, SIZE) state before the first chunk.
+        scale_ptr: (B * G,) log of its factor.
+        top_ptr: (B * G, T) largest log so far.
+        last_ptr: (B * G, SIZE) state after the last chunk.
         rows: T.
-        chunks: N.
-        FEATURES: F.
-        DIM: D.
-        BLOCK_DIM: Power of two, at least 16 and D.
+        chunks: Of the text.
+        SIZE: Numbers of a state.
+        COLUMNS: Of a block.
+        N: Chunks joined at once.
         M: Rows of a chunk.
-        TILE: Features of a tile.
     """
-    pair, feature = tl.program_id(1).to(tl.int64), tl.program_id(0) * TILE + tl.arange(0, TILE)
-    column, inside = tl.arange(0, BLOCK_DIM), feature < FEATURES
-    mask = inside[:, None] & (column < DIM)[None, :]
-    own, step = (pair * FEATURES + feature), FEATURES * DIM
-    state = tl.load(state_ptr + own[:, None] * DIM + column[None, :], mask=mask, other=0.0)
-    norm = tl.load(norm_ptr + own, mask=inside, other=0.0)
+    pair, column = tl.program_id(1).to(tl.int64), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    inside, each = column < SIZE, tl.arange(0, N)
+    state = tl.load(state_ptr + pair * SIZE + column, mask=inside, other=0.0)
     scale = tl.load(scale_ptr + pair)
-    place = pair * chunks * FEATURES + feature
-    sums_at, norms_at = sums_ptr + place[:, None] * DIM + column[None, :], norms_ptr + place
-    for chunk in range(chunks):
+    for begin in range(0, chunks, N):
+        chunk = begin + each
+        there = chunk < chunks
+        # Before a chunk stands the factor of the row before it, at first that of the state.
         top = tl.load(top_ptr + pair * rows + tl.minimum(chunk * M + M, rows) - 1)
-        new, new_norm = tl.load(sums_at, mask=mask, other=0.0), tl.load(norms_at, mask=inside, other=0.0)
-        tl.store(sums_at, state, mask=mask)
-        tl.store(norms_at, norm, mask=inside)
-        decay = tl.where(scale > float("-inf"), tl.exp(scale - top), 0.0)
-        state, norm, scale = state * decay + new, norm * decay + new_norm, top
-        sums_at += step
-        norms_at += FEATURES
-    tl.store(last_ptr + own[:, None] * DIM + column[None, :], state, mask=mask)
-    tl.store(last_norm_ptr + own, norm, mask=inside)
+        before = tl.load(top_ptr + pair * rows + chunk * M - 1, mask=(chunk > 0) & there, other=float("inf"))
+        before = tl.where(chunk > 0, before, scale)
+        at = sums_ptr + (pair * chunks + chunk)[:, None] * SIZE + column[None, :]
+        mask = there[:, None] & inside[None, :]
+        sums = tl.load(at, mask=mask, other=0.0)
+        earlier = (each[None, :] < each[:, None]) & (top > float("-inf"))[None, :]
+        share = tl.where(earlier, tl.exp(tl.where(earlier, top[None, :] - before[:, None], 0.0)), 0.0)
+        carried = tl.where(scale > float("-inf"), tl.exp(scale - before), 0.0)
+        states = tl.dot(share, sums, carried[:, None] * state[None, :], input_precision="tf32x3")
+        end = tl.load(top_ptr + pair * rows + tl.minimum((begin + N) * M, rows) - 1)
+        part = tl.where(there & (top > float("-inf")), tl.exp(top - end), 0.0)
+        decay = tl.where(scale > float("-inf"), tl.exp(scale - end), 0.0)
+        state, scale = state * decay + tl.sum(sums * part[:, None], 0), end
+        tl.store(at, states, mask=mask)
+    tl.store(last_ptr + pair * SIZE + column, state, mask=inside)
 
 
 @triton.jit
-def linear_rows_kernel(q_ptr, k_ptr, v_ptr, log_ptr, top_ptr, scale_ptr, states_ptr, norms_ptr, mean_ptr, out_log_ptr,
-                       rows, chunks, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
-                       HEADS: tl.constexpr, GROUP: tl.constexpr, FEATURES: tl.constexpr, DIM: tl.constexpr,
-                       BLOCK_DIM: tl.constexpr, M: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+def linear_rows_kernel(q_ptr, q_log_ptr, k_ptr, v_ptr, log_ptr, top_ptr, scale_ptr, states_ptr, norms_ptr, exact_ptr,
+                       exact_log_ptr, out_ptr, rows, chunks, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch,
+                       v_head, v_row, HEADS: tl.constexpr, GROUP: tl.constexpr, FEATURES: tl.constexpr,
+                       DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, M: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """Attend from one chunk of one head; the grid is (N, B * H).
 
     Args:
         q_ptr: Features of queries.
+        q_log_ptr: (B, H, T) logs of their factors, contiguous.
         k_ptr: Features of the rows that enter.
         v_ptr: Values.
         log_ptr: (B, G, T) logs of factors.
@@ -125,8 +128,9 @@ def linear_rows_kernel(q_ptr, k_ptr, v_ptr, log_ptr, top_ptr, scale_ptr, states_
         scale_ptr: (B, G) log of the factor of the state before the first row.
         states_ptr: (B * G, N, F, D) states before each chunk.
         norms_ptr: (B * G, N, F).
-        mean_ptr: (B, H, T, D), contiguous.
-        out_log_ptr: (B, H, T), contiguous.
+        exact_ptr: (B, H, T, D) means over exact rows, contiguous.
+        exact_log_ptr: (B, H, T) logs of their sums, contiguous.
+        out_ptr: (B, H, T, D), contiguous.
         rows: T.
         chunks: N.
         q_batch: Stride of the queries.
@@ -184,33 +188,44 @@ def linear_rows_kernel(q_ptr, k_ptr, v_ptr, log_ptr, top_ptr, scale_ptr, states_
     some = total > 0.0
     safe = tl.where(some, total, 1.0)
     place = pair * rows + row
-    tl.store(mean_ptr + place[:, None] * DIM + column[None, :], tl.where(some[:, None], acc / safe[:, None], 0.0),
-             mask=there & in_dim)  # fmt: skip
-    tl.store(out_log_ptr + place, tl.where(some, tl.log(safe) + top, float("-inf")), mask=row < rows)
+    log = tl.log(safe) + top + tl.load(q_log_ptr + place, mask=row < rows, other=0.0)
+    exact_log = tl.load(exact_log_ptr + place, mask=row < rows, other=0.0)
+    # Without an exact row this is 1, without a state 0: no infinity is subtracted from another.
+    share = tl.where(some, 1.0 / (1.0 + tl.exp(exact_log - tl.where(some, log, 0.0))), 0.0)
+    at = place[:, None] * DIM + column[None, :]
+    exact = tl.load(exact_ptr + at, mask=there & in_dim, other=0.0).to(tl.float32)
+    out = exact + share[:, None] * (acc / safe[:, None] - exact)
+    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=there & in_dim)
 
 
 def linear_prefill(
     q_BHTF: torch.Tensor,
+    q_log_BHT: torch.Tensor,
     k_BGTF: torch.Tensor,
     v_BGTD: torch.Tensor,
     log_BGT: torch.Tensor,
     state_BGFD: torch.Tensor,
     norm_BGF: torch.Tensor,
     scale_BG: torch.Tensor,
+    exact_BHTD: torch.Tensor,
+    exact_log_BHT: torch.Tensor,
 ) -> Linear:
     """Attend as the eager twin does, all chunks at once; a state of each chunk is held meanwhile.
 
     Args:
         q_BHTF: (B, H, T, F) features of queries; any strides, the last dim contiguous, as of all tensors with rows.
+        q_log_BHT: (B, H, T) float32 logs of their factors.
         k_BGTF: (B, G, T, F) features of the rows that enter.
         v_BGTD: (B, G, T, D) their values.
         log_BGT: (B, G, T) float32 logs of their factors; -inf where no row enters.
         state_BGFD: (B, G, F, D) float32 state before the first row.
         norm_BGF: (B, G, F) float32 likewise.
         scale_BG: (B, G) float32 log of the factor that both lack.
+        exact_BHTD: (B, H, T, D) means over the exact rows.
+        exact_log_BHT: (B, H, T) float32 logs of their sums of weights.
 
     Returns:
-        Means and logs, and the state after the last row, float32.
+        Means, and the state after the last row, float32.
 
     Raises:
         ValueError: If the last dim of a tensor is not contiguous.
@@ -229,14 +244,17 @@ def linear_prefill(
         k_BGTF, v_BGTD, log, top, states, norms, rows, chunks, *k_BGTF.stride()[:3], *v_BGTD.stride()[:3],
         KV_HEADS=groups, **shape, num_warps=4,
     )  # fmt: skip
-    running_sums_kernel[(tiles, batch * groups)](
-        states, norms, state, norm, scale, top, last, last_norm, rows, chunks, **shape, num_warps=4
-    )
-    mean_BHTD = torch.empty(batch, heads, rows, dim, dtype=torch.float32, device=device)
-    log_BHT = torch.empty(batch, heads, rows, dtype=torch.float32, device=device)
+    for sums, begun, ended in ((states, state, last), (norms, norm, last_norm)):
+        size = begun[0, 0].numel()
+        running_sums_kernel[(triton.cdiv(size, COLUMNS), batch * groups)](
+            sums, begun, scale, top, ended, rows, chunks, SIZE=size, COLUMNS=COLUMNS,
+            N=min(64, max(16, power_of_2(chunks))), M=CHUNK, num_warps=4,
+        )  # fmt: skip
+    exact, out_dtype = exact_BHTD.contiguous(), storage_dtype(exact_BHTD.dtype)
+    out_BHTD = torch.empty(batch, heads, rows, dim, dtype=out_dtype, device=device)
     linear_rows_kernel[(chunks, batch * heads)](
-        q_BHTF, k_BGTF, v_BGTD, log, top, scale, states, norms, mean_BHTD, log_BHT, rows, chunks,
-        *q_BHTF.stride()[:3], *k_BGTF.stride()[:3], *v_BGTD.stride()[:3], HEADS=heads, GROUP=heads // groups, **shape,
-        num_warps=4,
+        q_BHTF, q_log_BHT.float().contiguous(), k_BGTF, v_BGTD, log, top, scale, states, norms, exact,
+        exact_log_BHT.float().contiguous(), out_BHTD, rows, chunks, *q_BHTF.stride()[:3], *k_BGTF.stride()[:3],
+        *v_BGTD.stride()[:3], HEADS=heads, GROUP=heads // groups, **shape, num_warps=4,
     )  # fmt: skip
-    return Linear(mean_BHTD, log_BHT, last, last_norm, top[..., -1])
+    return Linear(out_BHTD.to(exact_BHTD.dtype), last, last_norm, top[..., -1])
