@@ -89,6 +89,8 @@ def _placeless(value: Any) -> Any:
     """Absolute paths by their last part only: a file's content is pinned by a digest, and its place is no matter."""
     if isinstance(value, Mapping):
         return {k: _placeless(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_placeless(v) for v in value]
     return value.rsplit("/", 1)[-1] if isinstance(value, str) and value.startswith("/") else value
 
 

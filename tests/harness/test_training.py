@@ -268,8 +268,18 @@ def test_shipped_sweeps_are_read(tmp_path):
         (tmp_path / name).write_bytes(b"")
     for name in ("val", "pg19_train", "pg19_validation"):
         (tmp_path / f"{name}.jsonl.gz").write_bytes((ROOT / "harness" / "data" / "prose.jsonl.gz").read_bytes())
-    for name in ("train-pocket", "train-pocket-landmark", "train-compare", "landmark", "landmark-paper"):
+    for name in (
+        "train-pocket",
+        "train-pocket-on",
+        "train-pocket-landmark",
+        "train-compare",
+        "landmark",
+        "landmark-paper",
+    ):
         assert read(ROOT / "jobs" / "sweeps" / f"{name}.yaml", Store(tmp_path / "s"), data=tmp_path).cells
+    first, then = (read(ROOT / "jobs" / "sweeps" / f"train-pocket{on}.yaml", Store(tmp_path / "s"), data=tmp_path)
+                   for on in ("", "-on"))  # fmt: skip
+    assert {cell.key for cell in then.needed} == {cell.key for cell in first.cells}
 
 
 def test_a_second_cell_of_the_group_begins_anew(tmp_path):

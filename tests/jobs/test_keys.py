@@ -38,6 +38,19 @@ def test_where_a_model_lies_is_not_in_the_key():
     assert replace(PLAIN, model=replace(MODEL, source="/elsewhere")).key == PLAIN.key
 
 
+def test_where_data_lie_is_not_in_the_key():
+    """A training on several texts would be another one on each machine, and its model trained again."""
+    here, there = (
+        replace(
+            PLAIN, task=Spec("train", 1, {"corpus": (f"{folder}/a.txt", f"{folder}/b.txt"), "heldout": f"{folder}/c"})
+        )
+        for folder in ("/here", "/there")
+    )
+    assert here.key == there.key
+    other = replace(PLAIN, task=Spec("train", 1, {"corpus": ("/here/a.txt", "/here/x.txt"), "heldout": "/here/c"}))
+    assert other.key != here.key
+
+
 @pytest.mark.parametrize(
     "change",
     [
