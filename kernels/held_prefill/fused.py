@@ -9,6 +9,7 @@ import math
 import torch
 import triton
 import triton.language as tl
+from torch.nn.functional import pad
 
 from ..dense_decode.fused import LOG2_E, check_contiguous_rows
 from ..grouped_rows.fused import load_keys
@@ -21,8 +22,8 @@ TILES = Tiles(64, 64, 4, 3)
 
 
 @triton.jit
-def attend_held_kernel(q_ptr, k_ptr, v_ptr, leave_ptr, out_ptr, log_ptr, scale_log2, new, rows, q_batch, q_head, q_row,
-                       k_batch, k_head, k_row, v_batch, v_head, v_row, HEADS: tl.constexpr, GROUP: tl.constexpr,
+def attend_held_kernel(q_ptr, k_ptr, v_ptr, leave_ptr, begin_ptr, out_ptr, log_ptr, scale_log2, new, rows, q_batch,
+                       q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, HEADS: tl.constexpr, GROUP: tl.constexpr,
                        DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
                        UPCAST: tl.constexpr):  # fmt: skip
     """Attend from one tile of query rows of one head; the grid is (tiles, B * H).
@@ -32,6 +33,7 @@ def attend_held_kernel(q_ptr, k_ptr, v_ptr, leave_ptr, out_ptr, log_ptr, scale_l
         k_ptr: Keys.
         v_ptr: Values.
         leave_ptr: (B, G, S) first query row without each key, contiguous.
+        begin_ptr: (B, G, tiles) first tile of keys that some row of each tile of rows has, contiguous.
         out_ptr: (B, H, T, D), contiguous.
         log_ptr: (B, H, T) log2 of the sums of weights.
         scale_log2: Factor of the scores, times log2(e).
@@ -65,7 +67,8 @@ def attend_held_kernel(q_ptr, k_ptr, v_ptr, leave_ptr, out_ptr, log_ptr, scale_l
     end = rows - new + tl.minimum(begin + M, new)
     top, total = tl.full([M], float("-inf"), tl.float32), tl.zeros([M], tl.float32)
     acc = tl.zeros([M, BLOCK_DIM], tl.float32)
-    for key in range(0, end, N):
+    first = tl.load(begin_ptr + (batch * (HEADS // GROUP) + group) * tl.num_programs(0) + begin // M) * N
+    for key in range(first, end, N):
         at = key + tl.arange(0, N)
         leave = tl.load(leave_base + at, mask=at < end, other=0)
         k = load_keys(k_base, key, end, k_row, DIM, BLOCK_DIM, N, UPCAST)
@@ -116,13 +119,30 @@ def held_prefill(
     check_contiguous_rows(q_BHTD, k_BGSD, v_BGSD)
     batch, heads, new, dim = q_BHTD.shape
     groups, rows = k_BGSD.shape[1:3]
-    plan = plan or tiles_of(TILES, q_BHTD.element_size(), dim)
+    plan, leave = plan or tiles_of(TILES, q_BHTD.element_size(), dim), leave_BGS.int().contiguous()
     out_BHTD = torch.empty(batch, heads, new, dim, dtype=storage_dtype(q_BHTD.dtype), device=q_BHTD.device)
     log_BHT = torch.empty(batch, heads, new, dtype=torch.float32, device=q_BHTD.device)
     attend_held_kernel[(triton.cdiv(new, plan.queries), batch * heads)](
-        q_BHTD, k_BGSD, v_BGSD, leave_BGS.int().contiguous(), out_BHTD, log_BHT, scale * LOG2_E, new, rows,
+        q_BHTD, k_BGSD, v_BGSD, leave, first_tiles(leave, new, plan), out_BHTD, log_BHT, scale * LOG2_E, new, rows,
         *q_BHTD.stride()[:3], *k_BGSD.stride()[:3], *v_BGSD.stride()[:3], HEADS=heads, GROUP=heads // groups, DIM=dim,
         BLOCK_DIM=max(16, power_of_2(dim)), M=plan.queries, N=plan.keys, UPCAST=upcasts(q_BHTD.dtype),
         num_warps=plan.num_warps, num_stages=plan.num_stages,
     )  # fmt: skip
     return Held(out_BHTD.to(q_BHTD.dtype), log_BHT * math.log(2))
+
+
+def first_tiles(leave_BGS: torch.Tensor, new: int, plan: Tiles) -> torch.Tensor:
+    """Find where each tile of query rows begins to read: tiles of keys before have left, as all but a window have.
+
+    Args:
+        leave_BGS: (B, G, S) int32, the first query row that no longer has each key.
+        new: T.
+        plan: Sizes of the tiles.
+
+    Returns:
+        (B, G, tiles of rows) int32, numbers of tiles of keys; as many as there are where no key is left.
+    """
+    tiles = pad(leave_BGS, (0, -leave_BGS.shape[2] % plan.keys)).unflatten(2, (-1, plan.keys)).amax(-1)
+    begin = torch.arange(0, new, plan.queries, dtype=tiles.dtype, device=tiles.device)
+    reach = tiles.cummax(-1).values
+    return torch.searchsorted(reach, begin.expand(*reach.shape[:2], -1).contiguous(), right=True, out_int32=True)

@@ -168,16 +168,21 @@ class StreamingLlm(Method):
         is_sink = (place >= 0) & (place < sinks)
         read = lifetime.held_count(torch.where(is_sink, call.new, until)[:, None], call.new)
         ledger.count(memory, call, read.expand(-1, memory.keys.view.shape[1], -1), 0.0)
-        if self.positions == "text" or not self.sinks:
-            every = torch.where(is_sink, call.new, until)[:, None]
-            return lifetime.attend_held(q_BHTD, memory, every, call.scale)[0].to(q_BHTD.dtype)
+        # without sinks the window alone is left, and tiles of keys before it are not read
         out, lse = lifetime.attend_held(q_BHTD, memory, until.masked_fill(is_sink, 0)[:, None], call.scale)
-        near = memory.site.rotate(q_BHTD, -(call.context_BT - budget).clamp(min=0))
+        if not self.sinks:
+            return out.to(q_BHTD.dtype)
         which = torch.arange(self.sinks, device=place.device)
-        scores = attend.group_scores(near, memory.extra[SINKS], "none") * call.scale
+        at = (place[:, None] == which[:, None]).int().argmax(-1)[:, None, :, None]
+        keys, values = (
+            part.view.gather(2, at.expand(-1, part.view.shape[1], -1, part.view.shape[3]))
+            for part in (memory.keys, memory.values)
+        )
+        near = q_BHTD
+        if self.positions == "cache":
+            near, keys = memory.site.rotate(q_BHTD, -(call.context_BT - budget).clamp(min=0)), memory.extra[SINKS]
+        scores = attend.group_scores(near, keys, "none") * call.scale
         seen = (which < sinks)[:, None] & (which < call.context_BT[..., None])
-        there = (place[:, None] == which[:, None]).int().argmax(-1)[:, None, :, None]
-        values = memory.values.view.gather(2, there.expand(-1, memory.keys.view.shape[1], -1, out.shape[3]))
         return lifetime.beside(out, lse, scores.masked_fill(~seen[:, None], -torch.inf), values).to(q_BHTD.dtype)
 
     def _keep(self, memory: Memory, call: Call) -> Tensor:

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from lacuna.kernels.held_prefill.fused import first_tiles
+from lacuna.kernels.many_rows import Tiles
 from lacuna.kernels.op import load_op
 from lacuna.kernels.verify import verify
 
@@ -34,3 +36,19 @@ def test_twins_agree(case, device):
     """Broken: the fused twin errs more than twice as much as the eager one, or leaves output unwritten."""
     verdict = verify(OP, case, device)
     assert verdict.passed, verdict
+
+
+def test_windows_begin_at_their_first_key(device):
+    """Broken: a tile of rows reads keys that all have left, or begins after one that is still held."""
+    leave = torch.arange(200, dtype=torch.int32, device=device) - 50 + 20  # 50 before, then a window of 20
+    leave[3] = 150  # and a sink
+    found = first_tiles(leave.clamp(min=0).view(1, 1, -1), 150, Tiles(32, 16, 4, 2))
+    # of rows 32 and on, keys from 62 on are left, 3 is a sink; a tile has 16 keys
+    assert found[0, 0].tolist() == [0, 0, 0, 0, 0]
+    leave[3] = 0
+    found = first_tiles(leave.clamp(min=0).view(1, 1, -1), 150, Tiles(32, 16, 4, 2))
+    want = [next(s for s in range(200) if leave[s] > begin) // 16 for begin in range(0, 150, 32)]
+    assert found[0, 0].tolist() == want
+    assert want[-1] > 8
+    none = first_tiles(torch.zeros(1, 1, 200, dtype=torch.int32, device=device), 150, Tiles(32, 16, 4, 2))
+    assert none[0, 0].tolist() == [13] * 5
