@@ -23,9 +23,9 @@ TILES = Tiles(64, 64, 4, 3)
 
 @triton.jit
 def attend_held_kernel(q_ptr, k_ptr, v_ptr, leave_ptr, begin_ptr, out_ptr, log_ptr, scale_log2, new, rows, q_batch,
-                       q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, HEADS: tl.constexpr, GROUP: tl.constexpr,
-                       DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-                       UPCAST: tl.constexpr):  # fmt: skip
+                       q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, HEADS: tl.constexpr,
+                       GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, M: tl.constexpr,
+                       N: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """Attend from one tile of query rows of one head; the grid is (tiles, B * H).
 
     Args:
