@@ -37,7 +37,11 @@ class SharedRows:
         part = _aligned(rows * width * like.element_size())
         whole = symmetric.empty(PLACES * part + _aligned(rows * ranks * 4), dtype=torch.uint8, device=like.device)
         handle = symmetric.rendezvous(whole, group)
-        views = tuple(handle.get_buffer(peer, whole.shape, whole.dtype) for peer in range(ranks))
+        # a tensor of a pool does not begin where the memory does that ranks share
+        apart = whole.data_ptr() - handle.get_buffer(rank, whole.shape, whole.dtype).data_ptr()
+        views = tuple(handle.get_buffer(peer, whole.shape, whole.dtype, apart) for peer in range(ranks))
+        if views[rank].data_ptr() != whole.data_ptr():
+            raise RuntimeError("symmetric memory does not say where a tensor lies in it")
         _prove(views, rank, group)
         used = rows * width * like.element_size()
         self.places = [

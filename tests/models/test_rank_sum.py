@@ -31,8 +31,17 @@ def two_ranks(monkeypatch):
     told = SimpleNamespace(barriers=0, writes=True)
 
     def rendezvous(whole, _):
+        # of a pool: what ranks share begins some bytes before
         told.buffers = [whole, torch.full_like(whole, 77)]
-        return SimpleNamespace(get_buffer=lambda rank, *_: told.buffers[rank])
+        before = whole.storage_offset()
+
+        def get_buffer(rank, shape, dtype, apart=0):
+            assert (shape, dtype) == (whole.shape, torch.uint8)
+            if rank:
+                return told.buffers[rank] if apart == before else torch.full_like(whole, 88)
+            return whole.as_strided(whole.shape, whole.stride(), apart)
+
+        return SimpleNamespace(get_buffer=get_buffer)
 
     def barrier(group):
         assert group == "group"
@@ -40,7 +49,7 @@ def two_ranks(monkeypatch):
         if told.writes:
             told.buffers[1].fill_(2 if told.barriers == 1 else 0)
 
-    monkeypatch.setattr(symmetric, "empty", torch.empty)
+    monkeypatch.setattr(symmetric, "empty", lambda size, **kinds: torch.empty(size + 512, **kinds)[512:])
     monkeypatch.setattr(symmetric, "rendezvous", rendezvous)
     fake = SimpleNamespace(get_world_size=lambda _: 2, get_rank=lambda _: 0, barrier=barrier)
     monkeypatch.setattr(shared_rows, "dist", fake)
