@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -72,13 +72,25 @@ def _pretrained(spec: Spec, dtype: str) -> tuple[PreTrainedModel, PreTrainedToke
     logging.set_verbosity_error()  # books are longer than a model's context: they are cut after they are encoded
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            place, dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation="sdpa", **options
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # else they are an error without a name
+            **options,
         )
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"model {spec.name} cannot be loaded from {spec.source}: {why}") from error
+    model, found = loaded
+    # transformers fills them with random numbers, and says so in a warning
+    if lacking := sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]):
         raise ValueError(
-            f"model {spec.name} cannot be loaded from {spec.source}: {str(error).splitlines()[0]}"
-        ) from error
+            f"the files of model {spec.name} lack {len(lacking)} of its tensors, {lacking[0]} for one, or have them in "
+            f"another shape: fetch {spec.source} again"
+        )
     return model, tokenizer
 
 
