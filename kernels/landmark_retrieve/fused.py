@@ -21,11 +21,11 @@ from .eager import check_index
 
 
 @triton.jit
-def attend_blocks_kernel(q_ptr, k_ptr, v_ptr, mark_ptr, index_ptr, begin_ptr, out_ptr, lse_ptr, scale_log2, rows,
+def attend_blocks_kernel(q_ptr, k_ptr, v_ptr, mark_ptr, index_ptr, begin_ptr, out_ptr, lse_ptr, scale_log2, rows, slots,
                          q_batch, q_head, q_row, q_slot, k_batch, k_head, k_row, v_batch, v_head, v_row, m_batch,
                          m_head, m_row, i_batch, i_head, i_row, HEADS: tl.constexpr, GROUP: tl.constexpr,
-                         SLOTS: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, C: tl.constexpr,
-                         PC: tl.constexpr, LINES: tl.constexpr, TOKENS: tl.constexpr, MEMBERS: tl.constexpr,
+                         DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, C: tl.constexpr, PC: tl.constexpr,
+                         LINES: tl.constexpr, TOKENS: tl.constexpr, MEMBERS: tl.constexpr,
                          UPCAST: tl.constexpr):  # fmt: skip
     """Attend from the lines that share one index; the grid is (token tiles, H / MEMBERS, B).
 
@@ -40,6 +40,7 @@ def attend_blocks_kernel(q_ptr, k_ptr, v_ptr, mark_ptr, index_ptr, begin_ptr, ou
         lse_ptr: (B, H, T) log2 of the sums of the landmarks' weights, contiguous.
         scale_log2: Factor of the scores, times log2(e).
         rows: T.
+        slots: K; another number of blocks needs no other kernel.
         q_batch: Stride of the queries.
         q_head: Stride of the queries.
         q_row: Stride of the queries.
@@ -58,7 +59,6 @@ def attend_blocks_kernel(q_ptr, k_ptr, v_ptr, mark_ptr, index_ptr, begin_ptr, ou
         i_row: Stride of the index, 0 if all rows share it.
         HEADS: H.
         GROUP: J.
-        SLOTS: K.
         DIM: D.
         BLOCK_DIM: Power of two, at least 16 and D.
         C: Regular rows of a block.
@@ -81,7 +81,7 @@ def attend_blocks_kernel(q_ptr, k_ptr, v_ptr, mark_ptr, index_ptr, begin_ptr, ou
     index_base = index_ptr + batch * i_batch + lead.to(tl.int64) * i_head + first_token.to(tl.int64) * i_row
     top, total = tl.full([LINES], float("-inf"), tl.float32), tl.zeros([LINES], tl.float32)
     acc = tl.zeros([LINES, BLOCK_DIM], tl.float32)
-    for slot in range(SLOTS):
+    for slot in range(slots):
         block = tl.load(index_base + slot).to(tl.int64)
         some, row = block >= 0, begin + block * C
         q = tl.load(q_base + slot * q_slot + column[None, :], mask=there[:, None] & in_dim[None, :], other=0.0)
@@ -156,8 +156,8 @@ def landmark_retrieve(
     strides = [stride if size > 1 else 0 for size, stride in zip(index.shape[1:3], index.stride()[1:3], strict=True)]
     attend_blocks_kernel[(triton.cdiv(rows, tokens), heads // members, batch)](
         q_BHTKD, k_BGSD, v_BGSD, mark_BGND, index, begin_B.to(torch.int32), out_BHTD, lse_BHT, scale * LOG2_E, rows,
-        *q_BHTKD.stride()[:4], *k_BGSD.stride()[:3], *v_BGSD.stride()[:3], *mark_BGND.stride()[:3], index.stride(0),
-        *strides, HEADS=heads, GROUP=group, SLOTS=slots, DIM=dim, BLOCK_DIM=max(16, power_of_2(dim)), C=block,
+        slots, *q_BHTKD.stride()[:4], *k_BGSD.stride()[:3], *v_BGSD.stride()[:3], *mark_BGND.stride()[:3],
+        index.stride(0), *strides, HEADS=heads, GROUP=group, DIM=dim, BLOCK_DIM=max(16, power_of_2(dim)), C=block,
         PC=max(16, power_of_2(block)), LINES=max(16, power_of_2(tokens * members)), TOKENS=tokens, MEMBERS=members,
         UPCAST=upcasts(q_BHTKD.dtype), num_warps=plan.num_warps, num_stages=plan.num_stages,
     )  # fmt: skip
