@@ -5,6 +5,7 @@ Shapes: B batch, G key/value heads, S rows on the host, T rows that come, R rows
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -69,8 +70,11 @@ class HostRows:
     def take(self, place_BR: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, G, R, D] at these places, on the places' device; a place beyond has any."""
         where = place_BR.clamp(0, max(0, self.count - 1)).cpu()
-        index = where[:, None, :, None].expand(-1, self.keys.shape[1], -1, self.keys.shape[3])
-        return self.keys.gather(2, index).to(place_BR.device), self.values.gather(2, index).to(place_BR.device)
+        # whole rows, which an index over every element of them would copy one number at a time
+        found = (torch.stack([rows.index_select(1, w) for rows, w in zip(part, where, strict=True)])
+                 for part in (self.keys, self.values))  # fmt: skip
+        keys, values = (part.to(place_BR.device) for part in found)
+        return keys, values
 
     def __getitem__(self, batch: Tensor) -> HostRows:
         """Those of some sequences, a copy."""
