@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from .stats import LEVEL
 READ = ("density", "bytes_ratio", "held_ratio")
 MOST_POOLED = 6
 FEW = 10  # samples: docs/bias.md says how often an interval of so many holds the truth
-FEW_SAID = f"Of fewer than {FEW} samples the bootstrap's intervals are too narrow. "
 ARROWS = {"lower": "↓", "higher": "↑"}
 Point = Mapping[Any, Any]
 Cells = Callable[[Point], tuple[str, str]]
@@ -102,35 +101,55 @@ def lay_out(found: pd.DataFrame, cells: Cells) -> TextTable:
 
 
 def about(found: pd.DataFrame) -> str:
-    """What the columns mean, for the lines below a table."""
+    """What the columns of this table mean, for the lines below it."""
+    return " ".join(_sentences(found))
+
+
+def _sentences(found: pd.DataFrame) -> Iterator[str]:
     counts = found[found["n"] > 0].groupby("heading", sort=True)["n"].agg(["min", "max"])
-    few = bool((counts["min"] < FEW).any())
-    sizes = [f"{h} {a if a == b else f'{a} to {b}'}" for h, a, b in counts.itertuples()]
-    return (
-        "In brackets: 95% bootstrap intervals (Wilson's of shares of right and wrong). Δ: difference to full on the "
-        "samples that both have. Speed-up: time of full (of its fastest kernel here) over time of the method; below 1 "
-        "is slower. *: the interval of Δ excludes 0, of a speed-up 1, one comparison at a time; **: p < 0.05 after "
-        f"Holm's correction over {over_all(int(found['p'].notna().sum()))} (McNemar's exact test "
-        "for right and wrong, else Student's t). Bound: full's bytes read over the method's, the speed-up if a step "
-        "were nothing but reading the cache. Density: share of the visible rows attended at decode; bytes: bytes read "
-        "per token over those of full; held: bytes of the cache at the end over those of full; all three from the "
-        "ledger. Peak: of the device's allocator, where it was measured. "
-        f"Samples: {', '.join(sizes) or 'none'}. {FEW_SAID if few else ''}{_pooled(found)}{_detectable(found)}"
+    if counts.empty:
+        yield "No cell has samples."
+        return
+    timed, tests = bool(found["is_time"].any()), int(found["p"].notna().sum())
+    yield "In brackets: 95% bootstrap intervals (Wilson's of shares of right and wrong)."
+    yield "Δ: difference to full on the samples that both have."
+    if timed:
+        yield "Speed-up: time of full (of its fastest kernel here) over time of the method; below 1 is slower."
+    if tests:
+        yield (
+            "*: the interval of Δ excludes 0, of a speed-up 1, one comparison at a time; **: p < 0.05 after Holm's "
+            f"correction over {over_all(tests)} (McNemar's exact test for right and wrong, else Student's t)."
+        )
+    if timed:
+        yield "Bound: full's bytes read over the method's, the speed-up if a step were nothing but reading the cache."
+    yield (
+        "Density: share of the visible rows attended at decode; bytes: bytes read per token over those of full; held: "
+        "bytes of the cache at the end over those of full; all three from the ledger."
     )
+    if found["peak_gib"].notna().any():
+        yield "Peak: of the device's allocator, where it was measured."
+    sizes = [f"{h} {a if a == b else f'{a} to {b}'}" for h, a, b in counts.itertuples()]
+    yield f"Samples: {', '.join(sizes)}."
+    if (counts["min"] < FEW).any():
+        yield f"Of fewer than {FEW} samples the bootstrap's intervals are too narrow."
+    yield from _pooled(found)
+    yield from _detectable(found)
 
 
-def _pooled(found: pd.DataFrame) -> str:
+def _pooled(found: pd.DataFrame) -> Iterator[str]:
     pairs = found.loc[found["pooled"] != "", ["heading", "pooled"]].drop_duplicates().sort_values(["heading", "pooled"])
     texts = [f"{head} ({what})" for head, what in pairs.itertuples(index=False)]
-    said = f"Cells of several arguments in one number: {', '.join(texts[:MOST_POOLED])}"
-    return f"{said}; --where chooses one (`--where task.length=N`). " if texts else ""
+    if texts:
+        said = f"Cells of several arguments in one number: {', '.join(texts[:MOST_POOLED])}"
+        yield f"{said}; --where chooses one (`--where task.length=N`)."
 
 
-def _detectable(found: pd.DataFrame) -> str:
+def _detectable(found: pd.DataFrame) -> Iterator[str]:
     # the median of a column: one number a reader can hold a loss against
     middle = found[np.isfinite(found["detectable"])].groupby(["is_time", "heading"], sort=True)["detectable"].median()
     texts = [f"{head} {times(value) if is_time else number(value)}" for (is_time, head), value in middle.items()]
-    return f"Smallest change that so many samples would show in four runs of five: {', '.join(texts)}." if texts else ""
+    if texts:
+        yield f"Smallest change that so many samples would show in four runs of five: {', '.join(texts)}."
 
 
 def long_cells(point: Point) -> tuple[str, str]:
