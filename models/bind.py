@@ -7,7 +7,7 @@ attention function instead of tensors, so that a method owns its own layout.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,6 +45,7 @@ class Binding:
         room: rows that the next caches reserve at once.
         clock: of the steps under way, where the cache is pinned.
         feed: the call under way, where the method inserts tokens.
+        shared: what its layers may share, by keys of their methods.
     """
 
     model: PreTrainedModel
@@ -60,6 +61,7 @@ class Binding:
     room: int = 0
     clock: Clock | None = None
     feed: Feed = field(default_factory=Feed)
+    shared: dict[Hashable, Any] = field(default_factory=dict)
 
     @staticmethod
     def memories(cache: Cache) -> list[Memory]:
@@ -91,6 +93,7 @@ class Binding:
                 raise ValueError("the cache holds tokens that were not written under this method; start without one")
             given["past_key_values"] = self.cache()
         self._note_padding(given)
+        self.shared = {}
         self.feed = Feed.into(self.method.inserts(self.model.config), given, self.first)
         extra = given.pop("kwargs", {})
         return (), {**given, **extra}
@@ -246,6 +249,7 @@ def _call(binding: Binding, memory: Memory, query: Tensor, mask: Tensor | None, 
         new=new,
         query=query,
         clock=memory.clock,
+        shared=binding.shared,
         group=query.shape[1] // len(memory.site.kv_heads),
     )
 

@@ -146,8 +146,7 @@ class Memory:
     def landed(self, new_BGTD: Tensor) -> None:
         """Note that T rows were written at the end."""
         if self.columns is not None and self.clock is not None:
-            row = self.clock.row.expand(*self.columns.shape[:2], 1)
-            self.columns.index_copy_(2, self.keys.place, row)
+            self.columns.index_copy_(2, self.keys.place, self.clock.row.expand(*self.columns.shape[:2], 1))
         elif self.columns is not None:
             numbers = torch.arange(self._tokens, self._tokens + new_BGTD.shape[2], device=new_BGTD.device)
             self.columns = torch.cat([self.columns, numbers.expand(*self.columns.shape[:2], -1)], 2)
@@ -265,7 +264,7 @@ class Call:
         phase: prefill (the prompt, at once) or decode (rows that the method acts on, T at once or one by one).
         scale: factor of q.k before the softmax; seen: tokens so far, these T included.
         query: [B, H, T, D], for methods that evict by it; query_in: in whose coordinates a step's query is.
-        clock: the memory's, if pinned; group: query heads of a key/value head.
+        clock: the memory's, if pinned; group: query heads of a key/value head; shared: by all layers of one pass.
         causal: `visible` says no more than that rows see what is before them, but for padding at the left.
     """
 
@@ -278,6 +277,7 @@ class Call:
     query: Tensor | None = None
     clock: Clock | None = None
     group: int = 1
+    shared: dict[Hashable, Any] = field(default_factory=dict)
     causal: bool = False
     query_in: Literal["model", "memory"] = "model"
 

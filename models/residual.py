@@ -22,6 +22,7 @@ from . import attend, many, residual_steps
 from .budget import Allowance, amount_of, share, widest, word_of
 from .evict import Stepwise, grouped, text
 from .feature_map import FeatureMap
+from .leaving import Leaving, course, dropped_of, held_by, left_of, until_of
 from .ledger import Ledger
 from .memory import Call, Memory, Site
 from .residual_state import Dropped, Share, State, marked, refuse_windows
@@ -150,10 +151,15 @@ class Residual(Stepwise):
         grows = memory.prompt is None and call.phase == "decode"  # from less than the sinks
         return not grows and bool((self.rows_BT(memory, call) > self.sinks).all())
 
-    def leaving(self, q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
-        """Which of the rows held leaves when each query row comes, [B, G, T]; -1: none."""
-        walked = self._in_order(memory, call) if self.by_age(memory, call) else self._walked(q_BHTD, memory, call)
-        return walked.expand(-1, memory.keys.view.shape[1], -1)
+    def leaving(self, q_BHTD: Tensor, memory: Memory, call: Call) -> Leaving:
+        """Which rows leave when; where they leave by age it is the same in all layers of one budget."""
+        if not self.by_age(memory, call):
+            return course(memory, call, self._walked(q_BHTD, memory, call))
+        key = (BY_AGE, amount_of(self, memory.site), *memory.keys.view.shape)
+        if key not in call.shared:
+            call.shared[key] = course(memory, call, self._in_order(memory, call))
+        found: Leaving = call.shared[key]
+        return found
 
     def _in_order(self, memory: Memory, call: Call) -> Tensor:
         """The oldest but sinks, as soon as there is one row too many; [B, N, T]."""
@@ -169,7 +175,7 @@ class Residual(Stepwise):
     def _walked(self, q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
         """By marks, row after row; marks are left."""
         if many.fits_hidden(q_BHTD, call):
-            return _left(memory, call, walk_at_once(self, q_BHTD, memory, call))
+            return left_of(memory, call, walk_at_once(self, q_BHTD, memory, call))
         walk, parts = Walk(self, memory, call), []
         before = torch.zeros_like(walk.held)
         for rows in attend.pieces(call):
@@ -187,8 +193,8 @@ class Residual(Stepwise):
             return super().attend_dense(q_BHTD, memory, call, ledger)
         refuse_windows(call)
         none = torch.full((*memory.keys.view.shape[:2], call.new), -1, device=q_BHTD.device)
-        leave_BGS = _leave(memory, call, none)
-        self._count(memory, call, ledger, _held(memory, call, none))
+        leave_BGS = until_of(memory, call, none)
+        self._count(memory, call, ledger, held_by(memory, call, none))
         self.mark_prompt(memory.aux["mark"].view[..., 0], q_BHTD, memory, call)
         exact = _exact(q_BHTD, memory, call, leave_BGS)
         joined = self.state(memory).read(q_BHTD.float() * call.scale**0.5).merge(exact)
@@ -208,9 +214,9 @@ class Residual(Stepwise):
         if call.clock is not None:
             return self._step(q_BHTD, memory, call, ledger)
         refuse_windows(call)
-        left_BGT = self.leaving(q_BHTD, memory, call)
-        leave_BGS, dropped = _leave(memory, call, left_BGT), _dropped(memory, call, left_BGT)
-        self._count(memory, call, ledger, _held(memory, call, left_BGT) + (left_BGT >= 0))
+        left_BGT, leave_BGS, read_BGT = self.leaving(q_BHTD, memory, call)
+        dropped = dropped_of(memory, call, left_BGT)
+        self._count(memory, call, ledger, read_BGT)
         if ledger.watch is not None:
             row = torch.arange(call.new, device=q_BHTD.device)[:, None]
             keep = attend.visible_BNTS(memory, call) & (leave_BGS[:, :, None] > row)
@@ -239,7 +245,7 @@ class Residual(Stepwise):
     def leave(self, memory: Memory, call: Call, gone_BNS: Tensor) -> None:
         """Add rows to the state."""
         index = attend.rows_of(gone_BNS.expand(-1, memory.keys.view.shape[1], -1))
-        self.state(memory).absorb(_dropped(memory, call, index))
+        self.state(memory).absorb(dropped_of(memory, call, index))
 
     def _count(self, memory: Memory, call: Call, ledger: Ledger, read_BGT: Tensor) -> None:
         """Rows attended and the one folded; their marks, and the state with the map's weights."""
@@ -250,36 +256,3 @@ class Residual(Stepwise):
 def _exact(q_BHTD: Tensor, memory: Memory, call: Call, leave_BGS: Tensor) -> Share:
     """Exact attention over rows that leave; of nothing for padding, which hears no state either."""
     return Share(*HELD_PREFILL(q_BHTD, memory.keys.view, memory.values.view, leave_BGS, call.scale))
-
-
-def _leave(memory: Memory, call: Call, left_BGT: Tensor) -> Tensor:
-    """The first query row that no longer has each row held, [B, G, S]: T where none, 0 for padding and holes."""
-    stay = text(memory, call).expand(-1, left_BGT.shape[1], -1).int() * call.new
-    row = torch.arange(call.new, device=stay.device, dtype=stay.dtype).expand_as(left_BGT)
-    spare = torch.cat([stay, stay[..., :1]], -1)  # where rows that do not leave may write
-    index = torch.where(left_BGT >= 0, left_BGT, stay.shape[-1])
-    return spare.scatter(2, index, row)[..., :-1].contiguous()
-
-
-def _left(memory: Memory, call: Call, until_BGS: Tensor) -> Tensor:
-    """The other way round: which row leaves when each query row comes, [B, G, T]."""
-    leaves = text(memory, call) & (until_BGS < call.new)
-    index = torch.arange(until_BGS.shape[2], device=until_BGS.device).expand_as(until_BGS)
-    left = index.new_full((*until_BGS.shape[:2], call.new + 1), -1)  # a spare place for rows that stay
-    return left.scatter(2, torch.where(leaves, until_BGS, call.new).long(), index)[..., : call.new]
-
-
-def _held(memory: Memory, call: Call, left_BGT: Tensor) -> Tensor:
-    """How many rows each query row attends exactly, [B, G, T]."""
-    is_text = text(memory, call)
-    before, now = is_text[..., : -call.new], is_text[..., -call.new :]
-    return (before.sum(-1, keepdim=True) + now.cumsum(-1) - (left_BGT >= 0).cumsum(-1)) * now
-
-
-def _dropped(memory: Memory, call: Call, index_BGK: Tensor) -> Dropped:
-    """Rows of these indices (holes -1)."""
-    at = index_BGK.clamp(min=0)[..., None]
-    keys, values = (
-        part.view.gather(2, at.expand(-1, -1, -1, part.view.shape[3])) for part in (memory.keys, memory.values)
-    )
-    return Dropped(keys.float() * call.scale**0.5, values, index_BGK >= 0)
