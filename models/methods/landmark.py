@@ -34,8 +34,9 @@ class Landmark(Method):
     were trained with landmark tokens (task train), which are fed beside the text. A row attends its own chunk, which
     begins at a multiple of `chunk` tokens of its text, and k of the `blocks` last blocks before it (all, if none is
     said; older ones are dropped, first in, first out). Within a block rows share the weight of its landmark. Keys are
-    kept as they are before rotation. Positions are stingy (section 3.3): k + 1 slots of a block stand before the chunk,
-    the k last blocks keep their order in the slots 1 to k, older ones share slot 0, so that no distance exceeds
+    kept turned by their place in their chunk, which never changes, landmarks' keys as they are before rotation; what a
+    slot adds, queries are turned back by. Positions are stingy (section 3.3): k + 1 slots of a block stand before the
+    chunk, the k last blocks keep their order in the slots 1 to k, older ones share slot 0, so that no distance exceeds
     (k + 1) blocks and a chunk, however long the text. Among scores that are equal in half precision (in the first layer
     many are) the oldest block wins. A prompt is read the same way, since no such model can attend densely far beyond
     its training length. Read for a row: the landmarks' keys, its chunk so far, and the chosen blocks; held: everything,
