@@ -90,12 +90,14 @@ def sparq_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, score_ptr, sums_ptr, scale,
         at = tile + row
         seen = (at >= lo) & (at < hi)
         near = (at >= begin) & (at < reach)
-        k = tl.load(k_tile + at[None, :], mask=chosen[:, None] & near[None, :], other=0.0)
+        # keys pass through the second cache, and leave it to the scores, which are read again
+        inside = chosen[:, None] & near[None, :]
+        k = tl.load(k_tile + at[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
         if UPCAST:
             k = k.to(tl.float32)
         score = tl.dot(q, k, input_precision="ieee") * factor[:, None]
         score = tl.where(seen[None, :] & in_group, score, float("-inf"))
-        tl.store(out + at[None, :], score, mask=in_group & (at < rows)[None, :])
+        tl.store(out + at[None, :], score, mask=in_group & (at < rows)[None, :], eviction_policy="evict_last")
         new_top = tl.maximum(top, tl.max(score, 1))
         base = tl.where(new_top == float("-inf"), 0.0, new_top)
         total = total * tl.exp2((top - base) * LOG2_E) + tl.sum(tl.exp2((score - base[:, None]) * LOG2_E), 1)
@@ -130,7 +132,8 @@ def sparq_score_rank_kernel(score_ptr, sums_ptr, lo_ptr, hi_ptr, local_ptr, rank
         OVERLAP: Whether the launch overlaps the kernel before.
     """
     start_after_others(OVERLAP)
-    pair = tl.program_id(0)
+    # the pairs that were scored last are still near
+    pair = tl.num_programs(0) - 1 - tl.program_id(0)
     batch = pair // KV_HEADS
     member, split = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_SPLITS)
     at = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
