@@ -53,5 +53,7 @@ def _panel(axis: Axes, rows: pd.DataFrame) -> None:
 
 def _said(shape: Mapping[Any, Any]) -> str:
     heads = f"{shape['context'] / 1024:g}k, batch {shape['batch']:g}, heads {shape['heads']:g}/{shape['groups']:g}"
+    keys = str(shape["case"]).partition("_keys-")[2]
+    heads += f", keys of {keys}" if keys else ""
     naive = "not timed" if pd.isna(shape["naive"]) else f"{times(shape['naive'] / shape['fastest'])} slower"
     return f"{heads}\n{shape['fastest_name']}; naive {naive}"

@@ -92,6 +92,14 @@ def test_the_chain_is_held_against_bound_and_break_even(path):
     assert "sdpa_cudnn; naive 5.00× slower" in axis.get_yticklabels()[0].get_text()
 
 
+def test_keys_of_a_model_are_named(path):
+    """Broken: a gain on a model's keys is read as one on random keys."""
+    timed = bench.read(path)
+    timed["case"] += "_keys-pocket"
+    axis = plugins.load("figures", "kernel_speedup").draw(Study(to_frame([]), timed)).axes[0]
+    assert axis.get_yticklabels()[0].get_text().splitlines()[0].endswith(", keys of pocket")
+
+
 def test_stages_stand_beside_each_other(path):
     """Broken: stages overlap, or one is missing."""
     axis = plugins.load("figures", "stage_breakdown").draw(Study(to_frame([]), bench.read(path))).axes[0]
