@@ -13,7 +13,7 @@ STAGES = (
     ("score", ("score_kernel", "score_and_keep", "score_and_weigh", "sparq")),
     (
         "select",
-        ("select_kernel", "count_kernel", "tally", "write_kernel", "write_kernel", "write_passing", "bound_kernel"),
+        ("select_kernel", "select_joint", "count_kernel", "tally", "write_kernel", "write_passing", "bound_kernel"),
     ),
     ("gather", ("attend_chosen", "value_gather")),
     ("attend", ("attend_kernel", "attend_marked", "flash", "fmha", "cudnn_generated")),

@@ -43,23 +43,41 @@ class Pipeline:
         return kept | {"index_BNK": index_BNK, "count_BN": count_BN, "scale": self.dense["scale"]}
 
     def run(self) -> torch.Tensor:
-        """Run the stages.
+        """Run what a method runs for one token: one operation for the three stages of Loki.
 
         Returns:
             (B, H, D) attention over the chosen rows.
         """
+        if "select_topk" in self.stages:
+            out_BHD: torch.Tensor = load_op("topk_decode")(*self.whole_inputs().values())[0]
+            return out_BHD
         given: tuple[torch.Tensor, ...] = ()
         for name, inputs in self.stages.items():
             given = as_tuple(load_op(name)(*given, *inputs.values()))
-        out_BHD: torch.Tensor = load_op("gather_decode")(*self.gather_inputs(*given).values())
-        return out_BHD
+        attended_BHD: torch.Tensor = load_op("gather_decode")(*self.gather_inputs(*given).values())
+        return attended_BHD
+
+    def whole_inputs(self) -> Inputs:
+        """Give the arguments of the one operation of Loki's three stages.
+
+        Returns:
+            Those of `topk_decode`, in order.
+        """
+        scored, chosen, dense = self.stages["lowrank_score"], self.stages["select_topk"], self.dense
+        ranked = {"rank_q_BHR": scored["q_BHR"], "rank_k_BGSR": scored["k_BGSR"]}
+        bounds = {name: scored[name] for name in ("lo_B", "hi_B", "reduce")}
+        attended = {name: dense[name] for name in ("q_BHD", "k_BGSD", "v_BGSD")}
+        chosen = {"wanted_B": chosen["k_B"], "width": chosen["width"]}
+        return attended | ranked | bounds | chosen | {"scale": dense["scale"]}
 
     def verdicts(self) -> Iterator[Verdict]:
-        """Verify each stage on what the stages before it, fused, give it.
+        """Verify each stage on what those before it, fused, give it, and what is timed where that is one operation.
 
         Yields:
-            One verdict for each stage.
+            One verdict for each.
         """
+        if "select_topk" in self.stages:
+            yield judge(load_op("topk_decode"), self.case, self.whole_inputs())
         given: tuple[torch.Tensor, ...] = ()
         for name, inputs in self.stages.items():
             op = load_op(name)

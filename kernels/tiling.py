@@ -166,6 +166,26 @@ def score_plan(pairs: int, rows: int, dims: int, item_bytes: int, multiprocessor
     return Plan(block_rows, splits, num_warps=8 if large else 4, num_stages=3)
 
 
+def theta_plan(pairs: int, rows: int, dims: int, item_bytes: int, multiprocessor_count: int) -> Plan:
+    """Cut a scoring kernel that also sums weights, which take as many registers as the scores of a tile.
+
+    Args:
+        pairs: Independent (sequence, head) pairs.
+        rows: Rows of one pair.
+        dims: R.
+        item_bytes: Bytes of one element.
+        multiprocessor_count: SMs of the GPU.
+
+    Returns:
+        The plan; its splits are not used.
+    """
+    plan = score_plan(pairs, rows, dims, item_bytes, multiprocessor_count)
+    tile_rows = max(16, TILE_BYTES // (power_of_2(max(16, dims)) * item_bytes))
+    if rows <= SHORT_ROWS:
+        return plan._replace(block_rows=max(16, plan.block_rows // 2), num_stages=4)
+    return plan if tile_rows > 256 else plan._replace(block_rows=min(plan.block_rows, tile_rows), num_warps=4)
+
+
 def body_and_rest(rows: int) -> tuple[int, int]:
     """Cover rows by two powers of two: a cache has a few rows more than the prompt that its length was meant for.
 

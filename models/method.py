@@ -14,8 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..kernels.lowrank_score import OP as LOWRANK_SCORE
-from ..kernels.select_topk import OP as SELECT_TOPK
+from ..kernels.topk_decode import OP as TOPK_DECODE
 from ..results import rules
 from . import attend, many
 from .budget import Allowance, Amount, Cost, amount_of, asks_for_gaps, in_rows, widest, word_of
@@ -198,14 +197,15 @@ class Select(Method):
     def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         lo, hi = attend.span(memory, call)
         q_BHTW, k_BGSW = self.score_rows(q_BHTD, memory)
-        scores = LOWRANK_SCORE(q_BHTW[:, :, 0], k_BGSW, lo, hi, self._reduce)
-        held = memory.keys.view.shape[2]
-        cost = self.cost(memory, call)
+        keys, values = memory.keys.view, memory.values.view
+        held, cost = keys.shape[2], self.cost(memory, call)
         width, key = widest(self, memory.site, held, cost), ("budget", amount_of(self, memory.site), cost)
-        index, count = SELECT_TOPK(scores, call.once(key, partial(self._budget_B, call, memory)), width)
-        read = attend.union_of_index(index, count, k_BGSW.shape[1], held)
+        budget_B = call.once(key, partial(self._budget_B, call, memory))
+        ranked = (q_BHTW[:, :, 0], k_BGSW, lo, hi, self._reduce)
+        out_BHD, index, count = TOPK_DECODE(q_BHTD[:, :, 0], keys, values, *ranked, budget_B, width, call.scale)
+        read = attend.union_of_index(index, count, keys.shape[1], held)
         ledger.count(memory, call, read, self._extra(memory, call))
-        return attend.gathered(q_BHTD, memory, index, count, call)
+        return out_BHD[:, :, None]
 
     def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         q_BHTW, k_BGSW = self.score_rows(q_BHTD, memory)

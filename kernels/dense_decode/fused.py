@@ -175,13 +175,16 @@ def combine_kernel(share_ptr, lse_ptr, out_ptr, DIM: tl.constexpr, SPLITS: tl.co
     tl.store(out_ptr + head * DIM + column, out.to(out_ptr.dtype.element_ty), mask=column < DIM)
 
 
-def combine(share_BHXD: torch.Tensor, lse_BHX: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def combine(
+    share_BHXD: torch.Tensor, lse_BHX: torch.Tensor, dtype: torch.dtype, into: torch.Tensor | None = None
+) -> torch.Tensor:
     """Combine the splits of an attention.
 
     Args:
         share_BHXD: (B, H, X, D) shares; the result itself if X is 1.
         lse_BHX: (B, H, X) log2 of their sums of weights.
         dtype: Of the result.
+        into: Contiguous (B, H, D) to write; a new one if absent.
 
     Returns:
         (B, H, D).
@@ -189,7 +192,7 @@ def combine(share_BHXD: torch.Tensor, lse_BHX: torch.Tensor, dtype: torch.dtype)
     batch, heads, splits, head_dim = share_BHXD.shape
     if splits == 1:
         return share_BHXD[:, :, 0].to(dtype)
-    out_BHD = share_BHXD.new_empty(batch, heads, head_dim, dtype=storage_dtype(dtype))
+    out_BHD = share_BHXD.new_empty(batch, heads, head_dim, dtype=storage_dtype(dtype)) if into is None else into
     block_dim = 32
     combine_kernel[(batch * heads, triton.cdiv(head_dim, block_dim))](
         share_BHXD, lse_BHX, out_BHD, head_dim, splits, power_of_2(splits), block_dim, num_warps=4,

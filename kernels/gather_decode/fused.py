@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from ..dense_decode.fused import LOG2_E, check_contiguous_rows, combine, empty_shares, online_softmax, store_share
-from ..interpreter import upcasts
+from ..interpreter import storage_dtype, upcasts
 from ..overlap.fused import overlap, start_after_others
 from ..tiling import Plan, gather_plan, multiprocessors, power_of_2
 
@@ -92,6 +92,7 @@ def gather_decode(
     count_BN: torch.Tensor,
     scale: float,
     plan: Plan | None = None,
+    into: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attend as the eager twin does, reading the chosen rows once for each set.
 
@@ -103,6 +104,7 @@ def gather_decode(
         count_BN: (B, N) int32, how many of the K are valid; or (B, N, segments), of each equal part of the K.
         scale: Factor of the scores.
         plan: How to cut the work; chosen from the shape if absent.
+        into: Contiguous (B, H, D) to write; a new one if absent.
 
     Returns:
         (B, H, D) in the dtype of the queries; zeros where the count is 0.
@@ -118,6 +120,10 @@ def gather_decode(
     segments = count_BN.shape[2] if count_BN.dim() == 3 else 1
     plan = plan._replace(splits=-(-plan.splits // segments) * segments)
     share_BHXD, lse_BHX = empty_shares(q_BHD, plan.splits)
+    if into is not None and storage_dtype(q_BHD.dtype) != q_BHD.dtype:
+        return into.copy_(gather_decode(q_BHD, k_BGSD, v_BGSD, index_BNK, count_BN, scale, plan))
+    if into is not None and plan.splits == 1:
+        share_BHXD = into[:, :, None]
     attend_chosen_kernel[(batch * sets, plan.splits)](
         q_BHD, k_BGSD, v_BGSD, index_BNK, count_BN, share_BHXD, lse_BHX, scale * LOG2_E, width,
         *k_BGSD.stride()[:3], *v_BGSD.stride()[:3],
@@ -127,4 +133,4 @@ def gather_decode(
         BLOCK_DIM=power_of_2(head_dim), UPCAST=upcasts(q_BHD.dtype),
         num_warps=plan.num_warps, num_stages=plan.num_stages, **overlap(q_BHD.device),
     )  # fmt: skip
-    return combine(share_BHXD, lse_BHX, q_BHD.dtype)
+    return combine(share_BHXD, lse_BHX, q_BHD.dtype, into)

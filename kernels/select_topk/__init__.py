@@ -79,16 +79,26 @@ def compare(
     (index_BNK, count_BN), (expected_BNK, expected_BN) = output, reference
     if not torch.equal(count_BN, expected_BN):
         return Comparison(math.inf, 0.0, f"chose {count_BN.tolist()} rows instead of {expected_BN.tolist()}")
-    reason = _misformed(index_BNK, count_BN, inputs["s_BNS"].shape[-1])
+    reason = misformed(index_BNK, count_BN, inputs["s_BNS"].shape[-1])
     if reason:
         return Comparison(math.inf, 0.0, reason)
-    got_BNK, wanted_BNK = _ordered(inputs["s_BNS"], index_BNK), _ordered(inputs["s_BNS"], expected_BNK)
+    got_BNK, wanted_BNK = ordered(inputs["s_BNS"], index_BNK), ordered(inputs["s_BNS"], expected_BNK)
     different = got_BNK != wanted_BNK
     error = torch.where(different, got_BNK - wanted_BNK, 0.0).abs().max()
     return Comparison(float(error), float(wanted_BNK.nan_to_num(0.0, 0.0, 0.0).abs().max()))
 
 
-def _misformed(index_BNK: torch.Tensor, count_BN: torch.Tensor, rows: int) -> str:
+def misformed(index_BNK: torch.Tensor, count_BN: torch.Tensor, rows: int) -> str:
+    """Say what is wrong with the form of chosen rows.
+
+    Args:
+        index_BNK: (B, N, K) rows.
+        count_BN: (B, N) how many of them count.
+        rows: S.
+
+    Returns:
+        The complaint; empty if they are unique, ascending, inside the cache and followed by -1 only.
+    """
     valid_BNK = torch.arange(index_BNK.shape[-1], device=index_BNK.device) < count_BN[..., None]
     if not bool((index_BNK[~valid_BNK] == -1).all()):
         return "something other than -1 past the last chosen row"
@@ -99,7 +109,16 @@ def _misformed(index_BNK: torch.Tensor, count_BN: torch.Tensor, rows: int) -> st
     return "" if bool(rising.all()) else "rows not unique and ascending"
 
 
-def _ordered(s_BNS: torch.Tensor, index_BNK: torch.Tensor) -> torch.Tensor:
+def ordered(s_BNS: torch.Tensor, index_BNK: torch.Tensor) -> torch.Tensor:
+    """Order the scores of chosen rows.
+
+    Args:
+        s_BNS: (B, N, S) scores.
+        index_BNK: (B, N, K) rows, -1 where none was chosen.
+
+    Returns:
+        (B, N, K), ascending, -inf first where none was chosen.
+    """
     score_BNK = s_BNS.gather(-1, index_BNK.clamp_min(0).long())
     return score_BNK.masked_fill(index_BNK < 0, float("-inf")).sort(-1).values
 

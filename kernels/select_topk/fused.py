@@ -14,17 +14,17 @@ import triton.language as tl
 
 from ..overlap.fused import overlap, start_after_others
 from ..tiling import SelectPlan, body_and_rest, power_of_2, select_plan
-from .long_rows.fused import select_long
+from .joint.fused import select_joint
 from .search.fused import (
     between,
-    counted_at_four,
-    four_first,
-    four_next,
+    counted,
+    described,
+    first_guesses,
     middle_of,
-    moments,
-    narrowed,
+    next_guesses,
     ordered_key,
     score_of,
+    shrink,
 )
 
 # 32768 scores are 64 registers of each of 512 threads, and a quarter more another 16.
@@ -56,11 +56,11 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
     row = tl.arange(0, BLOCK_ROWS)
     s_set = s_ptr + pair.to(tl.int64) * rows
     score = tl.load(s_set + row, mask=row < rows, other=float("-inf"))
-    able, sums, squares, least, largest = moments(score)
+    able, sums, squares, least, largest = described(score)
     if BLOCK_REST > 0:
         beyond = BLOCK_ROWS + tl.arange(0, BLOCK_REST)
         rest = tl.load(s_set + beyond, mask=beyond < rows, other=float("-inf"))
-        more_able, more_sums, more_squares, more_least, more_largest = moments(rest)
+        more_able, more_sums, more_squares, more_least, more_largest = described(rest)
         able, sums, squares = able + more_able, sums + more_sums, squares + more_squares
         least, largest = tl.minimum(least, more_least), tl.maximum(largest, more_largest)
     many = tl.maximum(able, 1)
@@ -71,20 +71,18 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
     lo, hi = ordered_key(least), ordered_key(largest) + 1
     lo_count, hi_count = able, able * 0
     middle = middle_of(lo, hi)
-    one, two, three, four = four_first(mean, deviation, many, k)
-    one, two = between(one, lo, hi, middle), between(two, lo, hi, middle)
-    three, four = between(three, lo, hi, middle), between(four, lo, hi, middle)
+    first_score, second_score = first_guesses(mean, deviation, many, k)
+    first, second = between(first_score, lo, hi, middle), between(second_score, lo, hi, middle)
     while (k > 0) & (lo_count != k) & (lo + 1 < hi):
-        lower, upper = counted_at_four(score, one, two, three, four)
+        counts = counted(score, score_of(first), score_of(second))
         if BLOCK_REST > 0:
-            more_lower, more_upper = counted_at_four(rest, one, two, three, four)
-            lower, upper = lower + more_lower, upper + more_upper
+            counts += counted(rest, score_of(first), score_of(second))
         field = lo_count - hi_count
-        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, one, lower & 0xFFFF, k)
-        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, two, (lower >> 16) & 0xFFFF, k)
-        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, three, upper & 0xFFFF, k)
-        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, four, (upper >> 16) & 0xFFFF, k)
-        one, two, three, four = four_next(lo, hi, lo_count, hi_count, k, (lo_count - hi_count) * 4 > field)
+        lo, lo_count, hi, hi_count = shrink(
+            lo, lo_count, hi, hi_count, first, counts & 0xFFFF, second, (counts >> 16) & 0xFFFF, k
+        )
+        slow = (lo_count - hi_count) * 4 > field
+        first, second = next_guesses(lo, hi, lo_count, hi_count, k, slow)
     lo_score, hi_score = score_of(lo), score_of(hi)
     room = k - hi_count
     out = index_ptr + pair.to(tl.int64) * width
@@ -111,7 +109,11 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
 
 
 def select_topk(
-    s_BNS: torch.Tensor, k_B: torch.Tensor, width: int, plan: SelectPlan | None = None
+    s_BNS: torch.Tensor,
+    k_B: torch.Tensor,
+    width: int,
+    plan: SelectPlan | None = None,
+    into: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose as the eager twin does, the same rows.
 
@@ -120,6 +122,7 @@ def select_topk(
         k_B: (B,) int32, rows wanted of each sequence.
         width: K; no more than this many rows are chosen.
         plan: How to cut the work; chosen from the shape if absent.
+        into: Contiguous index_BNK and count_BN to write; new ones if absent.
 
     Returns:
         index_BNK, (B, N, K) int32, ascending, -1 past the last chosen row;
@@ -132,15 +135,31 @@ def select_topk(
         raise ValueError(f"expected a positive width and float32 scores, got {width} and {s_BNS.dtype}")
     s_BNS = s_BNS.contiguous()
     batch, sets, rows = s_BNS.shape
+    index_BNK, count_BN = into or empty_choice(batch, sets, width, s_BNS.device)
     if rows > MOST_ROWS:
-        return select_long(s_BNS, k_B, width)
+        select_joint(s_BNS, k_B, index_BNK, count_BN)
+        return index_BNK, count_BN
     block_rows, block_rest = body_and_rest(rows)
     plan = plan or select_plan(block_rows)
-    index_BNK = torch.empty(batch, sets, width, dtype=torch.int32, device=s_BNS.device)
-    count_BN = torch.empty(batch, sets, dtype=torch.int32, device=s_BNS.device)
     select_kernel[(batch * sets,)](
         s_BNS, k_B, index_BNK, count_BN, rows, width, SETS=sets, BLOCK_ROWS=block_rows,
         BLOCK_REST=block_rest, BLOCK_PART=plan.part_rows, BLOCK_WIDTH=power_of_2(width), num_warps=plan.num_warps,
         maxnreg=plan.max_registers, **overlap(s_BNS.device),
     )  # fmt: skip
     return index_BNK, count_BN
+
+
+def empty_choice(batch: int, sets: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Allocate what a choice writes.
+
+    Args:
+        batch: B.
+        sets: N.
+        width: K.
+        device: Where.
+
+    Returns:
+        index_BNK and count_BN, int32.
+    """
+    index_BNK = torch.empty(batch, sets, width, dtype=torch.int32, device=device)
+    return index_BNK, torch.empty(batch, sets, dtype=torch.int32, device=device)

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from ..interpreter import upcasts
 from ..overlap.fused import overlap, start_after_others
-from ..tiling import Plan, multiprocessors, power_of_2, score_plan
+from ..tiling import Plan, multiprocessors, power_of_2, theta_plan
 from .bound.fused import LOG2_E, bound_kernel, threshold_of
 
 # Scores that a block looks at together while it searches.
@@ -158,7 +158,7 @@ def theta_rows(
         raise ValueError(f"expected stride 1 in the last dim, got {q_BHR.stride()} and {k_BGSR.stride()}")
     heads, (batch, groups, rows, dims) = q_BHR.shape[1], k_BGSR.shape
     if plan is None:
-        plan = score_plan(batch * groups, rows, dims, k_BGSR.element_size(), multiprocessors(q_BHR.device))
+        plan = theta_plan(batch * groups, rows, dims, k_BGSR.element_size(), multiprocessors(q_BHR.device))
     width = triton.cdiv(rows, segments)
     index_BGK, count_BGX = (
         q_BHR.new_empty(batch, groups, size, dtype=torch.int32) for size in (segments * width, segments)

@@ -26,8 +26,8 @@ file_of() { # NAME: its sweep file; a small twin of it where everything is tried
   [ -z "${TINY:-}" ] && { echo "$file"; return; }
   sed -E 's/new: [a-z0-9-]+/new: tiny/; s/device: cuda/device: cpu/; s/bfloat16/float32/; s/rows: 1024/rows: 32/
     s/(batch: )(16|\[4, 1\]), (prompt: )(\[[^]]*\]|[0-9]+), (steps: )[0-9]+/\12, \396, \54/; s/engine: graph/engine: static/
-    s/, gpu: H200//; s/tokens: (8192|4096)/tokens: 512/g; s/basis: \{/basis: {window: 128, /g; s/window: 2048/window: 128/
-    s/every: 64/every: 8/' "$file" > "$out/$1.yaml"
+    s/, gpu: H200//; s/tokens: (8192|32768)/tokens: 512/g; s/basis: \{/basis: {window: 128, /g; s/window: 32768/window: 128/
+    s/every: 1024/every: 8/' "$file" > "$out/$1.yaml"
   echo "$out/$1.yaml"
 }
 sweep() { # NAME LIMIT RANKS: run, and keep the records as CSV even of a run that was cut off

@@ -47,7 +47,7 @@ FUSED = (
     "gather_decode",
     "lowrank_score",
     "select_topk",
-    "select_topk.long_rows",
+    "select_topk.joint",
     "threshold_compact",
     "threshold_score",
 )

@@ -139,7 +139,7 @@ def test_steps_at_fixed_places_are_timed_with_their_proof(sweep, run, fill):
     assert record.status == "ok", record.reason
     sample = parity_of(record)
     # the pocket model was trained: a norm's weights are not all alike, so that its op is really verified
-    attention, between = ("gather_decode", "lowrank_score", "select_topk"), ("append_row", "gate")
+    attention, between = ("topk_decode",), ("append_row", "gate")
     # eight layers with two norms each, and the norm behind the last
     assert sample["calls"] == dict.fromkeys([*attention, *between], 8) | {"add_norm": 17}
     assert len(sample["digest"]) == 16
@@ -154,7 +154,7 @@ def test_steps_at_fixed_places_are_timed_with_their_proof(sweep, run, fill):
 
 def test_a_wrong_op_makes_a_speed_invalid(sweep, run, monkeypatch):
     """The time of an op that computes something else would stand in a table."""
-    import lacuna.kernels.gather_decode as op
+    import lacuna.kernels.dense_decode as op
 
     right = op.OP.eager
     calls = []
@@ -165,7 +165,7 @@ def test_a_wrong_op_makes_a_speed_invalid(sweep, run, monkeypatch):
         return right(*arguments, **named) * (1 + 0.01 * (len(calls) % 3 == 1))
 
     monkeypatch.setitem(vars(op.OP), "eager", wrong)
-    records, _ = run(sweep("method: {topk: {rows: 8}}\ntask: {decode_time: {prompt: 64, steps: 2, prefills: 1}}\n"))
+    records, _ = run(sweep("method: full\ntask: {decode_time: {prompt: 64, steps: 2, prefills: 1}}\n"))
     (record,) = records.values()
     assert record.status == "invalid"
     assert "failed verification" in record.reason

@@ -110,21 +110,6 @@ def test_selection_is_exact_and_breaks_ties_to_the_lowest_row(rows, k, width, ki
     assert torch.equal(index_BNK.long().cpu(), expected_BNK)
 
 
-@pytest.mark.parametrize("kind", ["normal", "ties", "wide", "hidden"])
-@pytest.mark.parametrize("k", [0, 300, 5000])
-def test_rows_of_several_blocks_are_selected_alike(k, kind, device):
-    """Broken: the radix search that long rows use chooses other rows than the definition."""
-    from lacuna.kernels.select_topk.long_rows.fused import select_long
-
-    s_BNS = scores(kind, 1299, device)[:, :2].contiguous()
-    k_B = torch.tensor([k, k // 2], dtype=torch.int32, device=device)
-    with poisoned_memory():
-        index_BNK, count_BN = select_long(s_BNS, k_B, 1500, chunk_rows=512)
-    expected_BNK, expected_BN = definitions.select_topk(s_BNS, k_B, 1500)
-    assert torch.equal(count_BN.long().cpu(), expected_BN)
-    assert torch.equal(index_BNK.long().cpu(), expected_BNK)
-
-
 def test_a_row_too_long_for_one_block_takes_the_other_path(device):
     """Broken: rows above 40960 fail, or are cut off."""
     s_BNS = torch.zeros(1, 1, 41000, device=device)

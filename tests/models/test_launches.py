@@ -76,8 +76,8 @@ def a_layer(name, args, basis):
     ("name", "args", "most"),
     [
         ("full", {}, 9),
-        ("topk", {"rows": 5}, 11),
-        ("loki", {"keep": 0.25, "d": 0.25}, 11),
+        ("topk", {"rows": 5}, 9),
+        ("loki", {"keep": 0.25, "d": 0.25}, 9),
         ("loki_theta", {"keep": 0.25, "d": 0.25, "sdc": "none", "vmc": "none"}, 12),
         ("loki_theta", {"keep": 0.25, "d": 0.25}, 15),
     ],

@@ -10,16 +10,8 @@ import triton
 import triton.language as tl
 
 from ...overlap.fused import start_after_others
-from ...select_topk.search.fused import (
-    BEYOND,
-    LEAST,
-    between,
-    four_first,
-    four_next,
-    middle_of,
-    narrowed,
-    score_of,
-)
+from ...select_topk.four.fused import four_first, four_next, narrowed
+from ...select_topk.search.fused import BEYOND, LEAST, between, middle_of, score_of
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Of sums between the two nothing that counts was cut off below, and nothing above.

@@ -1,0 +1,157 @@
+"""Attention to the rows that rank best: three stages, for two halves of the sets at once.
+
+Scores and attention wait for memory, the choice between them waits for its own arithmetic. So the sets are halved,
+and each half goes through its stages on a stream of its own: while one half is chosen from, the other is scored or
+attended to.
+
+Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, R dims that rank, N sets, K width.
+"""
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+from ..gather_decode.fused import gather_decode
+from ..interpreter import interpreted
+from ..lowrank_score.fused import lowrank_score
+from ..op import Reduce
+from ..select_topk.fused import select_topk
+
+# Scores below which a second stream costs more than it hides.
+LEAST_SCORES = 1 << 20
+
+
+class Part(NamedTuple):
+    """Some of the sets.
+
+    Attributes:
+        texts: Of the batch.
+        groups: KV heads.
+        heads: Query heads.
+        sets: Of one text.
+    """
+
+    texts: slice
+    groups: slice
+    heads: slice
+    sets: slice
+
+
+def topk_decode(
+    q_BHD: torch.Tensor,
+    k_BGSD: torch.Tensor,
+    v_BGSD: torch.Tensor,
+    rank_q_BHR: torch.Tensor,
+    rank_k_BGSR: torch.Tensor,
+    lo_B: torch.Tensor,
+    hi_B: torch.Tensor,
+    reduce: Reduce,
+    wanted_B: torch.Tensor,
+    width: int,
+    scale: float,
+    halves: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rank, choose and attend as the eager twin does.
+
+    Args:
+        q_BHD: (B, H, D) queries.
+        k_BGSD: (B, G, S, D) keys; any strides, the last dim contiguous.
+        v_BGSD: (B, G, S, D) values; any strides, the last dim contiguous.
+        rank_q_BHR: (B, H, R) queries that rank, the last dim contiguous.
+        rank_k_BGSR: (B, G, S, R) keys that rank, the last dim contiguous.
+        lo_B: (B,) int32, first visible row.
+        hi_B: (B,) int32, one past the last visible row.
+        reduce: "max" or "sum" over the query heads of a KV head (N = G), or "none" (N = H).
+        wanted_B: (B,) int32, rows wanted of each sequence.
+        width: K.
+        scale: Factor of the scores of the attention.
+        halves: 1 or 2; chosen from the shape if 0.
+
+    Returns:
+        (B, H, D) attention, index_BNK and count_BN as the eager twin.
+
+    Raises:
+        ValueError: If `reduce` is none of the three, `width` is not positive, or rows are not contiguous.
+    """
+    (batch, groups, rows), heads = rank_k_BGSR.shape[:3], q_BHD.shape[1]
+    sets = heads if reduce == "none" else groups
+    index_BNK = torch.empty(batch, sets, max(1, width), dtype=torch.int32, device=q_BHD.device)
+    count_BN = torch.empty(batch, sets, dtype=torch.int32, device=q_BHD.device)
+    out_BHD = torch.empty_like(q_BHD, memory_format=torch.contiguous_format)
+
+    def score(part: Part) -> torch.Tensor:
+        given = (rank_q_BHR[part.texts, part.heads], rank_k_BGSR[part.texts, part.groups])
+        return lowrank_score(*given, lo_B[part.texts], hi_B[part.texts], reduce)
+
+    def attend(part: Part, s_BNS: torch.Tensor) -> None:
+        chosen = index_BNK[part.texts, part.sets], count_BN[part.texts, part.sets]
+        select_topk(s_BNS, wanted_B[part.texts], width, into=chosen)
+        q, k, v = q_BHD[part.texts, part.heads], k_BGSD[part.texts, part.groups], v_BGSD[part.texts, part.groups]
+        gather_decode(q, k, v, *chosen, scale, into=out_BHD[part.texts, part.heads])
+
+    first, *rest = parts_of(batch, groups, heads, sets, halves or halves_of(q_BHD, batch * sets, rows))
+    scored = score(first)
+    if rest:
+        side = side_stream(q_BHD.device)
+        # The second half is scored after the first, not beside it: else both would choose at the same time.
+        side.wait_stream(torch.cuda.current_stream(q_BHD.device))
+        with torch.cuda.stream(side):
+            attend(rest[0], score(rest[0]))
+    attend(first, scored)
+    if rest:
+        torch.cuda.current_stream(q_BHD.device).wait_stream(side)
+    return out_BHD, index_BNK, count_BN
+
+
+def parts_of(batch: int, groups: int, heads: int, sets: int, halves: int) -> list[Part]:
+    """Cut the sets: by texts, or by the heads of the only text, so that each part of the results is contiguous.
+
+    Args:
+        batch: B.
+        groups: G.
+        heads: H.
+        sets: N.
+        halves: 1 or 2.
+
+    Returns:
+        As many parts; one where there is nothing to halve.
+    """
+    every = Part(slice(0, batch), slice(0, groups), slice(0, heads), slice(0, sets))
+    if halves == 1 or batch * groups == 1:
+        return [every]
+    if batch > 1:
+        return [every._replace(texts=texts) for texts in (slice(0, batch // 2), slice(batch // 2, batch))]
+    middle = groups // 2
+    bounds = ((0, middle), (middle, groups))
+    return [
+        Part(every.texts, *(slice(lo * size // groups, hi * size // groups) for size in (groups, heads, sets)))
+        for lo, hi in bounds
+    ]
+
+
+def halves_of(q_BHD: torch.Tensor, sets: int, rows: int) -> int:
+    """Choose how many parts of the sets go side by side.
+
+    Args:
+        q_BHD: Queries; they tell the device.
+        sets: Of all texts.
+        rows: S.
+
+    Returns:
+        1 or 2.
+    """
+    return 2 if q_BHD.is_cuda and not interpreted() and sets * rows >= LEAST_SCORES else 1
+
+
+@functools.cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Give the stream of the second half: always the same one, since memory is kept for each stream.
+
+    Args:
+        device: A CUDA device.
+
+    Returns:
+        The stream.
+    """
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -1,0 +1,103 @@
+"""Attention to the rows that rank best, and rows that several blocks choose from, against their definitions.
+
+Shape legend: B batch, H query heads, G KV heads, S rows in the cache, R dims that rank, N sets of rows, K kept.
+"""
+
+import importlib.util
+import math
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+SPEC = importlib.util.spec_from_file_location("ops", Path(__file__).with_name("test_ops.py"))
+ops = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(ops)
+
+
+def whole_numbers(case, device, reduce):
+    """Inputs whose ranks are exact, and many of them equal."""
+    inputs = ops.inputs_of("topk_decode", case, device) | {"reduce": reduce}
+    for name in ("rank_q_BHR", "rank_k_BGSR"):
+        inputs[name] = (inputs[name] * 2).round().clamp(-3, 3)
+    return inputs
+
+
+def assert_right(inputs, output):
+    """The rows are those of the definition, and the attention is to them."""
+    ranked = ("rank_q_BHR", "rank_k_BGSR", "lo_B", "hi_B", "reduce")
+    s_BNS = ops.definitions.lowrank_score(*(inputs[name] for name in ranked))
+    index_BNK, count_BN = ops.definitions.select_topk(s_BNS, inputs["wanted_B"], inputs["width"])
+    assert torch.equal(output[2].long().cpu(), count_BN)
+    assert torch.equal(output[1].long().cpu(), index_BNK)
+    dense = (inputs["q_BHD"], inputs["k_BGSD"], inputs["v_BGSD"])
+    want_BHD = ops.definitions.gather_decode(*dense, index_BNK, count_BN, inputs["scale"])
+    torch.testing.assert_close(output[0].double().cpu(), want_BHD, rtol=0, atol=2e-6)
+
+
+@ops.both
+@pytest.mark.parametrize("reduce", ["max", "sum", "none"])
+@pytest.mark.parametrize("case", ops.SHAPES[:3], ids=lambda case: case.name)
+def test_the_best_rows_are_attended_and_ties_go_to_the_lowest(case, reduce, twin, device):
+    """Broken: a row is missed or doubled, a hidden one is chosen, or ties go to other rows than in the other twin."""
+    inputs = whole_numbers(case, device, reduce)
+    assert_right(inputs, ops.run("topk_decode", twin, inputs))
+
+
+class Stream:
+    """Of a machine without any: everything is done in order."""
+
+    def wait_stream(self, _other):
+        """Nothing to wait for."""
+
+
+@pytest.mark.parametrize("reduce", ["max", "none"])
+@pytest.mark.parametrize("case", ops.SHAPES[1:3], ids=lambda case: case.name)
+def test_halves_are_the_whole(case, reduce, device, monkeypatch):
+    """Broken: a half of the texts, or of the heads of the only text, gets rows or results of the other."""
+    from lacuna.kernels.topk_decode import fused
+
+    if device.type == "cpu":
+        monkeypatch.setattr(fused, "side_stream", lambda _device: Stream())
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: Stream())
+        monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
+    inputs = whole_numbers(case, device, reduce)
+    assert_right(inputs, ops.run("topk_decode", "fused", inputs, halves=2))
+
+
+@ops.both
+def test_a_width_of_nothing_is_refused(twin, device):
+    """Broken: nothing is asked for, and nothing is said."""
+    with pytest.raises(ValueError, match="width"):
+        ops.run("topk_decode", twin, whole_numbers(ops.SHAPES[0], device, "max") | {"width": 0})
+
+
+@pytest.mark.parametrize(
+    ("kind", "k"), [("normal", 300), ("normal", 0), ("ties", 300), ("constant", 300), ("wide", 300), ("hidden", 5000)]
+)
+def test_rows_of_several_blocks_are_selected_alike(k, kind, device):
+    """Broken: blocks that hold a row together choose other rows than the definition."""
+    from lacuna.kernels.select_topk.fused import empty_choice
+    from lacuna.kernels.select_topk.joint.fused import select_joint
+
+    s_BNS = ops.scores(kind, 1299, device)[:, :2].contiguous()
+    k_B = torch.tensor([k, k // 2], dtype=torch.int32, device=device)
+    with ops.poisoned_memory():
+        index_BNK, count_BN = empty_choice(2, 2, 1500, s_BNS.device)
+        select_joint(s_BNS, k_B, index_BNK, count_BN, chunk_rows=256)
+    expected_BNK, expected_BN = ops.definitions.select_topk(s_BNS, k_B, 1500)
+    assert torch.equal(count_BN.long().cpu(), expected_BN)
+    assert torch.equal(index_BNK.long().cpu(), expected_BNK)
+
+
+def test_a_row_of_a_million_is_selected_exactly(device):
+    """Broken: counts of a long row overflow, or its last rows are cut off."""
+    rows = 2**20 if device.type == "cuda" else 2**17
+    s_BNS = torch.randn(1, 2, rows, generator=torch.Generator().manual_seed(3)).to(device)
+    s_BNS[0, 1, 5::7] = math.inf
+    k_B = torch.tensor([rows // 4], dtype=torch.int32, device=device)
+    index_BNK, count_BN = ops.run("select_topk", "fused", {"s_BNS": s_BNS, "k_B": k_B, "width": rows // 4})
+    expected_BNK, expected_BN = ops.run("select_topk", "eager", {"s_BNS": s_BNS, "k_B": k_B, "width": rows // 4})
+    assert torch.equal(count_BN, expected_BN)
+    assert torch.equal(index_BNK, expected_BNK)
