@@ -89,8 +89,10 @@ def compare(inputs: Inputs, output: tuple[torch.Tensor, ...], reference: tuple[t
     bound = 64 * torch.finfo(torch.float32).eps * float(s_BNS.nan_to_num(0.0, 0.0, 0.0).abs().max())
     if not apart <= bound:
         return Comparison(math.inf, 0.0, f"ranks of chosen rows are {apart:.3g} below the best")
-    names = ("q_BHD", "k_BGSD", "v_BGSD", "scale")
-    attended = {name: inputs[name] for name in names} | {"index_BNK": index_BNK, "count_BN": count_BN}
+    attended = {name: inputs[name] for name in ("q_BHD", "k_BGSD", "v_BGSD", "scale")} | {
+        "index_BNK": index_BNK,
+        "count_BN": count_BN,
+    }
     return compare_values(inputs, out_BHD, GATHER_DECODE.reference(attended))
 
 
