@@ -201,11 +201,14 @@ def body_and_rest(rows: int) -> tuple[int, int]:
     return (half, rest) if half >= 16 and rows > half and rest <= half // 4 else (whole, 0)
 
 
-def select_plan(block_rows: int) -> SelectPlan:
+def select_plan(block_rows: int, block_rest: int = 0, sets: int = 0, multiprocessor_count: int = 0) -> SelectPlan:
     """Cut a selection by one block.
 
     Args:
         block_rows: The power of two that covers the rows, or most of them; at most 32768.
+        block_rest: The power of two that covers the others, or 0.
+        sets: Rows of scores that are selected from, if known.
+        multiprocessor_count: SMs of the GPU.
 
     Returns:
         The plan.
@@ -213,4 +216,7 @@ def select_plan(block_rows: int) -> SelectPlan:
     # 32 scores for each thread, or 64 in long rows: few warps wait less for each other at every step of the search.
     few = block_rows <= SHORT_ROWS
     num_warps = max(4, block_rows // (1024 if few else 2048))
+    if block_rows == 2 * SHORT_ROWS and not block_rest and 0 < sets <= multiprocessor_count:
+        # A block has its SM to itself, and registers enough to find all places at once: a tenth faster.
+        return SelectPlan(block_rows, num_warps, 255)
     return SelectPlan(max(16, block_rows // 4), num_warps, 96 if few else 128)

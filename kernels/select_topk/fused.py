@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from ..overlap.fused import overlap, start_after_others
-from ..tiling import SelectPlan, body_and_rest, power_of_2, select_plan
+from ..tiling import SelectPlan, body_and_rest, multiprocessors, power_of_2, select_plan
 from .joint.fused import select_joint
 from .search.fused import (
     between,
@@ -140,7 +140,7 @@ def select_topk(
         select_joint(s_BNS, k_B, index_BNK, count_BN)
         return index_BNK, count_BN
     block_rows, block_rest = body_and_rest(rows)
-    plan = plan or select_plan(block_rows)
+    plan = plan or select_plan(block_rows, block_rest, batch * sets, multiprocessors(s_BNS.device))
     select_kernel[(batch * sets,)](
         s_BNS, k_B, index_BNK, count_BN, rows, width, SETS=sets, BLOCK_ROWS=block_rows,
         BLOCK_REST=block_rest, BLOCK_PART=plan.part_rows, BLOCK_WIDTH=power_of_2(width), num_warps=plan.num_warps,

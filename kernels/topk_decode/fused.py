@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 
 from ..gather_decode.fused import gather_decode
-from ..interpreter import interpreted
 from ..lowrank_score.fused import lowrank_score
 from ..op import Reduce
-from ..select_topk.fused import select_topk
+from ..select_topk.fused import MOST_ROWS, empty_choice, select_topk
+from ..tiling import multiprocessors
 
 # Scores below which a second stream costs more than it hides.
 LEAST_SCORES = 1 << 20
@@ -74,33 +74,31 @@ def topk_decode(
     Raises:
         ValueError: If `reduce` is none of the three, `width` is not positive, or rows are not contiguous.
     """
-    (batch, groups, rows), heads = rank_k_BGSR.shape[:3], q_BHD.shape[1]
-    sets = heads if reduce == "none" else groups
-    index_BNK = torch.empty(batch, sets, max(1, width), dtype=torch.int32, device=q_BHD.device)
-    count_BN = torch.empty(batch, sets, dtype=torch.int32, device=q_BHD.device)
+    heads, (batch, groups, rows) = q_BHD.shape[1], rank_k_BGSR.shape[:3]
+    sets, device = heads if reduce == "none" else groups, q_BHD.device
+    index_BNK, count_BN = empty_choice(batch, sets, max(1, width), device)
     out_BHD = torch.empty_like(q_BHD, memory_format=torch.contiguous_format)
 
     def score(part: Part) -> torch.Tensor:
-        given = (rank_q_BHR[part.texts, part.heads], rank_k_BGSR[part.texts, part.groups])
-        return lowrank_score(*given, lo_B[part.texts], hi_B[part.texts], reduce)
+        ranked = rank_q_BHR[part.texts, part.heads], rank_k_BGSR[part.texts, part.groups]
+        return lowrank_score(*ranked, lo_B[part.texts], hi_B[part.texts], reduce)
 
     def attend(part: Part, s_BNS: torch.Tensor) -> None:
         chosen = index_BNK[part.texts, part.sets], count_BN[part.texts, part.sets]
         select_topk(s_BNS, wanted_B[part.texts], width, into=chosen)
-        q, k, v = q_BHD[part.texts, part.heads], k_BGSD[part.texts, part.groups], v_BGSD[part.texts, part.groups]
-        gather_decode(q, k, v, *chosen, scale, into=out_BHD[part.texts, part.heads])
+        cache = k_BGSD[part.texts, part.groups], v_BGSD[part.texts, part.groups]
+        gather_decode(q_BHD[part.texts, part.heads], *cache, *chosen, scale, into=out_BHD[part.texts, part.heads])
 
-    first, *rest = parts_of(batch, groups, heads, sets, halves or halves_of(q_BHD, batch * sets, rows))
+    first, *rest = parts_of(batch, groups, heads, sets, halves or halves_of(device, batch * sets, rows))
     scored = score(first)
     if rest:
-        side = side_stream(q_BHD.device)
         # The second half is scored after the first, not beside it: else both would choose at the same time.
-        side.wait_stream(torch.cuda.current_stream(q_BHD.device))
+        (side := side_stream(device)).wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             attend(rest[0], score(rest[0]))
     attend(first, scored)
     if rest:
-        torch.cuda.current_stream(q_BHD.device).wait_stream(side)
+        torch.cuda.current_stream(device).wait_stream(side)
     return out_BHD, index_BNK, count_BN
 
 
@@ -130,18 +128,23 @@ def parts_of(batch: int, groups: int, heads: int, sets: int, halves: int) -> lis
     ]
 
 
-def halves_of(q_BHD: torch.Tensor, sets: int, rows: int) -> int:
+def halves_of(device: torch.device, sets: int, rows: int) -> int:
     """Choose how many parts of the sets go side by side.
 
+    Two were faster where a choice takes several blocks of each SM, or several blocks a set; not where every SM has one
+    block that chooses.
+
     Args:
-        q_BHD: Queries; they tell the device.
+        device: Where.
         sets: Of all texts.
         rows: S.
 
     Returns:
         1 or 2.
     """
-    return 2 if q_BHD.is_cuda and not interpreted() and sets * rows >= LEAST_SCORES else 1
+    if device.type != "cuda" or sets * rows < LEAST_SCORES:
+        return 1
+    return 2 if sets >= 2 * multiprocessors(device) or rows > MOST_ROWS else 1
 
 
 @functools.cache

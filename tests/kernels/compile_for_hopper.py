@@ -83,6 +83,10 @@ def main(dtypes):
     for rows in (4156, 16384, 32828, 131072):
         case = replace(shapes[0], batch=1, rows=rows, kept=rows // 4)
         select.fused(*select.make(case, device, 0).values())
+    few = replace(
+        shapes[0], batch=1, q_heads=2, kv_heads=2, rows=16384
+    )  # as many sets as the GPU that a CPU stands for
+    select.fused(*select.make(few, device, 0).values())
 
 
 if __name__ == "__main__":
