@@ -99,7 +99,8 @@ def _slurm() -> Finding:
         answer = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, timeout=10, check=True)  # noqa: S607
         queue = subprocess.run(["sinfo", "-h", "-o", "%P"], capture_output=True, text=True, timeout=10, check=True)  # noqa: S607
     except (OSError, subprocess.SubprocessError) as error:
-        return Finding("slurm", there=False, text=f"sbatch is here but sinfo does not answer ({error}); see SLURM_CONF")
+        said = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1]
+        return Finding("slurm", there=False, text=f"sbatch is here but sinfo does not answer ({said}); see SLURM_CONF")
     return Finding("slurm", there=True, text=f"{answer.stdout.strip()}, partitions {' '.join(queue.stdout.split())}")
 
 
