@@ -37,6 +37,8 @@ def say(line: str) -> None:
 
 def flush() -> None:
     """Write what others printed, argparse's help for one; raises as `say` does."""
+    if sys.stdout is None:  # it was closed before the command began, who does so wants to hear nothing
+        return
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -51,6 +51,13 @@ def test_a_reader_who_has_gone_is_told_by_the_exit_code(folder, closed_pipe, nam
     assert ended(COMMANDS[name], closed_pipe, folder) == (141, "")
 
 
+def test_a_command_may_be_told_to_say_nothing(folder):
+    """`lacuna run SWEEP >&-` in a script of a batch system would end in a traceback."""
+    command = [sys.executable, "-m", "lacuna", "plan", "tiny.yaml"]
+    silent = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], cwd=folder, capture_output=True, check=False)
+    assert (silent.returncode, silent.stderr) == (0, b"")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 @pytest.mark.parametrize("name", ["help", "list"])
 def test_an_output_that_cannot_be_written_is_one_sentence(folder, name):
