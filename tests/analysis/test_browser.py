@@ -34,8 +34,10 @@ def tab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(broken, tmp_path_factory):
-    """The page of a sweep with failures."""
-    return report.write_report(broken, tmp_path_factory.mktemp("out"), "A title", "lacuna report")[0]
+    """The page of a sweep with failures, with some of its figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "names", lambda _: ["accuracy_density", "energy", "needle_heatmap"])
+        return report.write_report(broken, tmp_path_factory.mktemp("out"), "A title", "lacuna report")[0]
 
 
 def tab_to(tab, selector):
