@@ -91,6 +91,14 @@ def test_rows_of_several_blocks_are_selected_alike(k, kind, device):
     assert torch.equal(index_BNK.long().cpu(), expected_BNK)
 
 
+def test_more_rows_than_blocks_can_hold_are_refused(device):
+    """Broken: blocks that wait for each other are more than a GPU holds at once, and wait for ever."""
+    s_BNS = torch.zeros(1, 1, 1, device=device).expand(1, 1, 2**21 + 1)
+    k_B = torch.tensor([4], dtype=torch.int32, device=device)
+    with pytest.raises(ValueError, match="2097152 rows"):
+        ops.run("select_topk", "fused", {"s_BNS": s_BNS, "k_B": k_B, "width": 4})
+
+
 def test_a_row_of_a_million_is_selected_exactly(device):
     """Broken: counts of a long row overflow, or its last rows are cut off."""
     rows = 2**20 if device.type == "cuda" else 2**17

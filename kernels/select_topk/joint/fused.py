@@ -17,7 +17,7 @@ import triton.language as tl
 
 from ...interpreter import interpreted
 from ...overlap.fused import overlap, start_after_others
-from ...tiling import power_of_2
+from ...tiling import multiprocessors, power_of_2
 from ..four.fused import counted_at_four, four_first, four_next, moments, narrowed
 from ..search.fused import BEYOND, LEAST, between, middle_of, ordered_key, score_of
 
@@ -27,6 +27,7 @@ MASK = tl.constexpr((1 << 28) - 1)
 # Two steps quarter the field, of at most 2^28 rows, or halve the range of keys: 14 + 2 * 32 steps at the most.
 STEPS = 80
 CHUNK_ROWS, MOST_CHUNKS = 4096, 64
+MOST_ROWS = MOST_CHUNKS * 32768
 
 
 @triton.jit
@@ -268,9 +269,16 @@ def select_joint(
         chunk_rows: Rows of one block; chosen from S if 0.
         num_warps: Warps of a block.
         part_rows: Rows whose places are found at once.
+
+    Raises:
+        ValueError: If there are more than 2097152 rows.
     """
     (batch, sets, rows), width = s_BNS.shape, index_BNK.shape[2]
-    chunk_rows = chunk_rows or max(CHUNK_ROWS, power_of_2(triton.cdiv(rows, MOST_CHUNKS)))
+    if rows > MOST_ROWS:
+        raise ValueError(f"expected at most {MOST_ROWS} rows to choose from, got {rows}")
+    # The blocks of a set wait for each other, so the GPU must hold them at once.
+    chunks = min(MOST_CHUNKS, multiprocessors(s_BNS.device)) if s_BNS.is_cuda else MOST_CHUNKS
+    chunk_rows = chunk_rows or max(CHUNK_ROWS, power_of_2(triton.cdiv(rows, chunks)))
     if interpreted():
         chunk_rows = power_of_2(rows)
     chunks = triton.cdiv(rows, chunk_rows)
