@@ -33,7 +33,8 @@ def rank_row_kernel(score_ptr, factor_ptr, local_ptr, first_ptr, lse_ptr, rank_p
         local_ptr: (B, T) last keys that come first.
         first_ptr: (B,) first row that is no padding.
         lse_ptr: (B, H, T) log2 of the sums of weights, written.
-        rank_ptr: (B, G, t, X), counted from the first key that is no padding; -inf for keys not seen.
+        rank_ptr: (B, G, t, X) log2 of the sums over the group, counted from the first key that is no padding; -inf
+            for keys not seen.
         begin: First of the t query rows.
         some: t.
         new: T.
@@ -68,7 +69,8 @@ def rank_row_kernel(score_ptr, factor_ptr, local_ptr, first_ptr, lse_ptr, rank_p
         row = key + part
         mask = there[:, None] & (row <= own)[None, :]
         score = tl.load(line[:, None] + row[None, :], mask=mask, other=float("-inf")) * factor[:, None]
-        rank = tl.sum(tl.exp2(score - lse[:, None]), 0)
+        # Logs keep the order, and lie as the search guesses: sums of weights are far from normal.
+        rank = tl.log2(tl.maximum(tl.sum(tl.exp2(score - lse[:, None]), 0), 1e-38))
         rank = tl.where(row <= own, tl.where(row > own - local, float("inf"), rank), float("-inf"))
         tl.store(rank_ptr + (pair * some + at) * width + row, rank, mask=row < width)
 
