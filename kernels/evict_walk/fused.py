@@ -17,7 +17,7 @@ import triton.language as tl
 from ..dense_decode.fused import LOG2_E, check_contiguous_rows
 from ..kth_score.stored.fused import rank_some
 from ..tiling import power_of_2
-from .ahead.fused import exponents_kernel, walk_ahead_kernel
+from .ahead.fused import NONE, exponents_kernel, walk_ahead_kernel
 from .eager import Walked
 
 # Scores held at one time (32 MB, which stay in L2), and those of one row in registers.
@@ -39,7 +39,7 @@ def walk_rows_kernel(score_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, pl
         number_ptr: (B, N, S) token numbers; negative: never held.
         budget_ptr: (B, T) most keys held.
         recent_ptr: (B, T) last tokens that stay.
-        place_ptr: (B, N, C) which key lies at each place, -1 none; read and written.
+        place_ptr: (B, N, C) which key lies at each place, S none; read and written.
         count_ptr: (B, N) keys held; read and written.
         until_ptr: (B, N, S) rows at which keys leave; written for those that do.
         last_ptr: (B, N, S) marks of held keys; read and written.
@@ -60,25 +60,28 @@ def walk_rows_kernel(score_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, pl
     number_base, mark_base, last_base = number_ptr + pair * rows, mark_ptr + pair * rows, last_ptr + pair * rows
     column = tl.load(place_ptr + pair * PLACES + places)
     count = tl.load(count_ptr + pair)
-    number = tl.load(number_base + column, mask=column >= 0, other=0)
-    mark = tl.load(last_base + column, mask=column >= 0, other=0.0)
+    number = tl.load(number_base + column, mask=column < rows, other=0)
+    mark = tl.load(last_base + column, mask=column < rows, other=0.0)
     for t in range(some):
         row, own = begin + t, rows - new + begin + t
         now, mark_own = tl.load(number_base + own), tl.load(mark_base + own)
         budget, recent = tl.load(budget_ptr + batch * new + row), tl.load(recent_ptr + batch * new + row)
         if now >= 0:
             full = tl.zeros_like(column) + count + 1 > budget
-            old = (column >= 0) & (number <= now - recent)
-            # Marks are not negative, so their bits are ordered as they are; of equal ones the oldest comes first.
-            order = (mark.to(tl.int32, bitcast=True).to(tl.int64) << 32) | number.to(tl.int64)
-            order = tl.where(old, order, 0x7FFFFFFFFFFFFFFF)
-            leaves = old & (order == tl.min(order, 0)) & full
-            tl.store(until_ptr + pair * rows + column, tl.zeros_like(column) + row, mask=leaves)
+            old = (column < rows) & (number <= now - recent)
+            # Marks are not negative, so their bits are ordered as they are; of equal ones the oldest comes first. Which
+            # it is, its column tells: the compiler may hold marks twice, summed in another order, and not equal.
+            order = (mark.to(tl.int32, bitcast=True).to(tl.int64) << 32) | column.to(tl.int64)
+            lowest = tl.min(tl.where(old, order, NONE), 0)
+            gone = (lowest & 0xFFFFFFFF).to(tl.int32)
+            leaves = old & (column == gone) & full
+            if (lowest != NONE) & (count + 1 > budget):
+                tl.store(until_ptr + pair * rows + gone, row)
             here = leaves | ((places == count) & (full == 0))
             column, number = tl.where(here, own, column), tl.where(here, now, number)
             mark = tl.where(here, mark_own, mark)
             count = tl.minimum(count + 1, tl.maximum(budget, count))
-            held = column >= 0
+            held = column < rows
             added = tl.zeros([PLACES], tl.float32)
             for head in range(0, HEADS, CHUNK):
                 each = head + tl.arange(0, CHUNK)
@@ -92,7 +95,7 @@ def walk_rows_kernel(score_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, pl
             mark = carry * mark + share * added
     tl.store(place_ptr + pair * PLACES + places, column)
     tl.store(count_ptr + pair, count)
-    tl.store(last_base + column, mark, mask=column >= 0)
+    tl.store(last_base + column, mark, mask=column < rows)
 
 
 def evict_walk(
@@ -160,6 +163,7 @@ class Job(NamedTuple):
 def _walk_ahead(job: Job, num_warps: int | None) -> tuple[Walked, torch.Tensor]:
     """Walk, and say of each set whether its weights were lost, (B, N) int32."""
     state, chunk = _State.of(job), power_of_2(_heads(job))
+    slot = torch.arange(job.places, dtype=torch.int32, device=state.held.device)
     lost = torch.zeros_like(state.held)
     warps = num_warps or max(1, min(8, job.places * chunk // (32 * SCORES_EACH)))
     for size, score in _scores(job):
@@ -168,12 +172,11 @@ def _walk_ahead(job: Job, num_warps: int | None) -> tuple[Walked, torch.Tensor]:
             score, begin, some, rows - new, width, PART=1024
         )
         walk_ahead_kernel[(state.held.numel(),)](
-            score, *job[2:6], *state, lost, *size, *job.factors, SETS=job.number_BNS.shape[1],
+            score, *job[2:6], *state, lost, slot, *size, *job.factors, SETS=job.number_BNS.shape[1],
             HEADS=_heads(job), CHUNK=chunk, PLACES=job.places, LEAST=LEAST, num_warps=warps,
         )  # fmt: skip
         # Neighbours in the text lie side by side again, and share what is loaded; marks are found by their keys.
-        state.place.copy_(torch.where(state.place < 0, rows, state.place).sort(-1).values)
-        state.place.masked_fill_(state.place == rows, -1)
+        state = state._replace(place=state.place.sort(-1).values)
     return state.ended(job.q_BHTD.shape[2]), lost
 
 
@@ -199,13 +202,13 @@ class _State(NamedTuple):
 
     @classmethod
     def of(cls, job: Job) -> "_State":
-        """Keys held from the start at the first places, in order; -1 at the others."""
+        """Keys held from the start at the first places, in order; S at the others."""
         number, (new, rows) = job.number_BNS, (job.q_BHTD.shape[2], job.k_BGSD.shape[2])
         column = torch.arange(rows - new, dtype=torch.int32, device=number.device)
         held = number[..., : rows - new] >= 0
         order = torch.where(held, column, rows).sort(-1).values[..., : job.places]
-        place = torch.full((*number.shape[:2], job.places), -1, dtype=torch.int32, device=number.device)
-        place[..., : order.shape[-1]] = torch.where(order < rows, order, -1)
+        place = torch.full((*number.shape[:2], job.places), rows, dtype=torch.int32, device=number.device)
+        place[..., : order.shape[-1]] = order
         until = torch.full_like(number, new).masked_fill_(number < 0, 0)
         return cls(place, held.sum(-1, dtype=torch.int32), until, job.mark_BNS.clone())
 

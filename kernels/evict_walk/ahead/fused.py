@@ -7,6 +7,8 @@ key rows that the last of those sees, N = 1 or G sets of rows, C places of a cac
 import triton
 import triton.language as tl
 
+NONE = tl.constexpr(0x7FFFFFFFFFFFFFFF)  # no key: after all others
+
 
 @triton.jit
 def exponents_kernel(score_ptr, begin, some, before, width, PART: tl.constexpr):
@@ -33,7 +35,7 @@ def exponents_kernel(score_ptr, begin, some, before, width, PART: tl.constexpr):
 
 @triton.jit
 def walk_ahead_kernel(weight_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, place_ptr, count_ptr, until_ptr,
-                      last_ptr, lost_ptr, begin, some, new, rows, width, carry, share, SETS: tl.constexpr,
+                      last_ptr, lost_ptr, slot_ptr, begin, some, new, rows, width, carry, share, SETS: tl.constexpr,
                       HEADS: tl.constexpr, CHUNK: tl.constexpr, PLACES: tl.constexpr,
                       LEAST: tl.constexpr):  # fmt: skip
     """Walk as `walk_rows_kernel` does, where all heads are weighed at once: what the next row needs is under way.
@@ -46,11 +48,12 @@ def walk_ahead_kernel(weight_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, 
         number_ptr: (B, N, S) token numbers; negative: never held.
         budget_ptr: (B, T) most keys held.
         recent_ptr: (B, T) last tokens that stay.
-        place_ptr: (B, N, C) which key lies at each place, -1 none; read and written.
+        place_ptr: (B, N, C) which key lies at each place, S none; read and written.
         count_ptr: (B, N) keys held; read and written.
         until_ptr: (B, N, S) rows at which keys leave; written for those that do.
         last_ptr: (B, N, S) marks of held keys; read and written.
         lost_ptr: (B, N) 1 where the keys held weigh next to nothing beside one that is not; else not written.
+        slot_ptr: (C,) numbers of the places.
         begin: First of the t query rows.
         some: t.
         new: T.
@@ -67,13 +70,16 @@ def walk_ahead_kernel(weight_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, 
     pair = tl.program_id(0).to(tl.int64)
     batch, places, each = pair // SETS, tl.arange(0, PLACES), tl.arange(0, CHUNK)
     number_base, mark_base, last_base = number_ptr + pair * rows, mark_ptr + pair * rows, last_ptr + pair * rows
-    column = tl.load(place_ptr + pair * PLACES + places)
-    count = tl.load(count_ptr + pair)
-    number = tl.load(number_base + column, mask=column >= 0, other=0)
-    mark = tl.load(last_base + column, mask=column >= 0, other=0.0)
+    # Places are read and stored as weights are, for all heads at once and at addresses that nothing is known of: one
+    # layout then serves all, and no thread computes what others compute too.
+    slot, spread = tl.load(slot_ptr + places), tl.zeros([CHUNK, PLACES], tl.int32)
+    column = tl.max(tl.load((place_ptr + pair * PLACES + slot)[None, :] + spread), 0)
+    count, there = tl.load(count_ptr + pair), (column < rows)[None, :] & (spread == 0)
+    number = tl.max(tl.load((number_base + column)[None, :] + spread, mask=there, other=0), 0)
+    mark = tl.max(tl.load((last_base + column)[None, :] + spread, mask=there, other=0.0), 0)
     head = each < HEADS
     line = weight_ptr + (pair * HEADS + each.to(tl.int64)) * some * width
-    mask = head[:, None] & (column >= 0)[None, :]
+    mask = head[:, None] & (column < rows)[None, :]
     weight_next = tl.load(line[:, None] + column[None, :], mask=mask, other=0.0)
     own_next = tl.load(line + rows - new + begin, mask=head, other=0.0)
     now_next, begun_next = tl.load(number_base + rows - new + begin), tl.load(mark_base + rows - new + begin)
@@ -86,7 +92,7 @@ def walk_ahead_kernel(weight_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, 
         )  # fmt: skip
         line += tl.where(t + 1 < some, width, 0)
         after = tl.minimum(own + 1, rows - new + begin + some - 1)
-        mask = head[:, None] & (column >= 0)[None, :]
+        mask = head[:, None] & (column < rows)[None, :]
         weight_next = tl.load(line[:, None] + column[None, :], mask=mask, other=0.0)
         own_next = tl.load(line + after, mask=head, other=0.0)
         cross = tl.load(line + own, mask=head, other=0.0)
@@ -95,12 +101,15 @@ def walk_ahead_kernel(weight_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, 
         recent_next = tl.load(recent_ptr + batch * new + after - (rows - new))
         real = tl.zeros_like(column) + now >= 0
         full = tl.zeros_like(column) + count + 1 > budget
-        old = (column >= 0) & (number <= now - recent)
-        # Marks are not negative, so their bits are ordered as they are; of equal ones the oldest comes first.
-        order = (mark.to(tl.int32, bitcast=True).to(tl.int64) << 32) | number.to(tl.int64)
-        order = tl.where(old, order, 0x7FFFFFFFFFFFFFFF)
-        leaves = old & (order == tl.min(order, 0)) & full & real
-        tl.store(until_ptr + pair * rows + column, tl.zeros_like(column) + row, mask=leaves)
+        old = (column < rows) & (number <= now - recent)
+        # Marks are not negative, so their bits are ordered as they are; of equal ones the oldest comes first. Which
+        # it is, its column tells: the compiler may hold marks twice, summed in another order, and not equal.
+        order = (mark.to(tl.int32, bitcast=True).to(tl.int64) << 32) | column.to(tl.int64)
+        lowest = tl.min(tl.where(old, order, NONE), 0)
+        gone = (lowest & 0xFFFFFFFF).to(tl.int32)
+        leaves = old & (column == gone) & full & real
+        if (lowest != NONE) & (count + 1 > budget) & (now >= 0):
+            tl.store(until_ptr + pair * rows + gone, row)
         here = leaves | ((places == count) & (full == 0) & real)
         column, number = tl.where(here, own, column), tl.where(here, now, number)
         mark = tl.where(here, begun, mark)
@@ -112,8 +121,9 @@ def walk_ahead_kernel(weight_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, 
         lost = tl.where((least < LEAST) & (now >= 0), 1, lost)
         added = tl.sum(weight * (1.0 / tl.where(total == 0.0, 1.0, total))[:, None], 0)
         mark = tl.where(real, carry * mark + share * added, mark)
-    tl.store(place_ptr + pair * PLACES + places, column)
+    alone = (each == 0)[:, None] & (spread == 0)
+    tl.store((place_ptr + pair * PLACES + slot)[None, :] + spread, column[None, :] + spread, mask=alone)
+    tl.store((last_base + column)[None, :] + spread, mark[None, :] + spread, mask=alone & (column < rows)[None, :])
     tl.store(count_ptr + pair, count)
-    tl.store(last_base + column, mark, mask=column >= 0)
     if lost > 0:
         tl.store(lost_ptr + pair, lost)
