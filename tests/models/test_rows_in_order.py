@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from conftest_models import DIM
+from conftest_models import DIM, make_model, tokens
 from evict_reference import draw, feed, fresh, held
 
+from lacuna.models.bind import bind
 from lacuna.models.memory import Call
 from lacuna.models.methods.linear_residual import LinearResidual
 from lacuna.models.methods.ratchetkv import RatchetKv
@@ -82,6 +83,27 @@ def test_what_attention_decides_is_walked(method, prompts, monkeypatch):
     run(method, prompts, [0, 0])
     assert asked
     assert not any(asked)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_layers_of_one_budget_share_the_order(padded, monkeypatch):
+    """A layer would drop what another layer's budget drops, or go on with the order of the call before."""
+    model, ids = make_model(num_hidden_layers=4), tokens(2, 60)
+    method = LinearResidual(keep=None, rows=[9, 12, 9], sinks=2, recent=1.0)
+    mask = (torch.arange(60) >= torch.tensor([0, 6])[:, None]).long() if padded else None
+    outs = {}
+    for by_age in (True, False):
+        if not by_age:
+            monkeypatch.setattr(Residual, "by_age", lambda *_: False)
+        with bind(model, method) as binding:
+            cache = binding.cache()
+            for begin, end in ((0, 20), (20, 41), (41, 60)):
+                seen = None if mask is None else mask[:, :end]
+                binding.feeding = "prefill" if begin == 0 else "decode"
+                out = model(ids[:, begin:end], attention_mask=seen, past_key_values=cache, use_cache=True).logits
+            outs[by_age] = out, binding.ledger.sums()
+    torch.testing.assert_close(outs[True][0], outs[False][0], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(outs[True][1], outs[False][1], atol=0, rtol=1e-12)
 
 
 def test_no_attention_is_summed_where_nothing_reads_it():
