@@ -5,14 +5,13 @@ Shapes: B batch, G key/value heads, N rows, D head dimension, W width of the pro
 
 from __future__ import annotations
 
-import functools
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ...kernels.taylor_features import OP as TAYLOR_FEATURES
 from ..feature_map import Centre, FeatureMap, Features, Weights, generators, leading, orthonormal, plain, spread
 from ..memory import Site
 
@@ -51,31 +50,22 @@ class Taylor(FeatureMap):
 
     def keys(self, k_BGND: Tensor, weights: Weights) -> Features:
         """1, y, and the products of its components."""
-        y = _projected(k_BGND, weights)
-        return plain(torch.cat([torch.ones_like(y[..., :1]), y, _pairs(y)], -1))
+        return plain(_expanded(k_BGND, weights))
 
     def queries(self, q_BGND: Tensor, weights: Weights, centre: Centre | None) -> Features:
         """The same; around a centre, with t = q . c: (1 - t + t^2 / 2), (1 - t) y, products; times exp(q . c)."""
-        y = _projected(q_BGND, weights)
+        value = _expanded(q_BGND, weights)
         if centre is None:
-            return self.keys(q_BGND, weights)
-        t = (y * _projected(centre.offset, weights)).sum(-1, keepdim=True)
-        value = torch.cat([1 - t + t.square() / 2, (1 - t) * y, _pairs(y)], -1)
+            return plain(value)
+        y = value[..., 1 : 1 + self._wide(q_BGND.shape[3])]
+        offset = centre.offset @ weights["projection"] if "projection" in weights else centre.offset
+        t = (y * offset).sum(-1, keepdim=True)
+        y *= 1 - t
+        value[..., :1] = 1 - t + t.square() / 2
         return Features(value, (q_BGND * (centre.anchor + centre.offset)).sum(-1))
 
 
-def _projected(x_BGND: Tensor, weights: Weights) -> Tensor:
-    return x_BGND @ weights["projection"] if "projection" in weights else x_BGND
-
-
-def _pairs(y_BGNW: Tensor) -> Tensor:
-    """y_i y_j for i < j, and y_i^2 / sqrt 2."""
-    first, second, factor = _triangle(y_BGNW.shape[-1], y_BGNW.device)
-    return y_BGNW[..., first] * y_BGNW[..., second] * factor
-
-
-@functools.cache
-def _triangle(width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of components and their factors; made once, as a step on a GPU is bound by its launches."""
-    first, second = torch.triu_indices(width, width, device=device)
-    return first, second, torch.where(first == second, 1 / math.sqrt(2), 1.0)
+def _expanded(x_BGND: Tensor, weights: Weights) -> Tensor:
+    none = x_BGND.new_empty(*x_BGND.shape[1::2], 0)
+    value: Tensor = TAYLOR_FEATURES(x_BGND, weights.get("projection", none))
+    return value

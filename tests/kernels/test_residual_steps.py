@@ -1,4 +1,4 @@
-"""The three launches of a step beside a linear state, against their definitions in float64.
+"""The launches of a step beside a linear state, against their definitions in float64.
 
 Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, F features.
 """
@@ -12,6 +12,7 @@ from lacuna.kernels.op import load_op
 
 both = pytest.mark.parametrize("twin", ["eager", "fused"])
 JOIN, MARK, SWAP = (load_op(name) for name in ("linear_decode", "marked_decode", "swap_row"))
+TAYLOR = load_op("taylor_features")
 
 
 @both
@@ -114,3 +115,15 @@ def test_where_no_row_may_leave_nothing_is_written(twin, device):
     found = getattr(SWAP, twin)(**given)
     assert bool((found.slot_BG == -1).all())
     assert all(torch.equal(given[name], before[name]) for name in SWAP.writes)
+
+
+@both
+@pytest.mark.parametrize("case", [case for case in TAYLOR.cases if case.purpose == "test"], ids=lambda case: case.name)
+def test_products_of_features_are_the_expansion(case, twin, device):
+    """Broken: a pair of components is missing or counted twice, so that products are not 1 + s + s^2 / 2."""
+    given = TAYLOR.make(case, device, 2)
+    found = getattr(TAYLOR, twin)(**given).double().cpu()
+    x, projection = given["x_BGND"].double().cpu(), given["projection_GDW"].double().cpu()
+    y = x @ projection if projection.shape[2] else x
+    s = y @ y.mT
+    torch.testing.assert_close(found @ found.mT, 1 + s + s**2 / 2, atol=1e-3, rtol=1e-3)
