@@ -12,9 +12,9 @@ from .eager import as_words, chosen_prefill
 
 TESTED = (
     RowsCase("rows", 2, 2, 2, 77, head_dim=64, kept=19, block=1, dtype="float32", reduce="none"),
-    RowsCase("pages_5", 1, 6, 2, 161, head_dim=96, kept=33, block=5, dtype="float16"),
+    RowsCase("pages_5", 1, 6, 2, 161, head_dim=96, kept=33, queries=60, block=5, dtype="float16"),
     RowsCase("gqa4_offset", 2, 8, 2, 90, head_dim=64, kept=30, queries=33, block=1, dtype="bfloat16", layout="padded"),
-    RowsCase("pages_16", 1, 4, 2, 150, head_dim=64, kept=48, block=16, dtype="bfloat16", reduce="none"),
+    RowsCase("pages_16", 1, 4, 2, 150, head_dim=64, kept=48, queries=70, block=16, dtype="bfloat16", reduce="none"),
 )
 TIMED = tuple(
     RowsCase(f"b1_h32_g8_s{rows}_page{page}", 1, 32, 8, rows, kept=rows // 4, block=page, visible="full",

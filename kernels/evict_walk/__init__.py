@@ -13,10 +13,10 @@ from ..op import Case, Comparison, Inputs, Op
 from .eager import Walked, evict_walk, shares
 
 TESTED = (
-    RowsCase("mha_64", 2, 2, 2, 77, head_dim=64, kept=19, queries=40, dtype="float32"),
-    RowsCase("gqa3_96", 1, 6, 2, 61, head_dim=96, kept=9, dtype="float16"),
-    RowsCase("gqa4_offset", 2, 8, 2, 90, head_dim=64, kept=30, queries=33, dtype="bfloat16", layout="padded"),
-    RowsCase("last_row", 2, 4, 2, 70, head_dim=64, kept=17, queries=44, dtype="bfloat16", reduce="sum"),
+    RowsCase("mha_64", 1, 2, 2, 57, head_dim=64, kept=19, queries=24, dtype="float32"),
+    RowsCase("gqa3_96", 1, 6, 2, 31, head_dim=96, kept=9, dtype="float16"),
+    RowsCase("gqa4_offset", 2, 8, 2, 70, head_dim=64, kept=30, queries=25, dtype="bfloat16", layout="padded"),
+    RowsCase("last_row", 2, 4, 2, 50, head_dim=64, kept=17, queries=24, dtype="bfloat16", reduce="sum"),
 )
 TIMED = (
     RowsCase("b1_h6_g3_s5120_k1024", 1, 6, 3, 5120, head_dim=64, kept=1024, queries=4096, visible="full",

@@ -111,6 +111,20 @@ def test_a_key_that_left_may_have_had_all_the_weight(far, device, monkeypatch):
     assert compared.error < 1e-5
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter knows no layouts")
+@pytest.mark.parametrize("reduce", ["max", "sum"])
+@pytest.mark.parametrize("slower", [False, True])
+def test_a_cache_over_several_warps_is_walked_as_a_small_one(slower, reduce, device, monkeypatch):
+    """Broken: what the compiler holds in several layouts differs between them, and a key leaves in one of them only."""
+    case = RowsCase("large", 1, 4, 2, 1500, head_dim=64, kept=1000, queries=460, visible="full", reduce=reduce)
+    monkeypatch.setattr(fused, "LEAST", 1e30 if slower else fused.LEAST)
+    inputs = OP.make(case, device, 3)
+    found = OP.fused(**inputs)
+    compared = compare_walks(inputs, found, found)
+    assert not compared.reason
+    assert compared.error < 1e-5
+
+
 @pytest.mark.parametrize("break_", ["another", "none", "mark"])
 def test_a_walk_by_another_rule_is_found(break_):
     """Broken: a kernel that drops any key, or none, passes its verification."""
