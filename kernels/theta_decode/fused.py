@@ -76,12 +76,11 @@ def theta_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, s_ptr, top_ptr, total_ptr, 
     for tile in range(start, end, BLOCK_ROWS):
         at = tile + row
         seen = (at >= lo) & (at < end)
-        # keys pass through the second cache, and leave it to the scores, which are read again
-        k = tl.load(k_tile, mask=seen[:, None] & in_dim, other=0.0, eviction_policy="evict_first")
+        k = tl.load(k_tile, mask=seen[:, None] & in_dim, other=0.0)
         if UPCAST:
             k = k.to(tl.float32)
         score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        tl.store(s_heads + at[None, :], score, mask=in_group & (at < rows)[None, :], eviction_policy="evict_last")
+        tl.store(s_heads + at[None, :], score, mask=in_group & (at < rows)[None, :])
         score = tl.where(seen[None, :], score, float("-inf"))
         new_top = tl.maximum(top, tl.max(score, 1))
         total = total * tl.exp2((top - new_top) * LOG2_E) + tl.sum(tl.exp2((score - new_top[:, None]) * LOG2_E), 1)
