@@ -65,10 +65,11 @@ def test_any_shape_is_filled_and_its_leading_columns_vary_most(dim, heads, group
 def test_operations_that_look_at_keys_get_them(real):
     """An operation's inputs would be random, and its row say that they are a model's."""
     found = {name for name in plugins.names("ops") if looks_at_keys(load_op(name))}
-    assert found == KEYED
+    assert found >= KEYED
+    assert not found & {"gate", "add_norm", "append_row", "keep_rows", "rotate_rows"}
     case = case_of(128, 4, 2, 200)
     with drawn_from(real):
-        for name in sorted(found - {"theta_rows", "threshold_score", "threshold_compact", "theta_decode"}):
+        for name in sorted(KEYED - {"theta_rows", "threshold_score", "threshold_compact", "theta_decode"}):
             inputs = load_op(name).make(case, CPU, 0)
             if "k_BGSD" in inputs:
                 assert torch.equal(inputs["k_BGSD"], real(case, CPU, 0).k_BGSD), name
