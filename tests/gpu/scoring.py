@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 
 import torch
 
@@ -111,8 +112,7 @@ def steps(name, folder):
     """What the process of a method does: all that is compiled is compiled before its turn."""
     device = "cpu" if TINY else "cuda"
     model = make_model(**SHAPE).to(device, torch.float32 if TINY else torch.bfloat16)
-    own = folder / f"calibrations-{name}"
-    own.mkdir(exist_ok=True)
+    own = Path(mkdtemp())  # not in the folder of the results, which is sent on: bases and thresholds are megabytes
     files = calibrations(own, GROUPS, 64, LAYERS, HEADS)
     method, ids = make_method(name, arguments(name)), tokens(1, TOKENS).to(device)
     if hasattr(method, "thresholds"):
