@@ -270,7 +270,6 @@ def test_shipped_sweeps_are_read(tmp_path):
         (tmp_path / f"{name}.jsonl.gz").write_bytes((ROOT / "harness" / "data" / "prose.jsonl.gz").read_bytes())
     for name in (
         "train-pocket",
-        "train-pocket-on",
         "train-pocket-landmark",
         "train-compare",
         "landmark",
