@@ -96,7 +96,7 @@ def test_an_interrupted_write_keeps_the_old_table(tmp_path, monkeypatch):
     """Broken: a full disk or a kill in `collect` leaves half an archive where a good one was."""
     path = tmp_path / "t.csv"
     frames.write(frames.to_frame(MIXED[:1]), path)
-    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "disk full")))
     with pytest.raises(OSError, match="disk full"):
         frames.write(frames.to_frame(MIXED), path)
     assert len(frames.read(path)) == 1
