@@ -184,6 +184,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)
+        if error.errno is None:  # a library's own, whose whole message would be lost
+            raise
         raise OSError(error.errno, error.strerror, str(path)) from error  # nobody knows the draft by its name
     except BaseException:
         draft.unlink(missing_ok=True)

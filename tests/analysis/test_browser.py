@@ -122,7 +122,9 @@ def test_wide_tables_and_details_are_reached_by_the_keyboard(tab, page):
     for _ in range(3):
         tab.press("ArrowRight")
     tab.wait("document.activeElement.scrollLeft > 0")
+    assert tab.run("document.activeElement.className") == "scroll"
     tab.run("document.querySelector('#figures').scrollIntoView(); document.querySelector('summary').focus()")
+    assert not tab.run("document.querySelector('details').open")
     tab.press("Enter")
     tab.wait("document.querySelector('details').open")
 
