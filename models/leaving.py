@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .evict import text
+from .lifetime import held_count
 from .memory import Call, Memory
 from .residual_state import Dropped
 
@@ -34,7 +35,8 @@ class Leaving(NamedTuple):
 def course(memory: Memory, call: Call, left_BNT: Tensor) -> Leaving:
     """All that follows from which row leaves when."""
     left = left_BNT.expand(-1, memory.keys.view.shape[1], -1)
-    return Leaving(left, until_of(memory, call, left), held_by(memory, call, left) + (left >= 0))
+    until = until_of(memory, call, left)
+    return Leaving(left, until, held_count(until, call.new) + (left >= 0))
 
 
 def until_of(memory: Memory, call: Call, left_BGT: Tensor) -> Tensor:
@@ -52,13 +54,6 @@ def left_of(memory: Memory, call: Call, until_BGS: Tensor) -> Tensor:
     index = torch.arange(until_BGS.shape[2], device=until_BGS.device).expand_as(until_BGS)
     left = index.new_full((*until_BGS.shape[:2], call.new + 1), -1)  # a spare place for rows that stay
     return left.scatter(2, torch.where(leaves, until_BGS, call.new).long(), index)[..., : call.new]
-
-
-def held_by(memory: Memory, call: Call, left_BGT: Tensor) -> Tensor:
-    """How many rows each query row attends exactly, [B, G, T]."""
-    is_text = text(memory, call)
-    before, now = is_text[..., : -call.new], is_text[..., -call.new :]
-    return (before.sum(-1, keepdim=True) + now.cumsum(-1) - (left_BGT >= 0).cumsum(-1)) * now
 
 
 def dropped_of(memory: Memory, call: Call, index_BGK: Tensor) -> Dropped:

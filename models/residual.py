@@ -16,13 +16,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..kernels.held_prefill import OP as HELD_PREFILL
 from ..results import rules
-from . import attend, many, residual_steps
+from . import attend, lifetime, many, residual_steps
 from .budget import Allowance, amount_of, share, widest, word_of
 from .evict import Stepwise, grouped, text
 from .feature_map import FeatureMap
-from .leaving import Leaving, course, dropped_of, held_by, left_of, until_of
+from .leaving import Leaving, course, dropped_of, left_of, until_of
 from .ledger import Ledger
 from .memory import Call, Memory, Site
 from .residual_state import Dropped, Share, State, marked, refuse_windows
@@ -194,9 +193,9 @@ class Residual(Stepwise):
         refuse_windows(call)
         none = torch.full((*memory.keys.view.shape[:2], call.new), -1, device=q_BHTD.device)
         leave_BGS = until_of(memory, call, none)
-        self._count(memory, call, ledger, held_by(memory, call, none))
+        self._count(memory, call, ledger, lifetime.held_count(leave_BGS, call.new))
         self.mark_prompt(memory.aux["mark"].view[..., 0], q_BHTD, memory, call)
-        exact = _exact(q_BHTD, memory, call, leave_BGS)
+        exact = Share(*lifetime.attend_held(q_BHTD, memory, leave_BGS, call.scale))
         joined = self.state(memory).read(q_BHTD.float() * call.scale**0.5).merge(exact)
         return self.checked(joined, exact.out).to(q_BHTD.dtype)
 
@@ -225,7 +224,7 @@ class Residual(Stepwise):
             memory.keep(attend.rows_of(leave_BGS >= call.new))
             exact = residual_steps.attend_held(q_BHTD, memory, call)
             return self._joined(q_BHTD, memory, call, dropped, exact)
-        exact = _exact(q_BHTD, memory, call, leave_BGS)
+        exact = Share(*lifetime.attend_held(q_BHTD, memory, leave_BGS, call.scale))
         out = self.checked(self.state(memory).pass_by(q_BHTD.float() * call.scale**0.5, dropped, exact), exact.out)
         memory.keep(attend.rows_of(leave_BGS >= call.new))
         return out
@@ -251,8 +250,3 @@ class Residual(Stepwise):
         """Rows attended and the one folded; their marks, and the state with the map's weights."""
         marks = read_BGT[:, : memory.live].sum(1).double() * memory.aux["mark"].row_bytes
         ledger.count(memory, call, read_BGT, marks + self.state(memory).read_bytes(read_BGT.shape[0]))
-
-
-def _exact(q_BHTD: Tensor, memory: Memory, call: Call, leave_BGS: Tensor) -> Share:
-    """Exact attention over rows that leave; of nothing for padding, which hears no state either."""
-    return Share(*HELD_PREFILL(q_BHTD, memory.keys.view, memory.values.view, leave_BGS, call.scale))
