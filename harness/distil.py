@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.call import Call
 from ..models.ledger import Ledger
-from ..models.memory import Call, Memory, Site
+from ..models.memory import Memory, Site
 from ..models.methods.full import Full
 from .lm import Session
 

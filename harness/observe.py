@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..models import attend
+from ..models.call import Call
 from ..models.ledger import Ledger
-from ..models.memory import Call, Memory
+from ..models.memory import Memory
 from ..models.observer import Observer
 from .lm import TOKENS_AT_ONCE, Session
 from .windows import read_windows

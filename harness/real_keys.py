@@ -22,8 +22,9 @@ from torch import Tensor
 from ..kernels.drawn import Drawn
 from ..kernels.op import Case
 from ..models.bind import bind
+from ..models.call import Call
 from ..models.load import load_model
-from ..models.memory import Call, Memory
+from ..models.memory import Memory
 from ..results import plugins
 from ..results.cell import Spec
 from .task import read_corpus

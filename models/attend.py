@@ -17,7 +17,8 @@ from ..kernels.dense_decode import OP as DENSE_DECODE
 from ..kernels.gather_decode import OP as GATHER_DECODE
 from ..kernels.kth_score import border_of_ranks
 from . import many
-from .memory import Call, Memory
+from .call import Call
+from .memory import Memory
 
 ROWS_AT_ONCE = 256  # bounds the [B, N, T, S] scores of a vectorised pass
 WINDOW_ROWS_AT_ONCE = {"cpu": ROWS_AT_ONCE, "cuda": 1024}  # of windows, which are short: a GPU would wait for launches

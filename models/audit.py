@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .budget import Allowance
-from .memory import Call, Memory
+from .call import Call
+from .memory import Memory
 
 WHAT = ("rows_attended", "rows_held", "bytes")
 SLACK = 1e-3

@@ -20,9 +20,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import sdpa_mask
 
 from .attend import first_token
+from .call import Call, Phase
 from .inserted import Feed
 from .ledger import Ledger
-from .memory import Call, Memory, Phase, Site
+from .memory import Memory, Site
 from .method import Method
 from .observer import Observer
 from .rotation import Rotation

@@ -17,8 +17,9 @@ from torch.nn import functional
 from ..results import rules
 from . import attend, lifetime, many
 from .budget import Allowance, Amount, Budgeted, Cost, amount_of, asks_for_gaps, in_rows, word_of
+from .call import Call
 from .ledger import Ledger
-from .memory import Call, Memory
+from .memory import Memory
 from .method import Method
 from .walk import Marking, Walk, walk_at_once
 

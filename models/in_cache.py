@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from . import attend
+from .call import Call
 from .evict import Stepwise
 from .ledger import Ledger
-from .memory import Call, Memory
+from .memory import Memory
 from .walk import Walk
 
 

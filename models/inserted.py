@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .call import Call
 from .ledger import Ledger
-from .memory import Call, Memory
+from .memory import Memory
 from .rows import T
 
 Attend = Callable[[Tensor, Memory, Call, Ledger], Tensor]

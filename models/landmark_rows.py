@@ -19,9 +19,10 @@ from torch import Tensor
 from ..kernels.landmark_retrieve import OP as LANDMARK_RETRIEVE
 from ..kernels.select_topk import OP as SELECT_TOPK
 from . import attend
+from .call import Call
 from .landmark_host import Source, fetched
 from .landmark_places import Places, Plan
-from .memory import Call, Memory
+from .memory import Memory
 from .rotation import Turning
 
 # Rows attended at once, and elements of scores or queries made for them: a GPU would wait for launches.

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .call import Call
 from .evict import text
 from .lifetime import held_count
-from .memory import Call, Memory
+from .memory import Memory
 from .residual_state import Dropped
 
 

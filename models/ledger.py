@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .audit import WHAT, Allowing, Audit
-from .memory import Call, Memory
+from .call import Call
+from .memory import Memory
 
 PHASES = ("prefill", "decode")
 

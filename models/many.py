@@ -16,7 +16,8 @@ from ..kernels.kth_score import OP as KTH_SCORE
 from ..kernels.threshold_prefill import OP as THRESHOLD_PREFILL
 from ..kernels.threshold_prefill.eager import Kept
 from ..kernels.window_votes import OP as WINDOW_VOTES
-from .memory import Call, Memory
+from .call import Call
+from .memory import Memory
 
 
 def fits(q_BHTD: Tensor, memory: Memory, call: Call) -> bool:

@@ -1,26 +1,24 @@
 """What a layer remembers: preallocated rows of keys, values and whatever else a method keeps.
 
-Shapes: B batch, H query heads, G key/value heads of this rank, N sets of rows (1: every head's; or G), T new rows, S
-rows held, D head dimension.
+Shapes: B batch, G key/value heads of this rank, N sets of rows (1: every head's; or G), T new rows,
+S rows held, D head dimension.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .call import Call
 from .host_rows import HostRows
 from .rotation import Turning
-from .rows import Clock, Rows, T
-
-Phase = Literal["prefill", "decode"]
+from .rows import Clock, Rows
 
 
 @dataclass(frozen=True)
@@ -28,10 +26,14 @@ class Site:
     """Where a method acts: one attention layer of one rank.
 
     Attributes:
-        layer: index of the layer, from 0; layers: number of layers of the model.
+        layer: index of the layer, from 0.
+        layers: number of layers of the model.
         kv_heads: global numbers of this rank's key/value heads; those >= `kv_heads_real` are zero heads that only pad.
+        kv_heads_real: number of key/value heads that the model has.
+        head_dim: D.
         rotate: (x [B, n, T, D], by [B, T] positions) -> x turned by the model's own rotary embedding.
-        artifacts: argument of the method -> file of the calibration that it needs; `config`: the model's.
+        artifacts: argument of the method -> file of the calibration that it needs.
+        config: the model's.
     """
 
     layer: int
@@ -70,9 +72,11 @@ class Memory:
             than others begin with holes, numbered -1.
         copies: how often each key/value head is held (more than once where each query head keeps rows of its own).
         constants: tensors of this layer that a method reads each step (a PCA basis); charged once.
-        extra: further tensors [B, G, ...] of these sequences; charged. `host`: rows moved there; not held, not charged.
+        extra: further tensors [B, G, ...] of these sequences; charged.
+        host: rows that were moved to the host; not held, not charged.
         first: [B] number of the first token that is no padding; the binding says.
-        prompt: [B] tokens of each text at the end of its last prompt, padding left out, `prompt_seen` all; None before.
+        prompt: [B] tokens of each text at the end of its last prompt, padding left out; None before.
+        prompt_seen: tokens of the batch then, padding included.
         allowed: [B] rows of a head that an evicting method's budget then allowed.
         given: what rows after a prompt go by, the same for all, as their method noted it; not held, not charged.
     """
@@ -92,15 +96,18 @@ class Memory:
         self.allowed: Tensor | None = None
         self.columns: Tensor | None = None
         self.clock: Clock | None = None
-        self._tokens, self._written = 0, 0
-        self._fixed: dict[str, Tensor] = {}
         self.given: dict[str, Tensor] = {}
+        self._tokens = 0
+        self._written = 0
+        self._fixed: dict[str, Tensor] = {}
 
     @property
     def seen(self) -> int | Tensor:
         """Tokens so far; on the device once pinned."""
         clock = self.clock
-        return self._tokens if clock is None else clock.seen if self._written == clock.ticks else clock.row[0]
+        if clock is None:
+            return self._tokens
+        return clock.seen if self._written == clock.ticks else clock.row[0]  # the token under way is not written yet
 
     @seen.setter
     def seen(self, tokens: int) -> None:
@@ -252,49 +259,3 @@ class Memory:
     def dense_bytes(self) -> int | Tensor:
         """Bytes that a plain cache of every token would hold."""
         return self.site.live * self.keys.view.shape[0] * self.seen * self.dense_row_bytes
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of attention, as a method sees it.
-
-    Attributes:
-        visible: [B, T, seen] which tokens a causal model with this padding may see; None: plainly causal.
-        first: [B] number of the first token that is no padding.
-        phase: prefill (the prompt, at once) or decode (rows that the method acts on, T at once or one by one).
-        scale: factor of q.k before the softmax; seen: tokens so far, these T included.
-        query: [B, H, T, D], for methods that evict by it; query_in: in whose coordinates a step's query is.
-        clock: the memory's, if pinned; group: query heads of a key/value head; shared: by all layers of one pass.
-        causal: `visible` says no more than that rows see what is before them, but for padding at the left.
-    """
-
-    visible: Tensor | None
-    first: Tensor
-    phase: Phase
-    scale: float
-    seen: int | Tensor
-    new: int
-    query: Tensor | None = None
-    clock: Clock | None = None
-    group: int = 1
-    shared: dict[Hashable, Any] = field(default_factory=dict)
-    causal: bool = False
-    query_in: Literal["model", "memory"] = "model"
-
-    def once(self, key: Hashable, work: Callable[[], T]) -> T:
-        """What does not depend on the layer; computed once a step where the memory is pinned."""
-        return work() if self.clock is None else self.clock.once(key, work)
-
-    @functools.cached_property
-    def numbers_T(self) -> Tensor:
-        """Token numbers of the T query rows."""
-        if self.clock is not None:
-            return self.clock.row
-        return self.seen + torch.arange(-self.new, 0, device=self.first.device)
-
-    @functools.cached_property
-    def context_BT(self) -> Tensor:
-        """How many tokens dense attention would read for each row (padding rows: none)."""
-        if self.clock is not None:
-            return self.clock.context_BT
-        return (self.numbers_T[None] - self.first[:, None] + 1).clamp(min=0)

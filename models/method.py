@@ -18,10 +18,11 @@ from ..kernels.topk_decode import OP as TOPK_DECODE
 from ..results import rules
 from . import attend, many
 from .budget import Allowance, Amount, Cost, amount_of, asks_for_gaps, in_rows, widest, word_of
+from .call import Call
 from .inserted import Inserted
 from .landing import Landing
 from .ledger import Ledger, grown
-from .memory import Call, Memory, Site
+from .memory import Memory, Site
 
 
 class Method(ABC):

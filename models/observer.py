@@ -6,7 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .memory import Call, Memory
+from .call import Call
+from .memory import Memory
 
 
 class Observer(Protocol):

@@ -19,11 +19,12 @@ from torch import Tensor
 from ..results import rules
 from . import attend, lifetime, many, residual_steps
 from .budget import Allowance, amount_of, share, widest, word_of
+from .call import Call
 from .evict import Stepwise, grouped, text
 from .feature_map import FeatureMap
 from .leaving import Leaving, course, dropped_of, left_of, until_of
 from .ledger import Ledger
-from .memory import Call, Memory, Site
+from .memory import Memory, Site
 from .residual_state import Dropped, Share, State, marked, refuse_windows
 from .walk import Marking, Walk, walk_at_once
 

@@ -21,8 +21,9 @@ from torch import Tensor
 from ..kernels.linear_decode import OP as LINEAR_DECODE
 from ..kernels.linear_prefill import OP as LINEAR_PREFILL
 from ..kernels.linear_prefill.eager import relative
+from .call import Call
 from .feature_map import Centre, FeatureMap, Features, Weights
-from .memory import Call, Memory
+from .memory import Memory
 
 AT_ONCE = 2**20  # features of a head that are held at one time
 PARTS = "residual."

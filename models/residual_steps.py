@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..kernels.marked_decode import OP as MARKED_DECODE
 from ..kernels.swap_row import OP as SWAP_ROW
-from .memory import Call, Memory
+from .call import Call
+from .memory import Memory
 from .residual_state import Dropped, Share
 
 

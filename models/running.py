@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .memory import Call, Memory
+from .call import Call
+from .memory import Memory
 
 SUM = "value_sum"
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .audit import Allowing
+from .call import Call
 from .ledger import PHASES, Kept, Ledger
-from .memory import Call, Memory
+from .memory import Memory
 from .method import Method
 from .rows import Clock
 

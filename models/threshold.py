@@ -16,7 +16,8 @@ from torch import Tensor
 
 from . import attend
 from .budget import Cost
-from .memory import Call, Memory, Site
+from .call import Call
+from .memory import Memory, Site
 
 Between = Literal["linear", "nearest"]
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..kernels.evict_walk import OP as EVICT_WALK
 from . import attend
-from .memory import Call, Memory
+from .call import Call
+from .memory import Memory
 
 if TYPE_CHECKING:
     from .evict import Stepwise

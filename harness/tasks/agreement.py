@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ...models import attend
-from ...models.memory import Call, Memory
+from ...models.call import Call
+from ...models.memory import Memory
 from ...results.fields import Data, Within
 from ..lm import TOKENS_AT_ONCE, Session
 from ..task import Outcome, Task

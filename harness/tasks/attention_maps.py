@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ...models import attend
+from ...models.call import Call
 from ...models.ledger import Ledger
-from ...models.memory import Call, Memory
+from ...models.memory import Memory
 from ...results.fields import Data, Within
 from ..lm import Session
 from ..observe import Attended, Everything, batches, feed, joined, observed_by, some_layers

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ...models.budget import Budgeted, amount_of, share, word_of
-from ...models.memory import Call, Memory, Site
+from ...models.call import Call
+from ...models.memory import Memory, Site
 from ...models.method import Method
 from ...results import rules
 from ...results.fields import Data, Within

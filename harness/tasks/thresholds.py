@@ -13,8 +13,9 @@ from torch.nn.functional import pad
 
 from ...models import attend, many, threshold
 from ...models.budget import amount_of, in_rows, word_of
+from ...models.call import Call
 from ...models.ledger import Ledger
-from ...models.memory import Call, Memory, Site
+from ...models.memory import Memory, Site
 from ...models.method import Select
 from ...models.methods.full import Full
 from ...models.methods.loki import Loki

@@ -17,9 +17,10 @@ from ...results import plugins, rules
 from ...results.fields import ByteCount, Keep, Module, Needs, RowCount, Share, near
 from .. import attend
 from ..budget import Allowance
+from ..call import Call
 from ..evict import Evict, Stepwise
 from ..ledger import Ledger
-from ..memory import Call, Memory, Site
+from ..memory import Memory, Site
 from ..method import Method, Select
 
 WORDS = ("keep", "rows", "bytes")

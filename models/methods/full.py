@@ -12,8 +12,9 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from .. import attend
+from ..call import Call
 from ..ledger import Ledger
-from ..memory import Call, Memory
+from ..memory import Memory
 from ..method import Method, count_dense
 
 

@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from ...results import rules
 from ...results.fields import ByteCount, Keep, RowCount
+from ..call import Call
 from ..evict import Evict, text
-from ..memory import Call, Memory
+from ..memory import Memory
 
 
 @dataclass(frozen=True)

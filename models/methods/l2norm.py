@@ -10,8 +10,9 @@ from torch import Tensor
 from ...results import rules
 from ...results.fields import ByteCount, Keep, RowCount, Within
 from ..budget import Allowance
+from ..call import Call
 from ..evict import Evict
-from ..memory import Call, Memory
+from ..memory import Memory
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from torch import Tensor
 from ...results import rules
 from ...results.fields import ByteCount, Keep, RowCount, Within
 from ..budget import Allowance, Cost, amount_of, asks_for_gaps, in_rows, word_of
+from ..call import Call
 from ..host_rows import HostRows
 from ..inserted import Feed, Inserted
 from ..landmark import Landmarked
 from ..landmark_places import Places, Plan
 from ..landmark_rows import Chances, Rows, Stretch
 from ..ledger import Ledger
-from ..memory import Call, Memory
+from ..memory import Memory
 from ..method import Method
 
 NONE, CONTROL = -1, -2  # marks of what is no landmark

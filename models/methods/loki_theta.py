@@ -17,9 +17,10 @@ from ...results import rules
 from ...results.fields import ByteCount, Keep, Needs, RowCount, Share, Within
 from .. import attend, many, running, threshold
 from ..budget import Allowance, Cost, asks_for_gaps, in_rows, widest
+from ..call import Call
 from ..landing import Landing
 from ..ledger import Ledger
-from ..memory import Call, Memory, Site
+from ..memory import Memory, Site
 from ..method import Method
 from .loki import Loki
 

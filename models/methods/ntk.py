@@ -18,9 +18,10 @@ from ...kernels.held_prefill import OP as HELD_PREFILL
 from ...kernels.marked_decode import OP as MARKED_DECODE
 from ...results.fields import Needs, Within
 from .. import attend
+from ..call import Call
 from ..feature_map import load_map
 from ..ledger import Ledger
-from ..memory import Call, Memory, Site
+from ..memory import Memory, Site
 from ..method import Method
 from ..residual_state import Share, refuse_windows
 

@@ -12,8 +12,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from ...kernels.dense_decode import OP as DENSE_DECODE
 from ...results.fields import Needs, Share
 from .. import attend
+from ..call import Call
 from ..ledger import Ledger
-from ..memory import Call, Memory, Site
+from ..memory import Memory, Site
 from ..method import Method
 from .loki import Loki
 

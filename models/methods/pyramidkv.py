@@ -11,8 +11,9 @@ from torch import Tensor
 from ...results import rules
 from ...results.fields import ByteCount, Keep, RowCount, Within
 from ..budget import Allowance, in_rows, word_of
+from ..call import Call
 from ..evict import Observed
-from ..memory import Call, Memory
+from ..memory import Memory
 
 
 @dataclass(frozen=True)

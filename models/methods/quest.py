@@ -15,8 +15,9 @@ from ...results import rules
 from ...results.fields import ByteCount, Keep, RowCount, Within
 from .. import attend, many
 from ..budget import Allowance, Cost, amount_of, asks_for_gaps, in_rows, widest, word_of
+from ..call import Call
 from ..ledger import Ledger
-from ..memory import Call, Memory
+from ..memory import Memory
 from ..method import Method
 from ..rows import Rows
 

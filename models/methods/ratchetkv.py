@@ -12,10 +12,11 @@ from torch import Tensor
 from ...results import rules
 from ...results.fields import ByteCount, Keep, RowCount, Within
 from ..budget import Allowance, amount_of, word_of
+from ..call import Call
 from ..evict import Evict
 from ..feature_map import FeatureMap, load_map
 from ..ledger import Ledger
-from ..memory import Call, Memory
+from ..memory import Memory
 from ..method import Method
 from ..residual import Residual
 

@@ -16,8 +16,9 @@ from ...results import rules
 from ...results.fields import ByteCount, Keep, RowCount, Share
 from .. import attend, many, running
 from ..budget import Allowance, Cost, amount_of, asks_for_gaps, in_rows, share, widest, word_of
+from ..call import Call
 from ..ledger import Ledger
-from ..memory import Call, Memory
+from ..memory import Memory
 from ..method import Method
 from ..rows import Rows
 

@@ -14,8 +14,9 @@ from ...results import rules
 from ...results.fields import ByteCount, Keep, Needs, RowCount, Within
 from .. import attend, many, running, threshold
 from ..budget import Allowance, asks_for_gaps, in_rows
+from ..call import Call
 from ..ledger import Ledger
-from ..memory import Call, Memory, Site
+from ..memory import Memory, Site
 from ..method import Method
 
 MISSING = {"none": "none", "exact": "exact", "exp_threshold": "threshold", "offline": "given"}  # as the op says it

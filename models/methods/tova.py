@@ -12,8 +12,9 @@ from ...results import rules
 from ...results.fields import ByteCount, Keep, RowCount
 from .. import attend
 from ..budget import share
+from ..call import Call
 from ..evict import Stepwise, grouped, weights
-from ..memory import Call, Memory, Site
+from ..memory import Memory, Site
 from ..walk import Marking
 
 

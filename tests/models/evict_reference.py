@@ -5,8 +5,9 @@ import math
 import torch
 from conftest_models import DIM
 
+from lacuna.models.call import Call
 from lacuna.models.ledger import Ledger
-from lacuna.models.memory import Call, Memory, Site
+from lacuna.models.memory import Memory, Site
 
 ROW = 2 * DIM * 4
 ONCE = ["snapkv", "pyramidkv", "adakv", "l2norm", "keydiff"]

@@ -6,7 +6,8 @@ from conftest_models import make_method
 from test_thresholds import corpus, session  # noqa: F401
 
 from lacuna.harness.tasks.agreement import Agreement, Watch
-from lacuna.models.memory import Call, Memory, Site
+from lacuna.models.call import Call
+from lacuna.models.memory import Memory, Site
 
 
 def measured(model, path, name, args, artifacts=None):

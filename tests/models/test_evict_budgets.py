@@ -7,8 +7,8 @@ from evict_reference import ONCE, ROW, SMALL, draw, fresh, small
 
 from lacuna.models import attend
 from lacuna.models.bind import bind
+from lacuna.models.call import Call
 from lacuna.models.ledger import summary
-from lacuna.models.memory import Call
 
 
 @pytest.mark.parametrize("name", [*ONCE, "h2o", "tova"])

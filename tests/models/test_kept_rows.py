@@ -9,8 +9,9 @@ from test_thresholds import corpus, first, session  # noqa: F401
 
 from lacuna.harness.observe import Attended, observed_by
 from lacuna.harness.tasks.kept_rows import KeptRows, Watch, asked
+from lacuna.models.call import Call
 from lacuna.models.ledger import Ledger
-from lacuna.models.memory import Call, Memory, Site
+from lacuna.models.memory import Memory, Site
 from lacuna.models.residual import Residual
 
 WINDOW, PROMPT = 24, 8

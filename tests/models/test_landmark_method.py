@@ -11,10 +11,11 @@ from conftest_models import make_method, make_model, run_rows, tokens
 from lacuna.harness.training.kinds import WithLandmarks
 from lacuna.harness.training.landmarks import Batch, Landmarks
 from lacuna.models.bind import bind
+from lacuna.models.call import Call
 from lacuna.models.inserted import Feed
 from lacuna.models.ledger import Ledger, summary
 from lacuna.models.load import attending
-from lacuna.models.memory import Call, Memory, Site
+from lacuna.models.memory import Memory, Site
 
 BLOCK, DIM, HEADS, GROUPS = 3, 4, 4, 2
 CONFIG = SimpleNamespace(lacuna_landmark={"token": 0, "control": 0, "block": BLOCK, "length": 64, "gated": False})

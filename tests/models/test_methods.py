@@ -8,8 +8,9 @@ from conftest_models import DIM, make_method, make_model, run_rows, tokens
 from safetensors.torch import load_file
 
 from lacuna.models.bind import bind
+from lacuna.models.call import Call
 from lacuna.models.ledger import Ledger, summary
-from lacuna.models.memory import Call, Memory, Site
+from lacuna.models.memory import Memory, Site
 
 
 def site(**changes):

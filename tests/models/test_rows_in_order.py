@@ -6,7 +6,7 @@ from conftest_models import DIM, make_model, tokens
 from evict_reference import draw, feed, fresh, held
 
 from lacuna.models.bind import bind
-from lacuna.models.memory import Call
+from lacuna.models.call import Call
 from lacuna.models.methods.linear_residual import LinearResidual
 from lacuna.models.methods.ratchetkv import RatchetKv
 from lacuna.models.residual import Residual

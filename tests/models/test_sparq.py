@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 from lacuna.models import running
 from lacuna.models.bind import bind
+from lacuna.models.call import Call
 from lacuna.models.ledger import Ledger, summary
-from lacuna.models.memory import Call, Memory, Site
+from lacuna.models.memory import Memory, Site
 
 HEADS, GROUPS, ROWS = 4, 2, 21
 

@@ -9,8 +9,9 @@ from conftest_models import DIM, make_method, make_model, run_rows, tokens
 from safetensors.torch import load_file, save_file
 
 from lacuna.models import threshold
+from lacuna.models.call import Call
 from lacuna.models.ledger import Ledger, summary
-from lacuna.models.memory import Call, Memory, Site
+from lacuna.models.memory import Memory, Site
 
 HEADS, GROUPS = 4, 2
 VARIANTS = [
