@@ -73,6 +73,23 @@ def weight_bytes(model: torch.nn.Module) -> int:
     return whole if tied else whole - int(table.weight.nbytes)
 
 
+class HostClock:
+    """A step that also tells how many milliseconds the host took to launch it; the work may still be under way.
+
+    Where that is longer than the step takes on the device, the host is what one has timed.
+    """
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._work = work
+        self.ms: list[float] = []
+
+    def __call__(self) -> None:
+        """Do the work."""
+        start = time.perf_counter()
+        self._work()
+        self.ms.append((time.perf_counter() - start) * 1e3)
+
+
 class MemoryMeter:
     """Peak and resident memory of this process: of the GPU there, of the process (VmHWM, VmRSS) on a CPU."""
 
@@ -102,7 +119,7 @@ class EnergyMeter:
     def __init__(self, device: torch.device) -> None:
         self._handle = None
         if device.type == "cuda":
-            self._handle, self._nvml = _nvml_handle()
+            self._handle, self._nvml = nvml_handle()
         self._start = self._read()
 
     def _read(self) -> float | None:
@@ -120,7 +137,7 @@ class EnergyMeter:
         return None if now is None or self._start is None else now - self._start
 
 
-def _nvml_handle() -> tuple[Any, Any]:
+def nvml_handle() -> tuple[Any, Any]:
     """NVML's handle of the current GPU, found by its UUID since CUDA_VISIBLE_DEVICES renumbers.
 
     None without NVML: its package, its library (which many containers lack), or a GPU that it knows (a slice of one).

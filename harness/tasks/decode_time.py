@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +16,13 @@ from ...models import ledger
 from ...results.fields import Data, Within
 from ..dense_cost import against_dense, dense_attention_ms
 from ..engine import WARM_UP, Engine, Pick, Sampled, copied, engine, greedy
+from ..gpu_watch import GpuWatch, Readings, intruders, samples, summary
 from ..lm import Session, State
 from ..parity import Parity, checked
 from ..stages import stage_ms
 from ..task import Outcome, Task, read_corpus
 from ..timeline import Timeline
-from ..timing import EnergyMeter, MemoryMeter, quantile, times_ms, weight_bytes
+from ..timing import EnergyMeter, HostClock, MemoryMeter, quantile, times_ms, weight_bytes
 
 ENERGY_MS = 1000.0
 WARM_UP_TOKENS = 4096  # of a prompt: kernels are loaded and handles made before a prefill is timed
@@ -35,10 +37,13 @@ class DecodeTime(Task):
     ranks, on GPUs and where the steps take a second or more: NVML's counter is too coarse for less. On a GPU bytes per
     second, the copy bandwidth measured before, the speed-up that bytes allow against dense attention in the same step
     (ideal) and if attention cost nothing (Amdahl), the time of each stage, and, with dense attention over as many rows
-    timed in the same process, the gain, its part of the ideal, and the context from which on there is one. Samples of
-    phase `memory` are what the cache holds after the prompt and after steps: each on a CPU; on a GPU those of the
-    warm-up and the last that is timed, since nothing comes between timed ones. Timed steps are held against their
-    budgets once the time is taken, so that methods with a budget do nothing in a step that dense attention does not.
+    timed in the same process, the gain, its part of the ideal, and the context from which on there is one. Beside each
+    step's time stands how long the host took to launch it; beside all of them, where NVML is, the clock of the slowest
+    GPU, the power of all and what held a clock down (samples of phase `gpu`); a GPU that another process had open makes
+    the record invalid. Samples of phase `memory` are what the cache holds after the prompt and after steps: each on a
+    CPU; on a GPU those of the warm-up and the last that is timed, since nothing comes between timed ones. Timed steps
+    are held against their budgets once the time is taken, so that methods with a budget do nothing in a step that dense
+    attention does not.
 
     Before anything is timed, the ops of one step are held against float64 on this run's own cache, and a replayed step
     against the same step made eagerly; the record has the digest of that, and is invalid where it failed.
@@ -144,29 +149,35 @@ class DecodeTime(Task):
         for _ in range(self.warmup):
             step()
             note()
-        meter = EnergyMeter(session.device)
-        with session.binding.ledger.audit.put_off():  # `full` has no budget to be held against: none takes time for it
-            times = _slowest(session, times_ms(step, self.steps, 0, session.device, note))
+        meter, host, watch = EnergyMeter(session.device), HostClock(step), GpuWatch(session.device)
+        with session.binding.ledger.audit.put_off(), watch:  # `full` has no budget to be held against: none takes time
+            mine = times_ms(host, self.steps, 0, session.device, note)
+        times, launches = _slowest(session, mine), _slowest(session, host.ms)
+        gpus = session.lm.world.gather(watch.readings)
         joules = [j for j in session.lm.world.gather(meter.joules()) if j is not None]
         energy = sum(joules) if joules and sum(times) >= ENERGY_MS else None
         stages = stage_ms(step, PROFILED) if session.device.type == "cuda" else {}
-        complaints = [c for c in session.lm.world.gather(parity.complaint) if c]
+        complaints = [c for c in (*session.lm.world.gather(parity.complaint), *_others(session, gpus)) if c]
         if not logits().isfinite().all():
             complaints.append("the last step's logits are not finite")
-        return _Steps(times, energy, stages, parity.sample(), "; ".join(sorted(set(complaints))), held.samples())
+        told = "; ".join(sorted(set(complaints)))
+        return _Steps(times, launches, energy, stages, parity.sample(), told, held.samples(), gpus)
 
     def _outcome(
         self, session: Session, first: list[float], ceiling: float | None, memory: MemoryMeter, steps: _Steps
     ) -> Outcome:
         metrics = self._metrics(first, steps.ms) | memory.read() | _bytes(session, self.batch, steps.ms, ceiling)
-        metrics |= {f"stage_{name}_ms": ms for name, ms in steps.stages.items()}
+        metrics |= {f"stage_{name}_ms": ms for name, ms in steps.stages.items()} | summary(steps.gpus)
+        metrics["launch_ms_median"] = quantile(steps.launch_ms, 0.5)
         if steps.joules is not None:
             metrics["energy_j_per_token"] = steps.joules / (self.batch * self.steps)
         if steps.stages:
             metrics |= self._against_dense(session, metrics, steps)
-        samples = [{"phase": "prefill", "ms": ms} for ms in first] + [{"phase": "decode", "ms": ms} for ms in steps.ms]
+        raw = [{"phase": "prefill", "ms": ms} for ms in first]
+        both = zip(steps.ms, steps.launch_ms, strict=True)
+        raw += [{"phase": "decode", "ms": ms, "launch_ms": launch_ms} for ms, launch_ms in both]
         told = steps.parity | {"engine": self.engine, "sums": session.lm.shard.sums}
-        return Outcome(metrics, [*samples, *steps.held, told], invalid=steps.complaint)
+        return Outcome(metrics, [*raw, *samples(steps.gpus), *steps.held, told], invalid=steps.complaint)
 
     def _against_dense(self, session: Session, metrics: dict[str, float], steps: _Steps) -> dict[str, float]:
         """The slowest rank's dense attention counts; nothing where it does not fit beside the cache."""
@@ -191,18 +202,25 @@ class DecodeTime(Task):
 
 @dataclass(frozen=True)
 class _Steps:
-    """Raw times, energy of all of them, times of stages, what was verified, and what the cache held."""
+    """Raw times, launches, energy, times of stages, what was verified, what the cache held, the GPUs' state."""
 
     ms: list[float]
+    launch_ms: list[float]
     joules: float | None
     stages: dict[str, float]
     parity: dict[str, Any]
     complaint: str
     held: list[dict[str, Any]]
+    gpus: list[Readings]
 
 
 def _slowest(session: Session, times: list[float]) -> list[float]:
     return torch.tensor(session.lm.world.gather(times), dtype=torch.float64).amax(0).tolist()
+
+
+def _others(session: Session, gpus: list[Readings]) -> list[str]:
+    """Whoever else had a GPU open; several ranks may share a host."""
+    return [intruders(gpus, session.lm.world.gather(os.getpid()))]
 
 
 def _bytes(session: Session, batch: int, ms: list[float], ceiling_gb_s: float | None) -> dict[str, float]:

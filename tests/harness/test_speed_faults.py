@@ -1,11 +1,13 @@
 """What a speed's record says when something is wrong: it is never a number that looks like any other."""
 
-from contextlib import contextmanager
+import os
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 
 from lacuna.harness.engine import Engine
+from lacuna.harness.gpu_watch import Readings
 from lacuna.harness.parity import Parity
 from lacuna.harness.tasks import decode_time
 
@@ -73,3 +75,27 @@ def test_a_replay_that_gives_other_logits_is_invalid(sweep, run, monkeypatch):
     (record,) = records.values()
     assert record.status == "invalid"
     assert "other logits than the same step made eagerly" in record.reason
+
+
+def test_times_of_a_gpu_that_another_process_uses_are_invalid(sweep, run, monkeypatch):
+    """A run that was left behind on the GPU would take every other time slice, and a step would be told as twice as long."""
+    shared = Readings(sm_mhz=[1980.0], power_w=[600.0], processes=[os.getpid(), 17])
+
+    class Watch(nullcontext):
+        readings = shared
+
+    monkeypatch.setattr(decode_time, "GpuWatch", Watch)
+    record = record_of(sweep, run)
+    assert record.status == "invalid"
+    assert "process ids 17" in record.reason
+    assert {sample.get("phase") for sample in record.samples} >= {"decode", "gpu"}
+    assert record.metrics["sm_mhz_min"] == 1980.0
+
+
+def test_a_step_says_how_long_the_host_took_to_launch_it(sweep, run):
+    """A host that launches no faster than the device computes would be taken for the method."""
+    record = record_of(sweep, run)
+    launches = [sample["launch_ms"] for sample in record.samples if sample.get("phase") == "decode"]
+    assert len(launches) == 2
+    assert min(launches) > 0
+    assert min(launches) <= record.metrics["launch_ms_median"] <= max(launches)
