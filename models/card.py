@@ -18,12 +18,12 @@ def export(artifact: Path, folder: Path) -> None:
     """
     card = read_card(artifact)
     write_folder(artifact, folder)
-    (folder / "README.md").write_text(text(card), encoding="utf-8")
+    (folder / "README.md").write_text(text(card, folder.resolve().name), encoding="utf-8")
     (folder / "curve.json").write_text(json.dumps(card["curve"]), encoding="utf-8")
 
 
-def text(card: Mapping[str, Any]) -> str:
-    """The model card: what it was made of, how, and what came out."""
+def text(card: Mapping[str, Any], name: str) -> str:
+    """The model card: the name of its folder, what it was made of, how, and what came out."""
     args = {name: _own_name(value) for name, value in card["task"]["args"].items()}
     corpus, shape = ", ".join(args["corpus"]), card["model"].removeprefix("new-")
     begun = f"{{new: {shape}}}" if shape != card["model"] else f"{{path: {shape}}}  # digest {card['model_digest']}"
@@ -31,7 +31,9 @@ def text(card: Mapping[str, Any]) -> str:
         "---",
         "library_name: transformers",
         "---",
-        f"# {card['model']}, {args['attention']} attention",
+        f"# {name}",
+        "",
+        f"{card['model']}, {args['attention']} attention.",
         "",
         (
             f"Made by lacuna's task `train`, version {card['task']['version']}, cell `{card['key']}`, "

@@ -35,14 +35,14 @@ def test_pocket_landmark_retrieves_beyond_what_it_was_trained_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_pocket_retrieval_does_what_methods_may_lose(tmp_path):
+def test_pocket_does_what_methods_may_lose(tmp_path):
     """Where the dense model fails already, no method can be told from another."""
     tasks = [
         {"needle": {"length": 1024, "keys": 8, "repeats": 1}},
         {"ruler": {"kind": "vt", "length": 1024, "samples": 5}},
         {"ruler": {"kind": "fwe", "length": 1024, "samples": 5}},
     ]
-    assert min(accuracy(tmp_path, "pocket-retrieval", "full", tasks)) >= 0.8
+    assert min(accuracy(tmp_path, "pocket", "full", tasks)) >= 0.8
 
 
 def test_pocket_landmark_knows_its_tokens():

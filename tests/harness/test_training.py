@@ -84,6 +84,7 @@ def test_is_a_checkpoint_of_transformers(trained, tmp_path):
     assert torch.equal(ours(ids).logits, model(ids).logits)
     assert model.config.tie_word_embeddings
     said = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert said.startswith("---\nlibrary_name: transformers\n---\n# out\n")
     assert f"cell `{record.key}`" in said
     again = yaml.safe_load(said.split("```yaml")[1].split("```")[0])
     assert again["task"]["train"] == record.cell.to_json()["task"]["args"]
