@@ -25,8 +25,7 @@ def export(artifact: Path, folder: Path) -> None:
 def text(card: Mapping[str, Any], name: str) -> str:
     """The model card: the name of its folder, what it was made of, how, and what came out."""
     args = {name: _own_name(value) for name, value in card["task"]["args"].items()}
-    corpus, shape = ", ".join(args["corpus"]), card["model"].removeprefix("new-")
-    begun = f"{{new: {shape}}}" if shape != card["model"] else f"{{path: {shape}}}  # digest {card['model_digest']}"
+    corpus = ", ".join(args["corpus"])
     lines = [
         "---",
         "library_name: transformers",
@@ -53,7 +52,7 @@ def text(card: Mapping[str, Any], name: str) -> str:
         "To make it again, `lacuna run` this sweep:",
         "",
         "```yaml",
-        f"model: {begun}",
+        f"model: {_begun(card)}",
         "method: full",
         f"dtype: {card['dtype']}",
         f"ranks: {card['ranks']}",
@@ -64,6 +63,12 @@ def text(card: Mapping[str, Any], name: str) -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _begun(card: Mapping[str, Any]) -> str:
+    """The model that a sweep names to make it again: a shape, or the checkpoint that was gone on with."""
+    shape = card["model"].removeprefix("new-")
+    return f"{{new: {shape}}}" if shape != card["model"] else f"{{path: {shape}}}  # digest {card['model_digest']}"
 
 
 def _own_name(value: Any) -> Any:
