@@ -1,7 +1,7 @@
 # make demo   the demo sweep on two ranks, then the table and report/index.html
 # make test   every test that needs no cluster and no minutes; the others say why they were skipped
 # make lint   ruff and mypy
-# make readme the README's figure, tables and lists, from the archives and the plug-ins' files
+# make readme the README's figure, tables and lists, and the tables of docs/kernels.md, from archives and plug-ins' files
 # make figures  every figure of every archive in results/archive, again: fails where a byte is another
 # make archive NAME=2026-11-20-demo-laptop   keep the demo's records of this machine in results/archive
 #
@@ -52,7 +52,7 @@ types: $(STAMP)
 readme: $(STAMP)
 	$(BIN)/lacuna report $(SHOWN) -o $(VENV)/readme > /dev/null
 	install -m 644 $(VENV)/readme/figures/accuracy_density.svg docs/figures/
-	$(BIN)/python -m lacuna.analysis.splice README.md
+	$(BIN)/python -m lacuna.analysis.splice README.md docs/kernels.md
 
 # each figure of each archive, again; fails where one is not what it was (ACCEPT=--accept: it is now)
 figures: $(STAMP)

@@ -1,7 +1,8 @@
 """Rewrites the blocks of a Markdown file that name the command they come from.
 
 A block begins with a line `<!-- lacuna COMMAND -->` and ends with `<!-- end -->`. `report FILE` gives the table of an
-archive, `list KIND` a line for each plug-in, with the papers that a method's file names.
+archive, `ops FILE` those of a run of `lacuna bench`, `list KIND` a line for each plug-in, with the papers that a
+method's file names. Files are named from the folder of the Markdown file.
 
     python -m lacuna.analysis.splice README.md   # make readme
 """
@@ -18,6 +19,7 @@ from ..results.frame import read
 from ..results.plugins import describe, names, source
 from ..results.store import write_atomically
 from ..results.worded import worded
+from . import bench, op_table
 from .points import points
 from .render import to_markdown
 from .table import lay_out, long_cells
@@ -51,6 +53,10 @@ def _table(file: str, root: Path) -> str:
     return to_markdown(lay_out(points(read(root / file)), long_cells))
 
 
+def _ops(file: str, root: Path) -> str:
+    return op_table.to_markdown(bench.read(root / file))
+
+
 def _plugins(kind: str, root: Path) -> str:
     del root
     return "".join(f"- `{name}`: {_about(kind, name)}{_papers(kind, name)}\n" for name in names(kind))
@@ -78,7 +84,7 @@ def _said_once(text: str) -> str:
     return text
 
 
-ANSWERS: Mapping[str, Callable[[str, Path], str]] = {"report": _table, "list": _plugins}
+ANSWERS: Mapping[str, Callable[[str, Path], str]] = {"report": _table, "ops": _ops, "list": _plugins}
 
 
 def main(paths: list[str]) -> int:

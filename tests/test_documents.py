@@ -32,6 +32,13 @@ def test_readme_is_what_its_commands_give():
     assert spliced(README, ROOT) == README
 
 
+def test_tables_of_kernels_are_what_their_archives_give():
+    """A time in docs/kernels.md would be of another run than the one that it names: run `make readme`."""
+    text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    assert "<!-- lacuna ops " in text
+    assert spliced(text, ROOT / "docs") == text
+
+
 def test_splice_rewrites_what_is_between_the_marks_alone(tmp_path):
     """Text around a table would be lost, or an old table stay."""
     text = "a\n<!-- lacuna list models -->\nold\n<!-- end -->\nb\n"
