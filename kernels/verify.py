@@ -19,6 +19,8 @@ from .tiling import Plan
 
 # Above, the first sequence alone is held against float64: four times the bytes would not fit beside the cache.
 WHOLE_BYTES = 20 * 2**30
+# Of what a twin writes there are as many more: for each twin, and for the comparison.
+COPIES = 3
 # Where both twins are nearly exact, the order of a float32 sum still differs, and tensor cores truncate.
 SUM_EPS = 32 * torch.finfo(torch.float32).eps
 
@@ -101,7 +103,7 @@ def judge(op: Op, case: Case, inputs: Inputs, plan: Plan | None = None) -> Verdi
         The verdict.
     """
     output = run_poisoned(op, with_plan(inputs, plan))
-    if not large(inputs):
+    if not large(inputs, op.writes):
         return weigh(op, case.name, inputs, output)
     verdict = weigh(op, case.name, first_sequence(inputs), first_of(output))
     if verdict.passed and has_nan(output):  # memory was poisoned
@@ -123,16 +125,18 @@ def has_nan(value: Any) -> bool:
     return isinstance(value, tuple) and any(map(has_nan, value))
 
 
-def large(inputs: Inputs) -> bool:
+def large(inputs: Inputs, writes: Iterable[str] = ()) -> bool:
     """Tell whether float64 copies of the inputs are too much.
 
     Args:
         inputs: The arguments of the twins.
+        writes: Those that a twin writes, and that each twin, the reference and the comparison therefore copy.
 
     Returns:
         Whether only the first sequence is verified.
     """
-    return sum(value.nbytes for value in inputs.values() if torch.is_tensor(value)) > WHOLE_BYTES
+    sizes = {name: value.nbytes for name, value in inputs.items() if torch.is_tensor(value)}
+    return sum(sizes.values()) + COPIES * sum(sizes[name] for name in writes) > WHOLE_BYTES
 
 
 def first_sequence(inputs: Inputs) -> Inputs:
