@@ -21,6 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 from .attend import first_token
 from .call import Call, Phase
+from .constants import Constants
 from .inserted import Feed
 from .ledger import Ledger
 from .memory import Memory, Site
@@ -47,6 +48,7 @@ class Binding:
         clock: of the steps under way, where the cache is pinned.
         feed: the call under way, where the method inserts tokens.
         shared: what its layers may share, by keys of their methods.
+        constants: of its layers, made once for all caches.
     """
 
     model: PreTrainedModel
@@ -63,6 +65,7 @@ class Binding:
     clock: Clock | None = None
     feed: Feed = field(default_factory=Feed)
     shared: dict[Hashable, Any] = field(default_factory=dict)
+    constants: Constants = field(default_factory=Constants)
 
     @staticmethod
     def memories(cache: Cache) -> list[Memory]:
@@ -141,9 +144,7 @@ class _Layer(CacheLayerMixin):
             artifacts=binding.artifacts,
             config=binding.model.config,
         )
-        constants = {n: c.to(key_states) for n, c in binding.method.constants(site).items()}
-        tables = {n: t.to(key_states.device) for n, t in binding.method.tables(site).items()}
-        self.memory = Memory(site, constants | tables, binding.room)
+        self.memory = Memory(site, binding.constants.of(binding.method, site, key_states), binding.room)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:

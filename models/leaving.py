@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import attend
 from .call import Call
 from .evict import text
 from .lifetime import held_count
@@ -26,18 +27,21 @@ class Leaving(NamedTuple):
         left: [B, G, T] which of the rows held leaves when each of them comes; -1: none.
         until: [B, G, S] the first query row that no longer has each row held; T: stays, 0: padding and holes.
         read: [B, G, T] rows that each of them attends exactly, and the one that leaves, which is read once more.
+        stay: [B, G, K] indices of the rows that are held after the last of them.
     """
 
     left: Tensor
     until: Tensor
     read: Tensor
+    stay: Tensor
 
 
 def course(memory: Memory, call: Call, left_BNT: Tensor) -> Leaving:
     """All that follows from which row leaves when."""
     left = left_BNT.expand(-1, memory.keys.view.shape[1], -1)
     until = until_of(memory, call, left)
-    return Leaving(left, until, held_count(until, call.new) + (left >= 0))
+    read = held_count(until, call.new) + (left >= 0)
+    return Leaving(left, until, read, attend.rows_of(until >= call.new))
 
 
 def until_of(memory: Memory, call: Call, left_BGT: Tensor) -> Tensor:

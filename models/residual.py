@@ -20,7 +20,7 @@ from ..results import rules
 from . import attend, lifetime, many, residual_steps
 from .budget import Allowance, amount_of, share, widest, word_of
 from .call import Call
-from .evict import Stepwise, grouped, text
+from .evict import Stepwise, grouped, sliding_rows_BT, text
 from .feature_map import FeatureMap
 from .leaving import Leaving, course, dropped_of, left_of, until_of
 from .ledger import Ledger
@@ -127,6 +127,17 @@ class Residual(Stepwise):
         residual_steps.prepare(memory, self.protected(budget_B), self.state(memory).read_bytes(len(budget_B)))
         return 0
 
+    def rows_BT(self, memory: Memory, call: Call) -> Tensor:
+        """Budget of each row; the same in all layers of one budget whose rows cost the same."""
+        if call.clock is not None:
+            return super().rows_BT(memory, call)
+        cost = self.cost(memory, call)
+        key = ("rows", amount_of(self, memory.site), cost, memory.prompt is None)
+        if key not in call.shared:
+            call.shared[key] = sliding_rows_BT(self, memory, call, cost)
+        found: Tensor = call.shared[key]
+        return found
+
     @property
     def windowed(self) -> bool:
         """Whether no row is held for the attention that it got: all but sinks are recent."""
@@ -214,7 +225,7 @@ class Residual(Stepwise):
         if call.clock is not None:
             return self._step(q_BHTD, memory, call, ledger)
         refuse_windows(call)
-        left_BGT, leave_BGS, read_BGT = self.leaving(q_BHTD, memory, call)
+        left_BGT, leave_BGS, read_BGT, stay_BGK = self.leaving(q_BHTD, memory, call)
         dropped = dropped_of(memory, call, left_BGT)
         self._count(memory, call, ledger, read_BGT)
         if ledger.watch is not None:
@@ -222,12 +233,12 @@ class Residual(Stepwise):
             keep = attend.visible_BNTS(memory, call) & (leave_BGS[:, :, None] > row)
             ledger.chosen(memory, call, q_BHTD, keep)
         if call.new == 1:
-            memory.keep(attend.rows_of(leave_BGS >= call.new))
+            memory.keep(stay_BGK)
             exact = residual_steps.attend_held(q_BHTD, memory, call)
             return self._joined(q_BHTD, memory, call, dropped, exact)
         exact = Share(*lifetime.attend_held(q_BHTD, memory, leave_BGS, call.scale))
         out = self.checked(self.state(memory).pass_by(q_BHTD.float() * call.scale**0.5, dropped, exact), exact.out)
-        memory.keep(attend.rows_of(leave_BGS >= call.new))
+        memory.keep(stay_BGK)
         return out
 
     def _step(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:

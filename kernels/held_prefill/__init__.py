@@ -78,4 +78,4 @@ def flops(case: Case) -> int:
     return 4 * case.batch * case.q_heads * case.pairs * case.head_dim
 
 
-OP = Op("held_prefill", "1", __name__, held_prefill, make, moved_bytes, flops, TESTED + TIMED + COMPILED, compare_all)
+OP = Op("held_prefill", "2", __name__, held_prefill, make, moved_bytes, flops, TESTED + TIMED + COMPILED, compare_all)

@@ -9,7 +9,6 @@ import math
 import torch
 import triton
 import triton.language as tl
-from torch.nn.functional import pad
 
 from ..dense_decode.fused import LOG2_E, check_contiguous_rows
 from ..grouped_rows.fused import load_keys
@@ -19,6 +18,30 @@ from ..tiling import power_of_2
 from .eager import Held
 
 TILES = Tiles(64, 64, 4, 3)
+SCANNED = 1024  # keys looked at together for the first that is held
+
+
+@triton.jit
+def first_tiles_kernel(leave_ptr, begin_ptr, rows, M: tl.constexpr, N: tl.constexpr, SCANNED: tl.constexpr):
+    """Find the first tile of keys after the sinks' that a tile of rows has a key of; the grid is (tiles, B * G).
+
+    Args:
+        leave_ptr: (B, G, S) first query row without each key, contiguous.
+        begin_ptr: (B, G, tiles) written.
+        rows: S.
+        M: Query rows of a tile.
+        N: Keys of a tile.
+        SCANNED: Keys looked at together.
+    """
+    tile, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    none = tl.cdiv(rows, N) * N
+    place, first = N, none
+    while (place < rows) & (first == none):
+        at = place + tl.arange(0, SCANNED)
+        leave = tl.load(leave_ptr + pair * rows + at, mask=at < rows, other=0)
+        first = tl.min(tl.where(leave > tile * M, at, none), 0)
+        place += SCANNED
+    tl.store(begin_ptr + pair * tl.num_programs(0) + tile, first // N)
 
 
 @triton.jit
@@ -33,7 +56,7 @@ def attend_held_kernel(q_ptr, k_ptr, v_ptr, leave_ptr, begin_ptr, out_ptr, log_p
         k_ptr: Keys.
         v_ptr: Values.
         leave_ptr: (B, G, S) first query row without each key, contiguous.
-        begin_ptr: (B, G, tiles) first tile of keys that some row of each tile of rows has, contiguous.
+        begin_ptr: (B, G, tiles) first tile of keys, after that of the sinks, that some row of each tile of rows has.
         out_ptr: (B, H, T, D), contiguous.
         log_ptr: (B, H, T) log2 of the sums of weights.
         scale_log2: Factor of the scores, times log2(e).
@@ -67,8 +90,9 @@ def attend_held_kernel(q_ptr, k_ptr, v_ptr, leave_ptr, begin_ptr, out_ptr, log_p
     end = rows - new + tl.minimum(begin + M, new)
     top, total = tl.full([M], float("-inf"), tl.float32), tl.zeros([M], tl.float32)
     acc = tl.zeros([M, BLOCK_DIM], tl.float32)
-    first = tl.load(begin_ptr + (batch * (HEADS // GROUP) + group) * tl.num_programs(0) + begin // M) * N
-    for key in range(first, end, N):
+    first = tl.load(begin_ptr + (batch * (HEADS // GROUP) + group) * tl.num_programs(0) + begin // M)
+    for step in range(1 + tl.maximum(tl.cdiv(end, N) - first, 0)):
+        key = tl.where(step == 0, 0, (first + step - 1) * N)  # sinks stay, the rows after them do not
         at = key + tl.arange(0, N)
         leave = tl.load(leave_base + at, mask=at < end, other=0)
         k = load_keys(k_base, key, end, k_row, DIM, BLOCK_DIM, N, UPCAST)
@@ -134,15 +158,20 @@ def held_prefill(
 def first_tiles(leave_BGS: torch.Tensor, new: int, plan: Tiles) -> torch.Tensor:
     """Find where each tile of query rows begins to read: tiles of keys before have left, as all but a window have.
 
+    The first tile of keys is read in any case, since sinks stand there; where to go on is asked here.
+
     Args:
-        leave_BGS: (B, G, S) int32, the first query row that no longer has each key.
+        leave_BGS: (B, G, S) int32, contiguous, the first query row that no longer has each key.
         new: T.
         plan: Sizes of the tiles.
 
     Returns:
-        (B, G, tiles of rows) int32, numbers of tiles of keys; as many as there are where no key is left.
+        (B, G, tiles of rows) int32, numbers of tiles of keys, at least 1; as many as there are where no key is left.
     """
-    tiles = pad(leave_BGS, (0, -leave_BGS.shape[2] % plan.keys)).unflatten(2, (-1, plan.keys)).amax(-1)
-    begin = torch.arange(0, new, plan.queries, dtype=tiles.dtype, device=tiles.device)
-    reach = tiles.cummax(-1).values
-    return torch.searchsorted(reach, begin.expand(*reach.shape[:2], -1).contiguous(), right=True, out_int32=True)
+    batch, groups, rows = leave_BGS.shape
+    tiles = triton.cdiv(new, plan.queries)
+    begin = torch.empty(batch, groups, tiles, dtype=torch.int32, device=leave_BGS.device)
+    first_tiles_kernel[(tiles, batch * groups)](
+        leave_BGS, begin, rows, M=plan.queries, N=plan.keys, SCANNED=SCANNED, num_warps=4
+    )
+    return begin

@@ -15,6 +15,43 @@ from ..tiling import power_of_2
 from .eager import CHUNK, Linear
 
 FEATURES, COLUMNS = 32, 64
+SCANNED = 4096  # logs looked at together for the largest so far
+
+
+@triton.jit
+def larger(left, right):
+    """Give the larger of two, or NaN.
+
+    Args:
+        left: One.
+        right: The other.
+
+    Returns:
+        That.
+    """
+    return tl.maximum(left, right, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def running_top_kernel(log_ptr, scale_ptr, top_ptr, last_ptr, rows, SCANNED: tl.constexpr):
+    """Find the largest log so far of each row of one KV head; the grid is (B * G,).
+
+    Args:
+        log_ptr: (B, G, T) logs of factors, contiguous.
+        scale_ptr: (B, G) log of the factor of the state before the first row.
+        top_ptr: (B, G, T) written.
+        last_ptr: (B, G) the last of them, written.
+        rows: T.
+        SCANNED: Rows looked at together.
+    """
+    pair = tl.program_id(0).to(tl.int64)
+    top = tl.load(scale_ptr + pair)
+    for begin in range(0, rows, SCANNED):
+        row = begin + tl.arange(0, SCANNED)
+        log = tl.load(log_ptr + pair * rows + row, mask=row < rows, other=float("-inf"))
+        tl.store(top_ptr + pair * rows + row, larger(tl.associative_scan(log, 0, larger), top), mask=row < rows)
+        top = larger(tl.reduce(log, 0, larger), top)
+    tl.store(last_ptr + pair, top)
 
 
 @triton.jit
@@ -235,7 +272,8 @@ def linear_prefill(
     groups, dim, device = v_BGTD.shape[1], v_BGTD.shape[3], q_BHTF.device
     chunks, tiles = triton.cdiv(rows, CHUNK), triton.cdiv(features, FEATURES)
     log, state, norm, scale = (part.float().contiguous() for part in (log_BGT, state_BGFD, norm_BGF, scale_BG))
-    top = torch.maximum(log, scale[..., None]).cummax(-1).values
+    top, last_scale = torch.empty_like(log), torch.empty_like(scale)
+    running_top_kernel[(batch * groups,)](log, scale, top, last_scale, rows, SCANNED=SCANNED, num_warps=8)
     states = torch.empty(batch, groups, chunks, features, dim, dtype=torch.float32, device=device)
     norms = torch.empty(batch, groups, chunks, features, dtype=torch.float32, device=device)
     last, last_norm = torch.empty_like(state), torch.empty_like(norm)
@@ -257,4 +295,4 @@ def linear_prefill(
         exact_log_BHT.float().contiguous(), out_BHTD, rows, chunks, *q_BHTF.stride()[:3], *k_BGTF.stride()[:3],
         *v_BGTD.stride()[:3], HEADS=heads, GROUP=heads // groups, **shape, num_warps=4,
     )  # fmt: skip
-    return Linear(out_BHTD.to(exact_BHTD.dtype), last, last_norm, top[..., -1])
+    return Linear(out_BHTD.to(exact_BHTD.dtype), last, last_norm, last_scale)

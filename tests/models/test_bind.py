@@ -120,3 +120,30 @@ def test_rotation_is_the_models_own(model):
     rotate, turned = seen[0]
     plain = hidden["k"].view(1, 9, 2, 16).transpose(1, 2)
     torch.testing.assert_close(rotate(turned, -torch.arange(9)[None]), plain, atol=1e-5, rtol=1e-5)
+
+
+def test_what_a_layer_reads_whatever_the_text_is_made_once(model):
+    """Bases would be read from their files, and random features drawn, anew for each batch of texts."""
+    made = []
+
+    class Tabled(type(Full())):
+        def constants(self, site):
+            made.append(("constants", site.layer))
+            return {"own": torch.ones(3, dtype=torch.float64)}
+
+        def tables(self, site):
+            made.append(("tables", site.layer))
+            return {"table": torch.full((2,), float(site.layer))}
+
+    first, second, ids = Tabled(), Tabled(), tokens(1, 4)
+    with bind(model, first) as binding:
+        for _ in range(3):
+            cache = model(ids, use_cache=True).past_key_values
+        held = [memory.constants for memory in binding.memories(cache)]
+        assert [(c["own"].dtype, c["table"].tolist()) for c in held] == [
+            (torch.float32, [float(i)] * 2) for i in range(len(held))
+        ]
+        assert sorted(made) == sorted((what, i) for what in ("constants", "tables") for i in range(len(held)))
+        binding.method = second  # as an analysis does for a while
+        model(ids, use_cache=True)
+    assert len(made) == 4 * len(held)

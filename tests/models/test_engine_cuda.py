@@ -2,13 +2,18 @@
 
 import pytest
 import torch
-from conftest_models import make_method, make_model, tokens
+from conftest_models import DIM, make_method, make_model, tokens
 from test_engine import CASES, ordinary, session_of, texts
 
 from lacuna.harness.engine import WARM_UP, Sampled, engine, greedy
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-STEPS = 12
+STEPS, WIDE = 12, 64
+
+
+def made(name, args):
+    """A method; the state of a ratchet counts as 2 D + 1 rows of its budget."""
+    return make_method(name, args | {"rows": args["rows"] + 2 * (WIDE - DIM)} if name == "ratchetkv" else args)
 
 
 @pytest.mark.parametrize(
@@ -17,7 +22,7 @@ STEPS = 12
 @pytest.mark.parametrize(("name", "args"), CASES)
 def test_a_replayed_step_is_the_step_itself(name, args, pick, layers, basis):
     """A graph would read where the step before did not write, or a value that was the host's when it was captured."""
-    model, method, files = make_model(head_dim=64).cuda(), make_method(name, args), basis(dim=64)
+    model, method, files = make_model(head_dim=WIDE).cuda(), made(name, args), basis(dim=WIDE)
     with (
         session_of(model, method, files) as session,
         engine(session, session.prefill(texts()), STEPS + 1, pick, layers) as steps,
@@ -41,7 +46,7 @@ def test_a_step_that_asks_the_host_cannot_be_captured():
     def asks(logits_BV):
         return torch.full_like(logits_BV[:, 0], int(logits_BV.argmax()) % 7, dtype=torch.long)
 
-    model = make_model(head_dim=64).cuda()
+    model = make_model(head_dim=WIDE).cuda()
     with session_of(model, make_method("full", {}), {}) as session:
         state = session.prefill([tokens(1, 30)[0].tolist()])
         with engine(session, state, 8, asks) as steps, pytest.raises(RuntimeError):
