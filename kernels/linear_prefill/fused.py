@@ -13,45 +13,9 @@ from ..dense_decode.fused import check_contiguous_rows
 from ..interpreter import storage_dtype
 from ..tiling import power_of_2
 from .eager import CHUNK, Linear
+from .running.fused import running_sums, running_top
 
-FEATURES, COLUMNS = 32, 64
-SCANNED = 4096  # logs looked at together for the largest so far
-
-
-@triton.jit
-def larger(left, right):
-    """Give the larger of two, or NaN.
-
-    Args:
-        left: One.
-        right: The other.
-
-    Returns:
-        That.
-    """
-    return tl.maximum(left, right, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def running_top_kernel(log_ptr, scale_ptr, top_ptr, last_ptr, rows, SCANNED: tl.constexpr):
-    """Find the largest log so far of each row of one KV head; the grid is (B * G,).
-
-    Args:
-        log_ptr: (B, G, T) logs of factors, contiguous.
-        scale_ptr: (B, G) log of the factor of the state before the first row.
-        top_ptr: (B, G, T) written.
-        last_ptr: (B, G) the last of them, written.
-        rows: T.
-        SCANNED: Rows looked at together.
-    """
-    pair = tl.program_id(0).to(tl.int64)
-    top = tl.load(scale_ptr + pair)
-    for begin in range(0, rows, SCANNED):
-        row = begin + tl.arange(0, SCANNED)
-        log = tl.load(log_ptr + pair * rows + row, mask=row < rows, other=float("-inf"))
-        tl.store(top_ptr + pair * rows + row, larger(tl.associative_scan(log, 0, larger), top), mask=row < rows)
-        top = larger(tl.reduce(log, 0, larger), top)
-    tl.store(last_ptr + pair, top)
+FEATURES = 32
 
 
 @triton.jit
@@ -100,52 +64,6 @@ def chunk_sums_kernel(k_ptr, v_ptr, log_ptr, top_ptr, sums_ptr, norms_ptr, rows,
     mask = (feature < FEATURES)[:, None] & (column < DIM)[None, :]
     tl.store(sums_ptr + place[:, None] * DIM + column[None, :], sums, mask=mask)
     tl.store(norms_ptr + place, tl.sum(k, 0), mask=feature < FEATURES)
-
-
-@triton.jit
-def running_sums_kernel(sums_ptr, state_ptr, scale_ptr, top_ptr, last_ptr, rows, chunks, SIZE: tl.constexpr,
-                        COLUMNS: tl.constexpr, N: tl.constexpr, M: tl.constexpr):  # fmt: skip
-    """Turn sums of chunks into states before each chunk, in place; the grid is (SIZE / COLUMNS, B * G).
-
-    All factors are known, so some chunks are joined by one product with a triangle of their quotients.
-
-    Args:
-        sums_ptr: (B * G, chunks, SIZE), written.
-        state_ptr: (B * G, SIZE) state before the first chunk.
-        scale_ptr: (B * G,) log of its factor.
-        top_ptr: (B * G, T) largest log so far.
-        last_ptr: (B * G, SIZE) state after the last chunk.
-        rows: T.
-        chunks: Of the text.
-        SIZE: Numbers of a state.
-        COLUMNS: Of a block.
-        N: Chunks joined at once.
-        M: Rows of a chunk.
-    """
-    pair, column = tl.program_id(1).to(tl.int64), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    inside, each = column < SIZE, tl.arange(0, N)
-    state = tl.load(state_ptr + pair * SIZE + column, mask=inside, other=0.0)
-    scale = tl.load(scale_ptr + pair)
-    for begin in range(0, chunks, N):
-        chunk = begin + each
-        there = chunk < chunks
-        # Before a chunk stands the factor of the row before it, at first that of the state.
-        top = tl.load(top_ptr + pair * rows + tl.minimum(chunk * M + M, rows) - 1)
-        before = tl.load(top_ptr + pair * rows + chunk * M - 1, mask=(chunk > 0) & there, other=float("inf"))
-        before = tl.where(chunk > 0, before, scale)
-        at = sums_ptr + (pair * chunks + chunk)[:, None] * SIZE + column[None, :]
-        mask = there[:, None] & inside[None, :]
-        sums = tl.load(at, mask=mask, other=0.0)
-        earlier = (each[None, :] < each[:, None]) & (top > float("-inf"))[None, :]
-        share = tl.where(earlier, tl.exp(tl.where(earlier, top[None, :] - before[:, None], 0.0)), 0.0)
-        carried = tl.where(scale > float("-inf"), tl.exp(scale - before), 0.0)
-        states = tl.dot(share, sums, carried[:, None] * state[None, :], input_precision="tf32x3")
-        end = tl.load(top_ptr + pair * rows + tl.minimum((begin + N) * M, rows) - 1)
-        part = tl.where(there & (top > float("-inf")), tl.exp(top - end), 0.0)
-        decay = tl.where(scale > float("-inf"), tl.exp(scale - end), 0.0)
-        state, scale = state * decay + tl.sum(sums * part[:, None], 0), end
-        tl.store(at, states, mask=mask)
-    tl.store(last_ptr + pair * SIZE + column, state, mask=inside)
 
 
 @triton.jit
@@ -272,8 +190,7 @@ def linear_prefill(
     groups, dim, device = v_BGTD.shape[1], v_BGTD.shape[3], q_BHTF.device
     chunks, tiles = triton.cdiv(rows, CHUNK), triton.cdiv(features, FEATURES)
     log, state, norm, scale = (part.float().contiguous() for part in (log_BGT, state_BGFD, norm_BGF, scale_BG))
-    top, last_scale = torch.empty_like(log), torch.empty_like(scale)
-    running_top_kernel[(batch * groups,)](log, scale, top, last_scale, rows, SCANNED=SCANNED, num_warps=8)
+    top, last_scale = running_top(log, scale)
     states = torch.empty(batch, groups, chunks, features, dim, dtype=torch.float32, device=device)
     norms = torch.empty(batch, groups, chunks, features, dtype=torch.float32, device=device)
     last, last_norm = torch.empty_like(state), torch.empty_like(norm)
@@ -282,12 +199,8 @@ def linear_prefill(
         k_BGTF, v_BGTD, log, top, states, norms, rows, chunks, *k_BGTF.stride()[:3], *v_BGTD.stride()[:3],
         KV_HEADS=groups, **shape, num_warps=4,
     )  # fmt: skip
-    for sums, begun, ended in ((states, state, last), (norms, norm, last_norm)):
-        size = begun[0, 0].numel()
-        running_sums_kernel[(triton.cdiv(size, COLUMNS), batch * groups)](
-            sums, begun, scale, top, ended, rows, chunks, SIZE=size, COLUMNS=COLUMNS,
-            N=min(64, max(16, power_of_2(chunks))), M=CHUNK, num_warps=4,
-        )  # fmt: skip
+    running_sums(states, state, scale, top, last)
+    running_sums(norms, norm, scale, top, last_norm)
     exact, out_dtype = exact_BHTD.contiguous(), storage_dtype(exact_BHTD.dtype)
     out_BHTD = torch.empty(batch, heads, rows, dim, dtype=out_dtype, device=device)
     linear_rows_kernel[(chunks, batch * heads)](

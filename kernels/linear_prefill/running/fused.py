@@ -1,0 +1,132 @@
+"""What runs over the whole text: the largest factor so far, and sums of chunks as states before each of them.
+
+Shape legend: B batch, G KV heads, T rows, chunks of M rows.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ...tiling import power_of_2
+from ..eager import CHUNK
+
+COLUMNS = 64
+SCANNED = 4096  # logs looked at together for the largest so far
+
+
+@triton.jit
+def larger(left, right):
+    """Give the larger of two, or NaN.
+
+    Args:
+        left: One.
+        right: The other.
+
+    Returns:
+        That.
+    """
+    return tl.maximum(left, right, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def running_top_kernel(log_ptr, scale_ptr, top_ptr, last_ptr, rows, SCANNED: tl.constexpr):
+    """Find the largest log so far of each row of one KV head; the grid is (B * G,).
+
+    Args:
+        log_ptr: (B, G, T) logs of factors, contiguous.
+        scale_ptr: (B, G) log of the factor of the state before the first row.
+        top_ptr: (B, G, T) written.
+        last_ptr: (B, G) the last of them, written.
+        rows: T.
+        SCANNED: Rows looked at together.
+    """
+    pair = tl.program_id(0).to(tl.int64)
+    top = tl.load(scale_ptr + pair)
+    for begin in range(0, rows, SCANNED):
+        row = begin + tl.arange(0, SCANNED)
+        log = tl.load(log_ptr + pair * rows + row, mask=row < rows, other=float("-inf"))
+        tl.store(top_ptr + pair * rows + row, larger(tl.associative_scan(log, 0, larger), top), mask=row < rows)
+        top = larger(tl.reduce(log, 0, larger), top)
+    tl.store(last_ptr + pair, top)
+
+
+@triton.jit
+def running_sums_kernel(sums_ptr, state_ptr, scale_ptr, top_ptr, last_ptr, rows, chunks, SIZE: tl.constexpr,
+                        COLUMNS: tl.constexpr, N: tl.constexpr, M: tl.constexpr):  # fmt: skip
+    """Turn sums of chunks into states before each chunk, in place; the grid is (SIZE / COLUMNS, B * G).
+
+    All factors are known, so some chunks are joined by one product with a triangle of their quotients.
+
+    Args:
+        sums_ptr: (B * G, chunks, SIZE), written.
+        state_ptr: (B * G, SIZE) state before the first chunk.
+        scale_ptr: (B * G,) log of its factor.
+        top_ptr: (B * G, T) largest log so far.
+        last_ptr: (B * G, SIZE) state after the last chunk.
+        rows: T.
+        chunks: Of the text.
+        SIZE: Numbers of a state.
+        COLUMNS: Of a block.
+        N: Chunks joined at once.
+        M: Rows of a chunk.
+    """
+    pair, column = tl.program_id(1).to(tl.int64), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    inside, each = column < SIZE, tl.arange(0, N)
+    state = tl.load(state_ptr + pair * SIZE + column, mask=inside, other=0.0)
+    scale = tl.load(scale_ptr + pair)
+    for begin in range(0, chunks, N):
+        chunk = begin + each
+        there = chunk < chunks
+        # Before a chunk stands the factor of the row before it, at first that of the state.
+        top = tl.load(top_ptr + pair * rows + tl.minimum(chunk * M + M, rows) - 1)
+        before = tl.load(top_ptr + pair * rows + chunk * M - 1, mask=(chunk > 0) & there, other=float("inf"))
+        before = tl.where(chunk > 0, before, scale)
+        at = sums_ptr + (pair * chunks + chunk)[:, None] * SIZE + column[None, :]
+        mask = there[:, None] & inside[None, :]
+        sums = tl.load(at, mask=mask, other=0.0)
+        earlier = (each[None, :] < each[:, None]) & (top > float("-inf"))[None, :]
+        share = tl.where(earlier, tl.exp(tl.where(earlier, top[None, :] - before[:, None], 0.0)), 0.0)
+        carried = tl.where(scale > float("-inf"), tl.exp(scale - before), 0.0)
+        states = tl.dot(share, sums, carried[:, None] * state[None, :], input_precision="tf32x3")
+        end = tl.load(top_ptr + pair * rows + tl.minimum((begin + N) * M, rows) - 1)
+        part = tl.where(there & (top > float("-inf")), tl.exp(top - end), 0.0)
+        decay = tl.where(scale > float("-inf"), tl.exp(scale - end), 0.0)
+        state, scale = state * decay + tl.sum(sums * part[:, None], 0), end
+        tl.store(at, states, mask=mask)
+    tl.store(last_ptr + pair * SIZE + column, state, mask=inside)
+
+
+def running_top(log_BGT: torch.Tensor, scale_BG: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the largest log so far.
+
+    Args:
+        log_BGT: (B, G, T) float32 logs of factors, contiguous.
+        scale_BG: (B, G) float32 log of the factor of the state before the first row, contiguous.
+
+    Returns:
+        (B, G, T), and (B, G) the last of them.
+    """
+    top, last = torch.empty_like(log_BGT), torch.empty_like(scale_BG)
+    running_top_kernel[(scale_BG.numel(),)](
+        log_BGT, scale_BG, top, last, log_BGT.shape[2], SCANNED=SCANNED, num_warps=8
+    )
+    return top, last
+
+
+def running_sums(
+    sums: torch.Tensor, state: torch.Tensor, scale_BG: torch.Tensor, top_BGT: torch.Tensor, last: torch.Tensor
+) -> None:
+    """Turn sums of chunks into states before each chunk, in place.
+
+    Args:
+        sums: (B, G, chunks, ...) float32, contiguous, written.
+        state: (B, G, ...) state before the first chunk.
+        scale_BG: (B, G) log of its factor.
+        top_BGT: (B, G, T) largest log so far.
+        last: (B, G, ...) state after the last chunk, written.
+    """
+    size, chunks = state[0, 0].numel(), sums.shape[2]
+    running_sums_kernel[(triton.cdiv(size, COLUMNS), scale_BG.numel())](
+        sums, state, scale_BG, top_BGT, last, top_BGT.shape[2], chunks, SIZE=size, COLUMNS=COLUMNS,
+        N=min(64, max(16, power_of_2(chunks))), M=CHUNK, num_warps=4,
+    )  # fmt: skip
