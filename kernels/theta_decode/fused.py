@@ -139,8 +139,7 @@ def theta_decode(
     s_BHS = empty(batch, heads, rows, dtype=torch.float32)
     top, total, lack_BH = (empty(batch, heads, *more, dtype=torch.float32) for more in ((scored,), (scored,), ()))
     part, sums = (empty(batch, heads, splits, width, dtype=torch.float32) for width in (dim, 3))
-    row_BGS, count = (empty(batch, groups, width, dtype=torch.int32) for width in (rows, splits))
-    kept_BG = empty(batch, groups, dtype=torch.int32)
+    row_BGS, count, kept_BG = (empty(batch, groups, *more, dtype=torch.int32) for more in ((rows,), (splits,), ()))
     out_BHD = empty(batch, heads, dim, dtype=storage_dtype(q_BHD.dtype))
     both = _shared(q_BHD, groups)
     theta_score_kernel[(pairs, scored)](
