@@ -13,9 +13,12 @@ set -uo pipefail
 out=${1:?folder for the results}; shift; mkdir -p "$out"
 site=$(mktemp -d); ln -sfn "$PWD" "$site/lacuna"; export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 failed=0
-step() { local name=$1 limit=$2; shift 2; echo "== $name"; timeout "$limit" "$@" > "$out/$name.log" 2>&1 || { failed=1; echo "$name FAILED ($?)"; }; tail -n "${LINES_SHOWN:-15}" "$out/$name.log"; }
+# in the foreground: a `timeout` with a group of its own outlives this script when that is stopped, and what it runs then
+# shares the GPU with whatever is timed next
+step() { local name=$1 limit=$2; shift 2; echo "== $name"; timeout --foreground "$limit" "$@" > "$out/$name.log" 2>&1 || { failed=1; echo "$name FAILED ($?)"; }; tail -n "${LINES_SHOWN:-15}" "$out/$name.log"; }
 ops=(dense_decode lowrank_score select_topk gather_decode threshold_compact threshold_score theta_decode theta_rows
-  add_norm sum_norm rotate_rows gate append_row sparq_score keep_rows)
+  add_norm sum_norm rotate_rows gate append_row sparq_score keep_rows topk_decode fill_missing swap_row marked_decode
+  linear_decode taylor_features)
 tests=(tests/kernels tests/models/test_engine.py tests/models/test_engine_cuda.py tests/models/test_cuda.py)
 if [ -n "${TINY:-}" ]; then
   export TRITON_INTERPRET=1
@@ -32,7 +35,7 @@ file_of() { # NAME: its sweep file; a small twin of it where everything is tried
 }
 sweep() { # NAME LIMIT RANKS: run, and keep the records as CSV even of a run that was cut off
   local name=$1 limit=$2 ranks=$3 file; file=$(file_of "$1")
-  step "$name-$ranks" "$limit" mpirun --allow-run-as-root -np "$ranks" python3 -m lacuna run "$file" --set ranks="$ranks" --store "$out/store"
+  step "$name-$ranks" "$limit" mpirun --allow-run-as-root --bind-to none -np "$ranks" python3 -m lacuna run "$file" --set ranks="$ranks" --store "$out/store"
   python3 -m lacuna collect "$file" --set ranks="$ranks" --store "$out/store" -o "$out/$name-$ranks.csv" > /dev/null || failed=1
 }
 for part in "${@:-verify ops 8b long tp grid}"; do for one in $part; do
