@@ -19,6 +19,46 @@ Phase = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True)
+class Extent:
+    """Which tokens T query rows are, and how many they may see.
+
+    Attributes:
+        first: [B] number of the first token that is no padding.
+        numbers_T: token numbers of the rows.
+        context_BT: tokens that dense attention would read for each row; none for padding rows.
+    """
+
+    first: Tensor
+    numbers_T: Tensor
+    context_BT: Tensor
+
+    @functools.cached_property
+    def text_BT(self) -> Tensor:
+        """Which rows are text and no padding."""
+        return self.context_BT > 0
+
+    @functools.cached_property
+    def arrived_BT(self) -> Tensor:
+        """How many rows of text have come with each row."""
+        return self.text_BT.cumsum(-1)
+
+    @functools.cached_property
+    def real_BT(self) -> Tensor:
+        """1 for text, 0 for padding; float64."""
+        return self.text_BT.double()
+
+    @functools.cached_property
+    def rows(self) -> Tensor:
+        """Rows of text of the whole batch; float64."""
+        return self.real_BT.sum()
+
+    @functools.cached_property
+    def visible(self) -> Tensor:
+        """Tokens that they may see together; float64."""
+        return self.context_BT.double().sum()
+
+
+@dataclass(frozen=True)
 class Call:
     """One call of attention, as a method sees it.
 
@@ -54,16 +94,45 @@ class Call:
         """What does not depend on the layer; computed once a step where the memory is pinned."""
         return work() if self.clock is None else self.clock.once(key, work)
 
-    @functools.cached_property
+    def in_pass(self, key: Hashable, work: Callable[[], T]) -> T:
+        """What depends on nothing but its key; computed once for all layers of a pass."""
+        if self.clock is not None:
+            return self.clock.once(key, work)
+        if key not in self.shared:
+            self.shared[key] = work()
+        known: T = self.shared[key]
+        return known
+
+    def root_scaled(self, x_BnTD: Tensor) -> Tensor:
+        """Rows times the square root of `scale`, float32, contiguous: queries and keys so scaled give scaled scores."""
+        device = x_BnTD.device
+        root = self.in_pass(("root", self.scale, device), lambda: torch.full((1,), self.scale**0.5, device=device))
+        out = torch.empty(x_BnTD.shape, dtype=torch.float32, device=x_BnTD.device)
+        return torch.mul(x_BnTD, root, out=out)
+
+    @property
+    def extent(self) -> Extent:
+        """What the rows are, whatever attends them: the same in all layers."""
+        if self.clock is not None:
+            return self.clock.once("extent", self._extent)
+        place = ("extent", self.seen, self.new)
+        known: Extent | None = self.shared.get(place)
+        if known is None or known.first is not self.first:
+            known = self.shared[place] = self._extent()
+        return known
+
+    def _extent(self) -> Extent:
+        if self.clock is not None:
+            return Extent(self.first, self.clock.row, self.clock.context_BT)
+        numbers_T = self.seen + torch.arange(-self.new, 0, device=self.first.device)
+        return Extent(self.first, numbers_T, (numbers_T[None] - self.first[:, None] + 1).clamp(min=0))
+
+    @property
     def numbers_T(self) -> Tensor:
         """Token numbers of the T query rows."""
-        if self.clock is not None:
-            return self.clock.row
-        return self.seen + torch.arange(-self.new, 0, device=self.first.device)
+        return self.extent.numbers_T
 
-    @functools.cached_property
+    @property
     def context_BT(self) -> Tensor:
         """How many tokens dense attention would read for each row (padding rows: none)."""
-        if self.clock is not None:
-            return self.clock.context_BT
-        return (self.numbers_T[None] - self.first[:, None] + 1).clamp(min=0)
+        return self.extent.context_BT

@@ -112,6 +112,11 @@ def sliding_rows_BT(method: Budgeted, memory: Memory, call: Call, cost: Cost) ->
     return in_rows(method, memory.site, base, cost).expand(-1, call.new)
 
 
+def marked_row_bytes(memory: Memory) -> int:
+    """Bytes of a key, its value and its mark."""
+    return sum(part.row_bytes for part in (memory.keys, memory.values, memory.aux["mark"]))
+
+
 def text(memory: Memory, call: Call) -> Tensor:
     """Which rows held are text (no padding, no hole), [B, N, S]."""
     return memory.numbers_BNS(call.first.shape[0]) >= call.first[:, None, None]
@@ -243,12 +248,11 @@ class Stepwise(Evict):
         until = walk_at_once(self, q_BHTD, memory, call)
         out, _ = lifetime.attend_held(q_BHTD, memory, until, call.scale)
         self._count(memory, call, ledger, lifetime.held_count(until, call.new))
-        memory.keep(attend.rows_of(until == call.new))
+        memory.keep(attend.rows_of(until == call.new), call.new)
         return out.to(q_BHTD.dtype)
 
     def _count(self, memory: Memory, call: Call, ledger: Ledger, read_BGT: Tensor) -> None:
-        live = read_BGT[:, : memory.live].sum(1)
-        ledger.count(memory, call, read_BGT, live.double() * memory.aux["mark"].row_bytes)
+        ledger.count(memory, call, read_BGT, 0.0, marked_row_bytes(memory))
 
     def worth(self, memory: Memory, call: Call, rows_B: Tensor) -> Tensor:
         """The marks; recent rows are always kept."""

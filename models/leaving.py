@@ -24,13 +24,15 @@ class Leaving(NamedTuple):
     """The course of T query rows.
 
     Attributes:
-        left: [B, G, T] which of the rows held leaves when each of them comes; -1: none.
+        left: [B, G, T] which of the rows held leaves when each of them comes; 0 where none does.
+        leaves: [B, G, T] whether one does.
         until: [B, G, S] the first query row that no longer has each row held; T: stays, 0: padding and holes.
         read: [B, G, T] rows that each of them attends exactly, and the one that leaves, which is read once more.
         stay: [B, G, K] indices of the rows that are held after the last of them.
     """
 
     left: Tensor
+    leaves: Tensor
     until: Tensor
     read: Tensor
     stay: Tensor
@@ -40,8 +42,9 @@ def course(memory: Memory, call: Call, left_BNT: Tensor) -> Leaving:
     """All that follows from which row leaves when."""
     left = left_BNT.expand(-1, memory.keys.view.shape[1], -1)
     until = until_of(memory, call, left)
-    read = held_count(until, call.new) + (left >= 0)
-    return Leaving(left, until, read, attend.rows_of(until >= call.new))
+    leaves = left >= 0
+    read, stay = held_count(until, call.new) + leaves, attend.rows_of(until >= call.new).contiguous()
+    return Leaving(left.clamp(min=0), leaves, until, read, stay)
 
 
 def until_of(memory: Memory, call: Call, left_BGT: Tensor) -> Tensor:
@@ -61,10 +64,10 @@ def left_of(memory: Memory, call: Call, until_BGS: Tensor) -> Tensor:
     return left.scatter(2, torch.where(leaves, until_BGS, call.new).long(), index)[..., : call.new]
 
 
-def dropped_of(memory: Memory, call: Call, index_BGK: Tensor) -> Dropped:
-    """Rows of these indices (holes -1)."""
-    at = index_BGK.clamp(min=0)[..., None]
+def dropped_of(memory: Memory, call: Call, index_BGK: Tensor, there_BGK: Tensor) -> Dropped:
+    """Rows of these indices, as far as they are there."""
+    at = index_BGK[..., None]
     keys, values = (
         part.view.gather(2, at.expand(-1, -1, -1, part.view.shape[3])) for part in (memory.keys, memory.values)
     )
-    return Dropped(keys.float() * call.scale**0.5, values, index_BGK >= 0)
+    return Dropped(call.root_scaled(keys), values, there_BGK)

@@ -26,7 +26,7 @@ Kept = Callable[[Memory, Call, Tensor, Tensor], Tensor]
 
 def grown(_: Memory, call: Call, before_BN: Tensor, after_BN: Tensor) -> Tensor:
     """Rows of text held after each new row, [B, N, T]: one more each time, and never more than are left in the end."""
-    return (before_BN[..., None] + (call.context_BT > 0).cumsum(-1)[:, None]).minimum(after_BN[..., None])
+    return (before_BN[..., None] + call.extent.arrived_BT[:, None]).minimum(after_BN[..., None])
 
 
 @dataclass
@@ -81,30 +81,28 @@ class Ledger:
             extra_bytes_BT: bytes read beside those rows for each query row (scores, bases), all real heads together.
             row_bytes: bytes read of an attended row; default its key and its value.
         """
-        live, real = memory.site.live, (call.context_BT > 0).double()
+        live, extent = memory.site.live, call.extent
         assert attended_BGT.shape[1] == memory.keys.view.shape[1]
         tally = self._tally(memory, call)
-        context = call.context_BT.double()
         each = memory.keys.row_bytes + memory.values.row_bytes if row_bytes is None else row_bytes
-        attended_BT = attended_BGT[:, : memory.live].double().sum(1) * real
-        read_BT = attended_BT * each + real * extra_bytes_BT
+        attended_BT = attended_BGT[:, : memory.live].double().sum(1) * extent.real_BT
+        read_BT = attended_BT * each + extent.real_BT * extra_bytes_BT
         self.audit.read(attended_BT, read_BT)
-        tally.rows += real.sum()
-        tally.visible += live * context.sum()
+        tally.rows += extent.rows
+        tally.visible += live * extent.visible
         tally.attended += attended_BT.sum() / memory.copies
         tally.read += read_BT.sum()
-        tally.dense += live * context.sum() * memory.dense_row_bytes
+        tally.dense += (live * memory.dense_row_bytes) * extent.visible
 
     def settle(self, memory: Memory, call: Call, arrived_BN: Tensor | None = None, kept: Kept | None = None) -> None:
         """Note what is held after eviction; `arrived` rows of text were held before it (default: as many).
 
         `kept` says of several rows how many are held after each, had it been a step (default: `grown`).
         """
-        real = call.context_BT > 0
-        after = memory.text_rows_BN(call.first)
-        before = (after if arrived_BN is None else arrived_BN) - real.sum(-1, keepdim=True)
+        extent, after = call.extent, memory.text_rows_BN(call.first)
+        before = (after if arrived_BN is None else arrived_BN) - extent.arrived_BT[:, -1:]
         each = grown if kept is None or call.new == 1 else kept
-        heads = (each(memory, call, before, after) * real[:, None]).expand(-1, memory.keys.view.shape[1], -1)[
+        heads = (each(memory, call, before, after) * extent.text_BT[:, None]).expand(-1, memory.keys.view.shape[1], -1)[
             :, : memory.live
         ]
         self._tally(memory, call).kept += heads.sum() / memory.copies

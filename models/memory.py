@@ -159,11 +159,14 @@ class Memory:
             self.columns = torch.cat([self.columns, numbers.expand(*self.columns.shape[:2], -1)], 2)
         self.advance(new_BGTD.shape[2])
 
-    def keep(self, rows_BNK: Tensor) -> None:
-        """Drop all rows but these (indices into the S rows held, ascending; -1, before all others, for a hole)."""
+    def keep(self, rows_BNK: Tensor, coming: int = 0) -> None:
+        """Drop all rows but these (indices into the S rows held, ascending; -1, before all others, for a hole).
+
+        As many as `coming` are likely to be appended at once: their room is held.
+        """
         rows = rows_BNK.clamp(min=0)
         for part in (self.keys, self.values, *self.aux.values()):
-            part.keep(rows_BNK)
+            part.keep(rows_BNK, coming)
         numbers = self.numbers_BNS(rows.shape[0])
         sets = max(numbers.shape[1], rows.shape[1])
         self.columns = numbers.expand(-1, sets, -1).gather(2, rows.expand(-1, sets, -1)).masked_fill(rows_BNK < 0, -1)
@@ -211,7 +214,8 @@ class Memory:
         """How many rows held are text: no padding, no hole."""
         if self.columns is None:
             return (self.seen - first_B)[:, None]
-        return ((self.columns >= first_B[:, None, None]) & (self.columns < self.seen)).sum(-1)
+        there = self.columns >= first_B[:, None, None]
+        return (there if self.clock is None else there & (self.columns < self.seen)).sum(-1)
 
     def reorder(self, batch: Tensor) -> None:
         """Rearrange the sequences of the batch."""

@@ -20,7 +20,7 @@ from ..results import rules
 from . import attend, lifetime, many, residual_steps
 from .budget import Allowance, amount_of, share, widest, word_of
 from .call import Call
-from .evict import Stepwise, grouped, sliding_rows_BT, text
+from .evict import Stepwise, grouped, marked_row_bytes, sliding_rows_BT, text
 from .feature_map import FeatureMap
 from .leaving import Leaving, course, dropped_of, left_of, until_of
 from .ledger import Ledger
@@ -208,7 +208,7 @@ class Residual(Stepwise):
         self._count(memory, call, ledger, lifetime.held_count(leave_BGS, call.new))
         self.mark_prompt(memory.aux["mark"].view[..., 0], q_BHTD, memory, call)
         exact = Share(*lifetime.attend_held(q_BHTD, memory, leave_BGS, call.scale))
-        joined = self.state(memory).read(q_BHTD.float() * call.scale**0.5).merge(exact)
+        joined = self.state(memory).read(call.root_scaled(q_BHTD)).merge(exact)
         return self.checked(joined, exact.out).to(q_BHTD.dtype)
 
     def mark_prompt(self, marks_BGS: Tensor, q_BHTD: Tensor, memory: Memory, call: Call) -> None:
@@ -225,20 +225,20 @@ class Residual(Stepwise):
         if call.clock is not None:
             return self._step(q_BHTD, memory, call, ledger)
         refuse_windows(call)
-        left_BGT, leave_BGS, read_BGT, stay_BGK = self.leaving(q_BHTD, memory, call)
-        dropped = dropped_of(memory, call, left_BGT)
+        left_BGT, leaves_BGT, leave_BGS, read_BGT, stay_BGK = self.leaving(q_BHTD, memory, call)
+        dropped = dropped_of(memory, call, left_BGT, leaves_BGT)
         self._count(memory, call, ledger, read_BGT)
         if ledger.watch is not None:
             row = torch.arange(call.new, device=q_BHTD.device)[:, None]
             keep = attend.visible_BNTS(memory, call) & (leave_BGS[:, :, None] > row)
             ledger.chosen(memory, call, q_BHTD, keep)
         if call.new == 1:
-            memory.keep(stay_BGK)
+            memory.keep(stay_BGK, call.new)
             exact = residual_steps.attend_held(q_BHTD, memory, call)
             return self._joined(q_BHTD, memory, call, dropped, exact)
         exact = Share(*lifetime.attend_held(q_BHTD, memory, leave_BGS, call.scale))
-        out = self.checked(self.state(memory).pass_by(q_BHTD.float() * call.scale**0.5, dropped, exact), exact.out)
-        memory.keep(stay_BGK)
+        out = self.checked(self.state(memory).pass_by(call.root_scaled(q_BHTD), dropped, exact), exact.out)
+        memory.keep(stay_BGK, call.new)
         return out
 
     def _step(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
@@ -250,15 +250,15 @@ class Residual(Stepwise):
 
     def _joined(self, q_BHTD: Tensor, memory: Memory, call: Call, dropped: Dropped, exact: Share) -> Tensor:
         """One row: what leaves is added to the state, and that joined with exact attention."""
-        joined = self.state(memory).step(q_BHTD.float() * call.scale**0.5, dropped, exact)
+        joined = self.state(memory).step(call.root_scaled(q_BHTD), dropped, exact)
         return self.checked(joined, exact.out).to(q_BHTD.dtype)
 
     def leave(self, memory: Memory, call: Call, gone_BNS: Tensor) -> None:
         """Add rows to the state."""
         index = attend.rows_of(gone_BNS.expand(-1, memory.keys.view.shape[1], -1))
-        self.state(memory).absorb(dropped_of(memory, call, index))
+        self.state(memory).absorb(dropped_of(memory, call, index.clamp(min=0), index >= 0))
 
     def _count(self, memory: Memory, call: Call, ledger: Ledger, read_BGT: Tensor) -> None:
         """Rows attended and the one folded; their marks, and the state with the map's weights."""
-        marks = read_BGT[:, : memory.live].sum(1).double() * memory.aux["mark"].row_bytes
-        ledger.count(memory, call, read_BGT, marks + self.state(memory).read_bytes(read_BGT.shape[0]))
+        beside = self.state(memory).read_bytes(read_BGT.shape[0])
+        ledger.count(memory, call, read_BGT, beside, marked_row_bytes(memory))

@@ -56,7 +56,7 @@ def swap(memory: Memory, k_BG1D: Tensor, v_BG1D: Tensor) -> None:
 def swapped(memory: Memory, call: Call) -> Dropped:
     """What this step's swap let go; a full cache always lets one row go."""
     keys, values = (memory.given[name][:, :, None] for name in ("key", "value"))
-    return Dropped(keys.float() * call.scale**0.5, values, memory.given["there"])
+    return Dropped(call.root_scaled(keys), values, memory.given["there"])
 
 
 def attend_full(q_BH1D: Tensor, memory: Memory, call: Call, marks_BGS: Tensor) -> Share:

@@ -69,12 +69,17 @@ class Rows:
         self._count, self._room = 0, room
         self._clock: Clock | None = None
         self._size, self._apart = 0, 0
+        self._known: tuple[Tensor, Tensor] | None = None
 
     @property
     def view(self) -> Tensor:
         """The rows held, [B, G, S, W]; a view."""
         assert self._buffer is not None, "nothing was appended yet"
-        return self._buffer[:, :, : self._count if self._clock is None else self._size]
+        count = self._count if self._clock is None else self._size
+        known = self._known  # a layer asks for it dozens of times
+        if known is None or known[0] is not self._buffer or known[1].shape[2] != count:
+            known = self._known = (self._buffer, self._buffer[:, :, :count])
+        return known[1]
 
     @property
     def count(self) -> int | Tensor:
@@ -145,10 +150,10 @@ class Rows:
         """The same, in this layout."""
         return rows if self._by == "rows" else rows.transpose(2, 3).contiguous().transpose(2, 3)
 
-    def keep(self, rows_BNK: Tensor) -> None:
+    def keep(self, rows_BNK: Tensor, coming: int = 0) -> None:
         """Hold only these rows from now on, in place; a buffer left mostly empty is given back.
 
-        They ascend; -1, before all others, is a hole, of which nothing is known.
+        They ascend; -1, before all others, is a hole, of which nothing is known. Room for `coming` rows is no waste.
         """
         assert self._clock is None
         assert self._buffer is not None
@@ -159,7 +164,7 @@ class Rows:
             index = rows_BNK.clamp(min=0)[..., None].expand(-1, self.view.shape[1], -1, self.view.shape[3])
             self._buffer[:, :, :kept] = self.view.gather(2, index)
         self._count = kept
-        if self._buffer.shape[2] > max(2 * (kept + 64), self._room):
+        if self._buffer.shape[2] > max(2 * (kept + coming + 64), self._room):
             smaller = self._empty(self._buffer, max(kept + 64, self._room))
             smaller[:, :, :kept] = self.view
             self._buffer = smaller

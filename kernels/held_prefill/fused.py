@@ -18,6 +18,7 @@ from ..tiling import power_of_2
 from .eager import Held
 
 TILES = Tiles(64, 64, 4, 3)
+LN_2 = tl.constexpr(math.log(2))
 SCANNED = 1024  # keys looked at together for the first that is held
 
 
@@ -58,7 +59,7 @@ def attend_held_kernel(q_ptr, k_ptr, v_ptr, leave_ptr, begin_ptr, out_ptr, log_p
         leave_ptr: (B, G, S) first query row without each key, contiguous.
         begin_ptr: (B, G, tiles) first tile of keys, after that of the sinks, that some row of each tile of rows has.
         out_ptr: (B, H, T, D), contiguous.
-        log_ptr: (B, H, T) log2 of the sums of weights.
+        log_ptr: (B, H, T) logs of the sums of weights.
         scale_log2: Factor of the scores, times log2(e).
         new: T.
         rows: S.
@@ -113,7 +114,7 @@ def attend_held_kernel(q_ptr, k_ptr, v_ptr, leave_ptr, begin_ptr, out_ptr, log_p
     tl.store(
         out_ptr + place[:, None] * DIM + column[None, :], (acc / safe[:, None]).to(out_ptr.dtype.element_ty), mask=mask
     )
-    tl.store(log_ptr + place, tl.where(some, top + tl.log2(safe), float("-inf")), mask=row < new)
+    tl.store(log_ptr + place, tl.where(some, (top + tl.log2(safe)) * LN_2, float("-inf")), mask=row < new)
 
 
 def held_prefill(
@@ -152,7 +153,7 @@ def held_prefill(
         BLOCK_DIM=max(16, power_of_2(dim)), M=plan.queries, N=plan.keys, UPCAST=upcasts(q_BHTD.dtype),
         num_warps=plan.num_warps, num_stages=plan.num_stages,
     )  # fmt: skip
-    return Held(out_BHTD.to(q_BHTD.dtype), log_BHT * math.log(2))
+    return Held(out_BHTD.to(q_BHTD.dtype), log_BHT)
 
 
 def first_tiles(leave_BGS: torch.Tensor, new: int, plan: Tiles) -> torch.Tensor:

@@ -193,14 +193,12 @@ def linear_prefill(
     top, last_scale = running_top(log, scale)
     states = torch.empty(batch, groups, chunks, features, dim, dtype=torch.float32, device=device)
     norms = torch.empty(batch, groups, chunks, features, dtype=torch.float32, device=device)
-    last, last_norm = torch.empty_like(state), torch.empty_like(norm)
     shape = {"FEATURES": features, "DIM": dim, "BLOCK_DIM": max(16, power_of_2(dim)), "M": CHUNK, "TILE": FEATURES}
     chunk_sums_kernel[(chunks, tiles, batch * groups)](
         k_BGTF, v_BGTD, log, top, states, norms, rows, chunks, *k_BGTF.stride()[:3], *v_BGTD.stride()[:3],
         KV_HEADS=groups, **shape, num_warps=4,
     )  # fmt: skip
-    running_sums(states, state, scale, top, last)
-    running_sums(norms, norm, scale, top, last_norm)
+    last, last_norm = running_sums((states, norms), (state, norm), scale, top)
     exact, out_dtype = exact_BHTD.contiguous(), storage_dtype(exact_BHTD.dtype)
     out_BHTD = torch.empty(batch, heads, rows, dim, dtype=out_dtype, device=device)
     linear_rows_kernel[(chunks, batch * heads)](

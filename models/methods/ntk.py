@@ -103,7 +103,7 @@ class Ntk(Method):
         ledger.count(memory, call, read, self._read_bytes(memory, texts))
         hidden_B = call.once("ntk", lambda: (memory.numbers_BS(texts) < call.first[:, None]).sum(-1).int())
         exact = _attend_from(q_BH1D, memory, call, hidden_B)
-        return from_state(q_BH1D.float() * call.scale**0.5, memory.constants).merge(exact).to(q_BH1D.dtype)
+        return from_state(call.root_scaled(q_BH1D), memory.constants).merge(exact).to(q_BH1D.dtype)
 
     @staticmethod
     def _merged(q_BHTD: Tensor, memory: Memory, call: Call, leave_BS: Tensor, beyond_BT: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class Ntk(Method):
         else:
             leave_BGS = leave_BS[:, None].expand(-1, memory.keys.view.shape[1], -1).int()
             exact = Share(*HELD_PREFILL(q_BHTD, memory.keys.view, memory.values.view, leave_BGS, call.scale))
-        share = from_state(q_BHTD.float() * call.scale**0.5, memory.constants)
+        share = from_state(call.root_scaled(q_BHTD), memory.constants)
         heard = Share(share.out, share.log.masked_fill(~beyond_BT[:, None], -torch.inf))
         return heard.merge(exact).to(q_BHTD.dtype)
 

@@ -51,18 +51,20 @@ def running_top_kernel(log_ptr, scale_ptr, top_ptr, last_ptr, rows, SCANNED: tl.
 
 
 @triton.jit
-def running_sums_kernel(sums_ptr, state_ptr, scale_ptr, top_ptr, last_ptr, rows, chunks, SIZE: tl.constexpr,
-                        COLUMNS: tl.constexpr, N: tl.constexpr, M: tl.constexpr):  # fmt: skip
-    """Turn sums of chunks into states before each chunk, in place; the grid is (SIZE / COLUMNS, B * G).
+def carry_sums(sums_ptr, state_ptr, last_ptr, scale_ptr, top_ptr, pair, part, rows, chunks, SIZE: tl.constexpr,
+               COLUMNS: tl.constexpr, N: tl.constexpr, M: tl.constexpr):  # fmt: skip
+    """Turn some columns of sums of chunks into states before each chunk, in place.
 
     All factors are known, so some chunks are joined by one product with a triangle of their quotients.
 
     Args:
         sums_ptr: (B * G, chunks, SIZE), written.
         state_ptr: (B * G, SIZE) state before the first chunk.
-        scale_ptr: (B * G,) log of its factor.
-        top_ptr: (B * G, T) largest log so far.
         last_ptr: (B * G, SIZE) state after the last chunk.
+        scale_ptr: (B * G,) log of the factor of the state before the first chunk.
+        top_ptr: (B * G, T) largest log so far.
+        pair: Sequence and KV head.
+        part: Number of the block of columns.
         rows: T.
         chunks: Of the text.
         SIZE: Numbers of a state.
@@ -70,8 +72,8 @@ def running_sums_kernel(sums_ptr, state_ptr, scale_ptr, top_ptr, last_ptr, rows,
         N: Chunks joined at once.
         M: Rows of a chunk.
     """
-    pair, column = tl.program_id(1).to(tl.int64), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    inside, each = column < SIZE, tl.arange(0, N)
+    column, each = part * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, N)
+    inside = column < SIZE
     state = tl.load(state_ptr + pair * SIZE + column, mask=inside, other=0.0)
     scale = tl.load(scale_ptr + pair)
     for begin in range(0, chunks, N):
@@ -89,11 +91,46 @@ def running_sums_kernel(sums_ptr, state_ptr, scale_ptr, top_ptr, last_ptr, rows,
         carried = tl.where(scale > float("-inf"), tl.exp(scale - before), 0.0)
         states = tl.dot(share, sums, carried[:, None] * state[None, :], input_precision="tf32x3")
         end = tl.load(top_ptr + pair * rows + tl.minimum((begin + N) * M, rows) - 1)
-        part = tl.where(there & (top > float("-inf")), tl.exp(top - end), 0.0)
+        part_of_end = tl.where(there & (top > float("-inf")), tl.exp(top - end), 0.0)
         decay = tl.where(scale > float("-inf"), tl.exp(scale - end), 0.0)
-        state, scale = state * decay + tl.sum(sums * part[:, None], 0), end
+        state, scale = state * decay + tl.sum(sums * part_of_end[:, None], 0), end
         tl.store(at, states, mask=mask)
     tl.store(last_ptr + pair * SIZE + column, state, mask=inside)
+
+
+@triton.jit
+def running_sums_kernel(sums_ptr, state_ptr, last_ptr, norms_ptr, norm_ptr, last_norm_ptr, scale_ptr, top_ptr, rows,
+                        chunks, FEATURES: tl.constexpr, DIM: tl.constexpr, COLUMNS: tl.constexpr, N: tl.constexpr,
+                        M: tl.constexpr):  # fmt: skip
+    """Turn sums of chunks into states before each chunk, in place; the grid is (blocks of columns, B * G).
+
+    The first blocks own columns of the norms, all others those of the states.
+
+    Args:
+        sums_ptr: (B * G, chunks, F * D), written.
+        state_ptr: (B * G, F * D) before the first chunk.
+        last_ptr: (B * G, F * D) after the last chunk.
+        norms_ptr: (B * G, chunks, F), written.
+        norm_ptr: (B * G, F) before the first chunk.
+        last_norm_ptr: (B * G, F) after the last chunk.
+        scale_ptr: (B * G,) log of the factor of both before the first chunk.
+        top_ptr: (B * G, T) largest log so far.
+        rows: T.
+        chunks: Of the text.
+        FEATURES: F.
+        DIM: D.
+        COLUMNS: Of a block.
+        N: Chunks joined at once.
+        M: Rows of a chunk.
+    """
+    part, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    if part < tl.cdiv(FEATURES, COLUMNS):
+        carry_sums(norms_ptr, norm_ptr, last_norm_ptr, scale_ptr, top_ptr, pair, part, rows, chunks, FEATURES, COLUMNS,
+                   N, M)  # fmt: skip
+    else:
+        part -= tl.cdiv(FEATURES, COLUMNS)
+        carry_sums(sums_ptr, state_ptr, last_ptr, scale_ptr, top_ptr, pair, part, rows, chunks, FEATURES * DIM,
+                   COLUMNS, N, M)  # fmt: skip
 
 
 def running_top(log_BGT: torch.Tensor, scale_BG: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,19 +151,27 @@ def running_top(log_BGT: torch.Tensor, scale_BG: torch.Tensor) -> tuple[torch.Te
 
 
 def running_sums(
-    sums: torch.Tensor, state: torch.Tensor, scale_BG: torch.Tensor, top_BGT: torch.Tensor, last: torch.Tensor
-) -> None:
+    sums: tuple[torch.Tensor, torch.Tensor],
+    begun: tuple[torch.Tensor, torch.Tensor],
+    scale_BG: torch.Tensor,
+    top_BGT: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Turn sums of chunks into states before each chunk, in place.
 
     Args:
-        sums: (B, G, chunks, ...) float32, contiguous, written.
-        state: (B, G, ...) state before the first chunk.
-        scale_BG: (B, G) log of its factor.
+        sums: (B, G, chunks, F, D) and (B, G, chunks, F), float32, contiguous, written.
+        begun: (B, G, F, D) and (B, G, F) before the first chunk, contiguous.
+        scale_BG: (B, G) log of their factor.
         top_BGT: (B, G, T) largest log so far.
-        last: (B, G, ...) state after the last chunk, written.
+
+    Returns:
+        Both after the last chunk.
     """
-    size, chunks = state[0, 0].numel(), sums.shape[2]
-    running_sums_kernel[(triton.cdiv(size, COLUMNS), scale_BG.numel())](
-        sums, state, scale_BG, top_BGT, last, top_BGT.shape[2], chunks, SIZE=size, COLUMNS=COLUMNS,
-        N=min(64, max(16, power_of_2(chunks))), M=CHUNK, num_warps=4,
+    (features, dim), chunks = begun[0].shape[2:], sums[0].shape[2]
+    last = (torch.empty_like(begun[0]), torch.empty_like(begun[1]))
+    blocks = triton.cdiv(features, COLUMNS) + triton.cdiv(features * dim, COLUMNS)
+    running_sums_kernel[(blocks, scale_BG.numel())](
+        sums[0], begun[0], last[0], sums[1], begun[1], last[1], scale_BG, top_BGT, top_BGT.shape[2], chunks,
+        FEATURES=features, DIM=dim, COLUMNS=COLUMNS, N=min(64, max(16, power_of_2(chunks))), M=CHUNK, num_warps=4,
     )  # fmt: skip
+    return last
