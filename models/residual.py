@@ -132,7 +132,7 @@ class Residual(Stepwise):
         if call.clock is not None:
             return super().rows_BT(memory, call)
         cost = self.cost(memory, call)
-        key = ("rows", amount_of(self, memory.site), cost, memory.prompt is None)
+        key = ("rows", amount_of(self, memory.site), cost, call.seen, call.new, memory.prompt is None)
         if key not in call.shared:
             call.shared[key] = sliding_rows_BT(self, memory, call, cost)
         found: Tensor = call.shared[key]
