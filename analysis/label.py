@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
+from textwrap import fill
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,7 @@ from .headlines import UNITS, headline
 
 UNUSED = ("trace", "provenance_json", "artifact_json", "host", "gpu", "started", "seconds")
 SETTING = ("dtype", "device", "ranks", "prefill", "query_aware")
+WIDE = 36  # letters above a panel
 
 
 def label_cells(frame: pd.DataFrame) -> pd.DataFrame:
@@ -63,7 +65,7 @@ def title(points: pd.DataFrame) -> str:
     """The heading of a panel of scores: its condition and, below, what is one number in it (lengths of a needle)."""
     pooled = sorted(set(points["pooled"]) - {""})
     said = f"{pooled[0]}, together" if len(pooled) == 1 else "several arguments together" if pooled else ""
-    return "\n".join(text for text in (condition(points.iloc[0]), said) if text)
+    return "\n".join(text for text in (fill(condition(points.iloc[0]), WIDE), said) if text)
 
 
 def _parsed(text: str, kind: type) -> Any | None:

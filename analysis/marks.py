@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from matplotlib.figure import Figure
 
 from .label import title
 from .style import MOST_DEALT, MOST_PANELS, dealt, legend, look, panels, paper, whiskers
+
+TALL = 30  # letters beside a panel
 
 
 def scores(points: pd.DataFrame, place: str) -> pd.DataFrame:
@@ -59,7 +62,7 @@ def _panel(axis: Axes, group: pd.DataFrame, place: str) -> None:
         axis.axhspan(dense["low"], dense["high"], color=look("full").colour, alpha=0.08, linewidth=0)
     for method, marks in group[~group["is_dense"].astype(bool)].groupby("method", sort=True):
         joined(axis, str(method), marks.sort_values(place), place)
-    axis.set(xlim=(0, 1.03), ylabel=f"{first['heading']}\n({first['better']} is better)")
+    axis.set(xlim=(0, 1.03), ylabel=f"{fill(first['heading'], TALL)}\n({first['better']} is better)")
     axis.set_title(title(group))
 
 

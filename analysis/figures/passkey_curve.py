@@ -1,13 +1,13 @@
 """Retrieval against context: the share of planted facts that a method still finds as the prompt grows.
 
 Wilson's 95% interval of the facts of each length, all depths together; budgets of one method share colour and marker,
-the emptier the mark the smaller the budget. Tasks needle, passkey and their kin: any whose samples carry length and
-score.
+differ in line, and the emptier the mark the smaller the budget. Tasks needle, passkey and their kin: any whose samples
+carry length and score.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..study import Study
 from ..style import COLUMN, MOST_PANELS, fewer, filled, look, sheet, whiskers
 
 NAMES = ("model_label", "setting", "task_label", "method", "method_label")
+LINES = ("-", ":", "--", "-.")
 
 
 def draw(study: Study) -> Figure:
@@ -63,12 +64,15 @@ def _interval(values: list[float]) -> dict[str, float]:
 
 
 def _panel(axis: Axes, rows: pd.DataFrame) -> None:
-    lengths = sorted(rows["length"].unique())
+    lengths, drawn = sorted(rows["length"].unique()), Counter[str]()
     for label, marks in rows.groupby("method_label", sort=False):
-        mine, line = look(str(marks["method"].iloc[0])), marks.sort_values("length")
+        method = str(marks["method"].iloc[0])
+        mine, line = look(method), marks.sort_values("length")
         share = line["density"].iloc[0]
         fill = filled(mine.colour, float(share))
         shape: dict[str, Any] = {"color": mine.colour, "marker": mine.marker, "markerfacecolor": fill}
+        shape["linestyle"] = LINES[drawn[method] % len(LINES)]
+        drawn[method] += 1
         axis.errorbar(line["length"], line["value"], yerr=whiskers(line), elinewidth=0.7, label=str(label), **shape)
     axis.set_xscale("log", base=2)
     shown = lengths[:: -(-len(lengths) // 8)]

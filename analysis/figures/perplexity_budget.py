@@ -1,13 +1,14 @@
 """Perplexity against the budget that was asked for: one panel per model and argument of the methods.
 
-The argument that varies (k, a window) is on a logarithmic axis; a share and a count are never on one axis, because
-they mean other budgets. Bars are 95% bootstrap intervals over windows; the dashed line is full on the same windows. A
-method of which two arguments vary has a line for each value of the other one.
+The argument that varies (k, a window) is on a logarithmic axis, or a plain one where it may be nothing; a share and a
+count are never on one axis, because they mean other budgets. Bars are 95% bootstrap intervals over windows; the dashed
+line is full on the same windows. A method of which two arguments vary has a line for each value of the other one.
 """
 
 from __future__ import annotations
 
 import itertools
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from ..style import dealt, legend, look, panels, paper, whiskers
 
 PANEL = ["model", "setting", "task_label"]
 LINES = ("-", ":", "--", "-.")
+WIDE = 28  # characters beside or above a panel
 
 
 def draw(study: Study) -> Figure:
@@ -32,7 +34,7 @@ def draw(study: Study) -> Figure:
     found = study.points
     found = found[(found["heading"].str.startswith("perplexity")) & np.isfinite(found["value"])]
     dense = found["is_dense"].astype(bool)
-    parts = [_budgets(marks) for _, marks in found[~dense].groupby("method", sort=True)]
+    parts = [_budgets(marks) for _, marks in found[~dense].groupby(["method", *PANEL], sort=True)]
     sparse = pd.concat(parts) if parts else found.iloc[:0]
     if sparse.empty:
         raise ValueError("needs a cell of the task perplexity that ended well, at two values of a budget or more")
@@ -67,11 +69,12 @@ def _panel(axis: Axes, sparse: pd.DataFrame, dense: pd.DataFrame) -> None:
         for line, (rest, marks) in zip(itertools.cycle(LINES), whole.groupby("rest", sort=True), strict=False):
             _line(axis, f"{method} {rest}".strip(), line, marks.sort_values("budget"))
     budgets = sorted(sparse["budget"].unique())
-    axis.set_xscale("log", base=2)
+    if budgets[0] > 0:
+        axis.set_xscale("log", base=2)
     axis.set_xticks(budgets, [f"{b:.4g}" for b in budgets])
     axis.minorticks_off()
-    axis.set(xlabel=first["argument"], ylabel=f"{first['heading']}\n(lower is better)")
-    axis.set_title(condition(first))
+    axis.set(xlabel=first["argument"], ylabel=f"{fill(first['heading'], WIDE)}\n(lower is better)")
+    axis.set_title(fill(condition(first), WIDE + 8))
 
 
 def _line(axis: Axes, label: str, line: str, marks: pd.DataFrame) -> None:

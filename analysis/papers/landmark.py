@@ -16,6 +16,9 @@ FIGURES = (
 )
 # k blocks of 50 beside a chunk of 250, as rows
 RETRIEVAL = (("2048, k=2", 350, 2048), ("2048, k=4", 450, 2048), ("4096, k=4", 450, 4096))
+# the share of blocks dropped as published
+CUTOFFS = (("0.0 (0%)", 0.0), ("0.1 (23%)", 0.1), ("0.3 (57%)", 0.3), ("0.5 (84%)", 0.5), ("1.0 (100%)", 1.0))
+TABLE_3 = {"rows": 450, "chunk": 250, "blocks": 40, "choose": "row_and_head"}
 
 TABLES = {
     "landmark_passkey": Grid(
@@ -28,7 +31,10 @@ TABLES = {
     "landmark_table1": Grid(
         "Perplexity by evaluation length (table 1: local rows, cached blocks, k, rows attended at most).",
         ("perplexity",),
-        (Column("PG19", task_args={"corpus": "pg19"}), Column("arXiv", task_args={"corpus": "arxiv"})),
+        (
+            *(Column(text, task_args={"corpus": text.lower()}) for text in ("PG19", "arXiv")),
+            *(Column(f"ours, {window}", task_args={"window": window}) for window in (360, 512, 2048, 4096)),
+        ),
         (
             ("512: dense 512", ("16.12 (v1: 16.32)", "4.01")),
             ("512: dense 360", ("16.76 (v1: 16.80)", "4.31")),
@@ -45,7 +51,6 @@ TABLES = {
             ("4096: landmark 250, 80, 4, 470", ("14.72", "3.18")),
         ),
         "arXiv 2305.16300 (dense rows differ between its versions)",
-        spread="corpus",
     ),
     "landmark_table2": Grid(
         "Perplexity by what retrieves a block: each head and token, each head, each token (table 2, PG19).",
@@ -62,9 +67,13 @@ TABLES = {
     ),
     "landmark_table3": Grid(
         "Perplexity when retrieved blocks below a cut-off of their weight are dropped (table 3, PG19, 2048, k=4).",
-        (),
-        tuple(Column(text) for text in ("none", "0.0 (0%)", "0.1 (23%)", "0.3 (57%)", "0.5 (84%)", "1.0 (100%)")),
-        (("landmark, cut-off (share dropped)", ("16.28", "16.38", "16.38", "16.43", "16.86", "19.49")),),
+        ("perplexity",),
+        tuple(Column(text, "landmark", {**TABLE_3, "cutoff": cutoff}, {"window": 2048}) for text, cutoff in CUTOFFS),
+        (
+            ("landmark with a control token", ("16.38", "16.38", "16.43", "16.86", "19.49")),
+            ("landmark without", ("16.28",)),
+        ),
         "arXiv 2305.16300, after 60,000 steps",
+        shows_density=True,
     ),
 }
