@@ -25,10 +25,11 @@ FORWARD = Tiles(128, 64, 8, 3)
 
 @triton.jit
 def attend_landmark_kernel(q_ptr, k_ptr, v_ptr, start_ptr, out_ptr, lse_ptr, scale_log2, new, rows,
-                           q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
-                           HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
-                           M: tl.constexpr, NB: tl.constexpr, PB: tl.constexpr, C: tl.constexpr,
-                           PACKED: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                           q_batch, q_head, k_batch, k_head, v_batch, v_head, q_row: tl.constexpr,
+                           k_row: tl.constexpr, v_row: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr,
+                           DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, M: tl.constexpr, NB: tl.constexpr,
+                           PB: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr,
+                           UPCAST: tl.constexpr):  # fmt: skip
     """Attend from one tile of query rows of one head; the grid is (tiles, B * H).
 
     Args:
@@ -43,13 +44,13 @@ def attend_landmark_kernel(q_ptr, k_ptr, v_ptr, start_ptr, out_ptr, lse_ptr, sca
         rows: S.
         q_batch: Stride of the queries.
         q_head: Stride of the queries.
-        q_row: Stride of the queries.
         k_batch: Stride of the keys.
         k_head: Stride of the keys.
-        k_row: Stride of the keys.
         v_batch: Stride of the values.
         v_head: Stride of the values.
-        v_row: Stride of the values.
+        q_row: Stride of the queries' rows; known to the compiler, which then needs one address for a tile, not many.
+        k_row: Stride of the keys' rows.
+        v_row: Stride of the values' rows.
         HEADS: H.
         GROUP: J.
         DIM: D.
@@ -110,9 +111,10 @@ def attend_landmark_kernel(q_ptr, k_ptr, v_ptr, start_ptr, out_ptr, lse_ptr, sca
             top = new_top
         for block in range(past, (high - 1 - first) // C + 1, NB):
             tile_row = first + block * C
-            ok_now = ok & (tile_row + at < high)  # what nobody here sees may hold anything
-            k = load_tile(k_base + tl.cast(tile_row, tl.int64) * k_row, at, k_row, column, ok_now, 1, DIM, UPCAST)
-            v = load_tile(v_base + tl.cast(tile_row, tl.int64) * v_row, at, v_row, column, ok_now, 1, DIM, UPCAST)
+            # What nobody here sees may hold anything: the last row seen stands for it, with no weight.
+            far, here = tl.cast(tile_row, tl.int64), tl.minimum(at, high - 1 - tile_row)
+            k = load_tile(k_base + far * k_row, here, k_row, column, ok, DIM != BLOCK_DIM, DIM, UPCAST)
+            v = load_tile(v_base + far * v_row, here, v_row, column, ok, DIM != BLOCK_DIM, DIM, UPCAST)
             score = tl.dot(q, tl.trans(k), input_precision="ieee")
             logit, _past = mixed_logits(score, scale_log2, row, own, tile_row, block, at, member, M, NB, PB, C)
             new_top = tl.maximum(top, tl.max(tl.max(logit, 2), 1))
@@ -198,12 +200,24 @@ def landmark_forward(
     lse_BHT = q_BHTD.new_empty(batch, heads, new, dtype=torch.float32)
     attend_landmark_kernel[(triton.cdiv(new, plan.queries), batch * heads)](
         q_BHTD, k_BGSD, v_BGSD, starts_for(start_BS, lse_BHT), out_BHTD, lse_BHT, scale * LOG2_E, new, rows,
-        *q_BHTD.stride()[:3], *k_BGSD.stride()[:3], *v_BGSD.stride()[:3],
+        *outer_strides(q_BHTD, k_BGSD, v_BGSD),
         HEADS=heads, GROUP=heads // groups, DIM=dim, BLOCK_DIM=max(16, power_of_2(dim)), M=plan.queries,
         NB=max(1, plan.keys // padded), PB=padded, C=block, PACKED=int(start_BS is not None),
         UPCAST=upcasts(q_BHTD.dtype), num_warps=plan.num_warps, num_stages=plan.num_stages,
     )  # fmt: skip
     return out_BHTD.to(q_BHTD.dtype), lse_BHT * math.log(2)
+
+
+def outer_strides(*tensors: torch.Tensor) -> list[int]:
+    """Give a kernel the strides of some (B, heads, rows, D) tensors: those of batch and heads, then those of rows.
+
+    Args:
+        *tensors: Of which the last dim is contiguous.
+
+    Returns:
+        Two strides of each tensor, then one of each.
+    """
+    return [stride for part in tensors for stride in part.stride()[:2]] + [part.stride(2) for part in tensors]
 
 
 def starts_for(start_BS: torch.Tensor | None, stand_in: torch.Tensor) -> torch.Tensor:

@@ -14,11 +14,11 @@ import triton.language as tl
 
 from ..dense_decode.fused import LOG2_E
 from ..interpreter import storage_dtype, upcasts
-from ..landmark_attention.fused import check_fused, landmark_forward, starts_for
+from ..landmark_attention.fused import check_fused, landmark_forward, outer_strides, starts_for
 from ..landmark_attention.grouped.fused import load_tile, locate
 from ..many_rows import Tiles, tiles_of
 from ..tiling import power_of_2
-from .of_keys.fused import OF_KEYS, ends_for, key_gradient_kernel
+from .of_keys.fused import OF_KEYS, ends_for, key_gradient_kernel, passes_of
 from .of_tile.fused import logit_gradient, mixed_weights, past_weights
 
 OF_QUERIES = Tiles(128, 64, 8, 3)
@@ -59,10 +59,11 @@ def row_products_kernel(out_ptr, grad_ptr, delta_ptr, count, new, heads, out_bat
 
 @triton.jit
 def query_gradient_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, start_ptr, lse_ptr, delta_ptr, dq_ptr, scale, scale_log2,
-                          new, rows, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
-                          g_batch, g_head, g_row, HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
-                          BLOCK_DIM: tl.constexpr, M: tl.constexpr, NB: tl.constexpr, PB: tl.constexpr,
-                          C: tl.constexpr, PACKED: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                          new, rows, q_batch, q_head, k_batch, k_head, v_batch, v_head, g_batch, g_head,
+                          q_row: tl.constexpr, k_row: tl.constexpr, v_row: tl.constexpr, g_row: tl.constexpr,
+                          HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
+                          M: tl.constexpr, NB: tl.constexpr, PB: tl.constexpr, C: tl.constexpr,
+                          PACKED: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """Sum the gradient of one tile of query rows of one head; the grid is (tiles, B * H).
 
     Args:
@@ -80,16 +81,16 @@ def query_gradient_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, start_ptr, lse_ptr, del
         rows: S.
         q_batch: Stride of the queries.
         q_head: Stride of the queries.
-        q_row: Stride of the queries.
         k_batch: Stride of the keys.
         k_head: Stride of the keys.
-        k_row: Stride of the keys.
         v_batch: Stride of the values.
         v_head: Stride of the values.
-        v_row: Stride of the values.
         g_batch: Stride of the gradients.
         g_head: Stride of the gradients.
-        g_row: Stride of the gradients.
+        q_row: Stride of the queries' rows; known to the compiler, which then needs one address for a tile, not many.
+        k_row: Stride of the keys' rows.
+        v_row: Stride of the values' rows.
+        g_row: Stride of the gradients' rows.
         HEADS: H.
         GROUP: J.
         DIM: D.
@@ -130,7 +131,7 @@ def query_gradient_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, start_ptr, lse_ptr, del
         if PACKED:
             first = tl.load(start_ptr + batch * rows + high - 1)
         member = there & (start == first) & (row >= first)
-        here = tl.where(member, lse, float("inf"))
+        sums = tl.where(member, lse, float("inf"))
         own = (row - first) // C
         past = (tl.maximum(low, first) - first) // C // NB * NB
         for block in range(0, past, NB):
@@ -138,17 +139,17 @@ def query_gradient_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, start_ptr, lse_ptr, del
             k = load_tile(k_base + far * k_row, at, k_row, column, ok, (PB != C) | (DIM != BLOCK_DIM), DIM, UPCAST)
             v = load_tile(v_base + far * v_row, at, v_row, column, ok, (PB != C) | (DIM != BLOCK_DIM), DIM, UPCAST)
             score = tl.dot(q, tl.trans(k), input_precision="ieee")
-            weight, share = past_weights(score, here, scale_log2, M, NB, PB, C)
+            weight, share = past_weights(score, sums, scale_log2, M, NB, PB, C)
             product = tl.dot(do, tl.trans(v), input_precision="ieee")
             grad = logit_gradient(weight, share, product, delta, M, NB, PB, C)
             dq = tl.dot(grad.to(k.dtype), k, dq, input_precision="ieee")
         for block in range(past, (high - 1 - first) // C + 1, NB):
             tile_row = first + block * C
-            far, ok_now = tl.cast(tile_row, tl.int64), ok & (tile_row + at < high)
-            k = load_tile(k_base + far * k_row, at, k_row, column, ok_now, 1, DIM, UPCAST)
-            v = load_tile(v_base + far * v_row, at, v_row, column, ok_now, 1, DIM, UPCAST)
+            far, here = tl.cast(tile_row, tl.int64), tl.minimum(at, high - 1 - tile_row)
+            k = load_tile(k_base + far * k_row, here, k_row, column, ok, DIM != BLOCK_DIM, DIM, UPCAST)
+            v = load_tile(v_base + far * v_row, here, v_row, column, ok, DIM != BLOCK_DIM, DIM, UPCAST)
             score = tl.dot(q, tl.trans(k), input_precision="ieee")
-            weight, share = mixed_weights(score, here, scale_log2, row, own, tile_row, block, at, member, M, NB, PB, C)
+            weight, share = mixed_weights(score, sums, scale_log2, row, own, tile_row, block, at, member, M, NB, PB, C)
             product = tl.dot(do, tl.trans(v), input_precision="ieee")
             grad = logit_gradient(weight, share, product, delta, M, NB, PB, C)
             dq = tl.dot(grad.to(k.dtype), k, dq, input_precision="ieee")
@@ -258,8 +259,8 @@ def _of_queries(q, k, v, grad, start, lse, delta, block, scale, packed, plan):
     shape = _shape(q, k, block, packed, plan)
     dq = torch.empty(q.shape, dtype=storage_dtype(q.dtype), device=q.device)
     query_gradient_kernel[(triton.cdiv(q.shape[2], shape["M"]), q.shape[0] * q.shape[1])](
-        q, k, v, grad, start, lse, delta, dq, scale, scale * LOG2_E, q.shape[2], k.shape[2], *q.stride()[:3],
-        *k.stride()[:3], *v.stride()[:3], *grad.stride()[:3], HEADS=q.shape[1], **shape,
+        q, k, v, grad, start, lse, delta, dq, scale, scale * LOG2_E, q.shape[2], k.shape[2],
+        *outer_strides(q, k, v, grad), HEADS=q.shape[1], **shape,
     )  # fmt: skip
     return dq
 
@@ -270,8 +271,9 @@ def _of_keys(q, k, v, grad, start, lse, delta, block, scale, packed, plan):
     dk, dv = (make(k.shape, dtype=storage_dtype(k.dtype), device=k.device) for _ in range(2))
     shape = _shape(q, k, block, packed, plan)
     end = ends_for(start) if packed else start
-    key_gradient_kernel[(triton.cdiv(k.shape[2], shape["NB"] * block), k.shape[0] * k.shape[1])](
-        q, k, v, grad, start, end, lse, delta, dk, dv, scale, scale * LOG2_E, q.shape[2], k.shape[2], *q.stride()[:3],
-        *k.stride()[:3], *v.stride()[:3], *grad.stride()[:3], KV_HEADS=k.shape[1], **shape,
-    )  # fmt: skip
+    for keys, values in passes_of(shape):
+        key_gradient_kernel[(triton.cdiv(k.shape[2], shape["NB"] * block), k.shape[0] * k.shape[1])](
+            q, k, v, grad, start, end, lse, delta, dk, dv, scale, scale * LOG2_E, q.shape[2], k.shape[2],
+            *outer_strides(q, k, v, grad), KV_HEADS=k.shape[1], KEYS=keys, VALUES=values, **shape,
+        )  # fmt: skip
     return dk, dv

@@ -5,6 +5,7 @@ Shape legend: B batch, H query heads, G KV heads, T query rows, S key rows, D he
 
 import pytest
 import torch
+from torch._dynamo import dont_skip_tracing
 
 from lacuna.kernels.landmark_attention import autograd
 from lacuna.kernels.many_rows import RowsCase
@@ -35,6 +36,7 @@ class Attention(torch.nn.Module):
         super().__init__()
         self.project = torch.nn.Linear(256, 512)
 
+    @dont_skip_tracing  # what lies in a folder of a library's name (tree) would be taken for that library's
     def forward(self, x):
         """Attend from x (B, T, 256)."""
         q, k, v = self.project(x).split([256, 128, 128], -1)
@@ -67,3 +69,31 @@ def test_ranks_add_up_their_gradients(tmp_path, device):
         torch.distributed.destroy_process_group()
     for parameter, wanted in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, wanted, rtol=1e-3, atol=1e-6)
+
+
+def extra_bytes(call):
+    """The most memory that a call holds beside what was there before it."""
+    call()  # what is compiled and kept for good
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def test_memory_grows_with_the_rows_alone(device):
+    """Broken: forward or backward stores something for each pair of rows, and long rows no longer fit."""
+    parts = [torch.randn(1, 8, 8192, 64, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    grad = torch.randn_like(parts[0])
+    held = extra_bytes(lambda: torch.autograd.grad(autograd.landmark_sdpa(*parts, 64), parts, grad))
+    assert held < 6 * parts[0].nbytes < 8192 * 8192  # a byte for each pair of one head
+
+
+def test_retrieved_blocks_are_not_copied(device):
+    """Broken: the blocks of each token and head are gathered into a tensor of T x K x C x D before they are attended."""
+    op = load_op("landmark_retrieve")
+    case = next(case for case in op.cases if case.purpose == "time" and case.by == "token_and_head")
+    inputs = op.make(case, device, 0)
+    gathered = case.new * case.q_heads * case.kept * case.block * case.head_dim * case.item_bytes
+    out = case.new * case.q_heads * case.head_dim * case.item_bytes
+    assert extra_bytes(lambda: op.fused(**inputs)) < 2 * out < gathered / 50

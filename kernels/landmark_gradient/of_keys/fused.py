@@ -13,14 +13,50 @@ from ...many_rows import Tiles
 from ..of_tile.fused import logit_gradient, mixed_weights, past_weights
 
 OF_KEYS = Tiles(128, 64, 8, 2)
+MOST_SUMMED = 8192  # elements of one gradient's sums, if the other's stand in registers, too
+
+
+@triton.jit
+def add_tile(weight, share, q, do, v, delta, dk, dv, KEYS: tl.constexpr, VALUES: tl.constexpr, M: tl.constexpr,
+             NB: tl.constexpr, PB: tl.constexpr, C: tl.constexpr):  # fmt: skip
+    """Add what one tile of queries gives.
+
+    Args:
+        weight: (M, NB, PB) weights.
+        share: (M, NB) their sums in past blocks, 0 elsewhere.
+        q: (M, D) queries.
+        do: (M, D) gradient of their output.
+        v: (N, D) values.
+        delta: (M,) output times gradient.
+        dk: (N, D) gradient of the keys so far.
+        dv: (N, D) gradient of the values so far.
+        KEYS: Whether the former is summed.
+        VALUES: Whether the latter is.
+        M: Query rows.
+        NB: Blocks.
+        PB: Columns of a block.
+        C: Rows of a block.
+
+    Returns:
+        Both sums.
+    """
+    if VALUES:
+        part = tl.reshape(weight, (M, NB * PB)).to(do.dtype)
+        dv = tl.dot(tl.trans(part), do, dv, input_precision="ieee")
+    if KEYS:
+        product = tl.dot(do, tl.trans(v), input_precision="ieee")
+        grad = logit_gradient(weight, share, product, delta, M, NB, PB, C)
+        dk = tl.dot(tl.trans(grad.to(q.dtype)), q, dk, input_precision="ieee")
+    return dk, dv
 
 
 @triton.jit
 def key_gradient_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, start_ptr, end_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, scale,
-                        scale_log2, new, rows, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
-                        g_batch, g_head, g_row, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
-                        BLOCK_DIM: tl.constexpr, M: tl.constexpr, NB: tl.constexpr, PB: tl.constexpr,
-                        C: tl.constexpr, PACKED: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                        scale_log2, new, rows, q_batch, q_head, k_batch, k_head, v_batch, v_head, g_batch, g_head,
+                        q_row: tl.constexpr, k_row: tl.constexpr, v_row: tl.constexpr, g_row: tl.constexpr,
+                        KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
+                        M: tl.constexpr, NB: tl.constexpr, PB: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr,
+                        UPCAST: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr):  # fmt: skip
     """Sum the gradients of the blocks that begin within NB * C rows of one KV head; the grid is (ranges, B * G).
 
     Args:
@@ -40,16 +76,16 @@ def key_gradient_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, start_ptr, end_ptr, lse_p
         rows: S.
         q_batch: Stride of the queries.
         q_head: Stride of the queries.
-        q_row: Stride of the queries.
         k_batch: Stride of the keys.
         k_head: Stride of the keys.
-        k_row: Stride of the keys.
         v_batch: Stride of the values.
         v_head: Stride of the values.
-        v_row: Stride of the values.
         g_batch: Stride of the gradients.
         g_head: Stride of the gradients.
-        g_row: Stride of the gradients.
+        q_row: Stride of the queries' rows; known to the compiler, which then needs one address for a tile, not many.
+        k_row: Stride of the keys' rows.
+        v_row: Stride of the values' rows.
+        g_row: Stride of the gradients' rows.
         KV_HEADS: G.
         GROUP: J.
         DIM: D.
@@ -60,6 +96,8 @@ def key_gradient_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, start_ptr, end_ptr, lse_p
         C: Rows of a block.
         PACKED: Whether rows have starts of their own.
         UPCAST: Cast to float32 after each load.
+        KEYS: Whether the gradient of the keys is summed.
+        VALUES: Whether that of the values is.
     """
     pair, begin = tl.program_id(1), tl.program_id(0) * (NB * C)
     batch, group = (pair // KV_HEADS).to(tl.int64), (pair % KV_HEADS).to(tl.int64)
@@ -81,9 +119,10 @@ def key_gradient_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, start_ptr, end_ptr, lse_p
             end = tl.load(end_ptr + batch * rows + high - 1)
         first_block = tl.cdiv(tl.maximum(begin - first, 0), C)
         tile_row = first + first_block * C
-        far, ok_now = tl.cast(tile_row, tl.int64), ok & (tile_row + at < end)
-        k = load_tile(k_base + far * k_row, at, k_row, column, ok_now, 1, DIM, UPCAST)
-        v = load_tile(v_base + far * v_row, at, v_row, column, ok_now, 1, DIM, UPCAST)
+        # Rows that are none stand for the last one, whose weights then are zero: a mask would stand in registers.
+        far, here = tl.cast(tile_row, tl.int64), tl.minimum(at, end - 1 - tile_row)
+        k = load_tile(k_base + far * k_row, here, k_row, column, ok, DIM != BLOCK_DIM, DIM, UPCAST)
+        v = load_tile(v_base + far * v_row, here, v_row, column, ok, DIM != BLOCK_DIM, DIM, UPCAST)
         dk, dv = tl.zeros([NB * PB, BLOCK_DIM], tl.float32), tl.zeros([NB * PB, BLOCK_DIM], tl.float32)
         near = tl.maximum(tile_row, rows - new)
         mixed = near + tl.cdiv(tl.maximum(tl.minimum(tile_row + NB * C, end) - near, 0), M) * M
@@ -96,40 +135,48 @@ def key_gradient_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, start_ptr, end_ptr, lse_p
             for query in tl.range(near, tl.minimum(mixed, end), M, num_stages=1):
                 row = query + local
                 there, far = row < end, tl.cast(query, tl.int64)
-                q = load_tile(q_base + far * q_row, local, q_row, column, there, 1, DIM, UPCAST)
-                do = load_tile(g_base + far * g_row, local, g_row, column, there, 1, DIM, UPCAST)
+                inner = tl.minimum(local, end - 1 - query)
+                q = load_tile(q_base + far * q_row, inner, q_row, column, there, DIM != BLOCK_DIM, DIM, UPCAST)
+                do = load_tile(g_base + far * g_row, inner, g_row, column, there, DIM != BLOCK_DIM, DIM, UPCAST)
                 lse = tl.load(lse_ptr + of_head + row, mask=there, other=float("inf"))
                 delta = tl.load(delta_ptr + of_head + row, mask=there, other=0.0)
                 score = tl.dot(q, tl.trans(k), input_precision="ieee")
                 weight, share = mixed_weights(score, lse, scale_log2, row, (row - first) // C, tile_row, first_block,
                                               at, there, M, NB, PB, C)  # fmt: skip
-                part = tl.reshape(weight, (M, NB * PB)).to(do.dtype)
-                dv = tl.dot(tl.trans(part), do, dv, input_precision="ieee")
-                product = tl.dot(do, tl.trans(v), input_precision="ieee")
-                grad = logit_gradient(weight, share, product, delta, M, NB, PB, C)
-                dk = tl.dot(tl.trans(grad.to(q.dtype)), q, dk, input_precision="ieee")
+                dk, dv = add_tile(weight, share, q, do, v, delta, dk, dv, KEYS, VALUES, M, NB, PB, C)
             for query in range(mixed, end, M):
                 row = query + local
                 there, far = row < end, tl.cast(query, tl.int64)
-                q = load_tile(q_base + far * q_row, local, q_row, column, there, 1, DIM, UPCAST)
-                do = load_tile(g_base + far * g_row, local, g_row, column, there, 1, DIM, UPCAST)
+                inner = tl.minimum(local, end - 1 - query)
+                q = load_tile(q_base + far * q_row, inner, q_row, column, there, DIM != BLOCK_DIM, DIM, UPCAST)
+                do = load_tile(g_base + far * g_row, inner, g_row, column, there, DIM != BLOCK_DIM, DIM, UPCAST)
                 lse = tl.load(lse_ptr + of_head + row, mask=there, other=float("inf"))
                 delta = tl.load(delta_ptr + of_head + row, mask=there, other=0.0)
                 score = tl.dot(q, tl.trans(k), input_precision="ieee")
                 weight, share = past_weights(score, lse, scale_log2, M, NB, PB, C)
-                part = tl.reshape(weight, (M, NB * PB)).to(do.dtype)
-                dv = tl.dot(tl.trans(part), do, dv, input_precision="ieee")
-                product = tl.dot(do, tl.trans(v), input_precision="ieee")
-                grad = logit_gradient(weight, share, product, delta, M, NB, PB, C)
-                dk = tl.dot(tl.trans(grad.to(q.dtype)), q, dk, input_precision="ieee")
+                dk, dv = add_tile(weight, share, q, do, v, delta, dk, dv, KEYS, VALUES, M, NB, PB, C)
         # Offsets within the tile are short: long ones would stand in registers all the while.
         far, place = (pair.to(tl.int64) * rows + tile_row) * DIM, at[:, None] * DIM + column[None, :]
-        mask = ok_now[:, None] & (column < DIM)[None, :]
-        tl.store(dk_ptr + far + place, (dk * scale).to(dk_ptr.dtype.element_ty), mask=mask)
-        tl.store(dv_ptr + far + place, dv.to(dv_ptr.dtype.element_ty), mask=mask)
+        mask = (ok & (tile_row + at < end))[:, None] & (column < DIM)[None, :]
+        if KEYS:
+            tl.store(dk_ptr + far + place, (dk * scale).to(dk_ptr.dtype.element_ty), mask=mask)
+        if VALUES:
+            tl.store(dv_ptr + far + place, dv.to(dv_ptr.dtype.element_ty), mask=mask)
         high = begin
         if PACKED:
             high = tl.max(tl.where((start <= span) & (span < first), span + 1, begin), 0)
+
+
+def passes_of(shape: dict[str, int | bool]) -> list[tuple[int, int]]:
+    """Choose what is summed together: 128 columns of 128 dims twice leave no registers for the tile itself.
+
+    Args:
+        shape: Constants of the kernel.
+
+    Returns:
+        (KEYS, VALUES) of each launch.
+    """
+    return [(0, 1), (1, 0)] if shape["NB"] * shape["PB"] * shape["BLOCK_DIM"] > MOST_SUMMED else [(1, 1)]
 
 
 def ends_for(start_BS: torch.Tensor) -> torch.Tensor:
