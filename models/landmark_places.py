@@ -61,7 +61,7 @@ class Window:
 
     Attributes:
         row_BW: row held of each place's token.
-        block_BW: block of each place.
+        block_BW: block of each landmark; 0 elsewhere.
         is_mark_BW: whether a landmark stands there.
         start_BW: [B, W] int32, first row of the window of each place's chunk; beyond it for a chunk that begins before.
     """
@@ -75,12 +75,46 @@ class Window:
         """Keys and values, [B, G, W, D]; no value of a landmark is read."""
         keys, values = memory.keys.view, memory.values.view
         shape = (-1, keys.shape[1], -1, keys.shape[3])
-        index = self.row_BW.clamp(max=keys.shape[2] - 1)[:, None, :, None].expand(shape)
+        index = self.row_BW[:, None, :, None].expand(shape)
         keys, values = keys.gather(2, index), values.gather(2, index)
         if marks_BGND.shape[2]:
-            which = self.block_BW.clamp(max=marks_BGND.shape[2] - 1)[:, None, :, None].expand(shape)
+            which = self.block_BW[:, None, :, None].expand(shape)
             keys = torch.where(self.is_mark_BW[:, None, :, None], marks_BGND.gather(2, which), keys)
         return keys, values
+
+
+@dataclass(frozen=True)
+class Order:
+    """Where the rows of a call stand among rows at consecutive places.
+
+    Attributes:
+        row_BL: of each row of the call; anything where it is none.
+        none_BL: rows of the call that are none.
+        rows: Q.
+    """
+
+    row_BL: Tensor
+    none_BL: Tensor
+    rows: int
+
+    @cached_property
+    def _into(self) -> Tensor:
+        return torch.where(self.none_BL, self.rows, self.row_BL)[:, None, :, None]
+
+    @cached_property
+    def _out_of(self) -> Tensor:
+        return self.row_BL.clamp(min=0)[:, None, :, None]
+
+    def spread(self, q_BHLD: Tensor) -> Tensor:
+        """Rows from the order of a call into that of their places, [B, H, Q, D]; zeros where there is none."""
+        batch, heads, _, dim = q_BHLD.shape
+        wide = q_BHLD.new_zeros(batch, heads, self.rows + 1, dim)
+        return wide.scatter_(2, self._into.expand_as(q_BHLD), q_BHLD)[:, :, : self.rows]
+
+    def back(self, x_BnQX: Tensor) -> Tensor:
+        """The call's rows, [B, n, L, X]; zeros where there is none."""
+        at_BnLX = self._out_of.expand(-1, x_BnQX.shape[1], -1, x_BnQX.shape[3])
+        return x_BnQX.gather(2, at_BnLX).masked_fill(self.none_BL[:, None, :, None], 0)
 
 
 @dataclass(frozen=True)
@@ -108,21 +142,15 @@ class Places:
         """Some of the rows."""
         return Places(self.plan, self.place_BQ[:, rows], self.begin_B)
 
-    def spread(self, q_BHLD: Tensor, place_BL: Tensor) -> Tensor:
-        """Rows from the order of a call into that of their places, [B, H, Q, D]; zeros where there is none."""
-        batch, heads, _, dim = q_BHLD.shape
+    def order(self, place_BL: Tensor) -> Order:
+        """Where the rows of a call at these places stand; none where a place is negative."""
         rows = self.place_BQ.shape[1]
-        wide = q_BHLD.new_zeros(batch, heads, rows + 1, dim)
-        at_BL = torch.where(place_BL < 0, rows, self._row(place_BL))
-        return wide.scatter_(2, at_BL[:, None, :, None].expand_as(q_BHLD), q_BHLD)[:, :, :rows]
+        return Order((rows - 1) + place_BL - self.place_BQ[:, -1:], place_BL < 0, rows)
 
-    def back(self, x_BnQX: Tensor, place_BL: Tensor) -> Tensor:
-        """The rows at these places, [B, n, L, X]; zeros where a place is negative."""
-        at_BnLX = self._row(place_BL).clamp(min=0)[:, None, :, None].expand(-1, x_BnQX.shape[1], -1, x_BnQX.shape[3])
-        return x_BnQX.gather(2, at_BnLX).masked_fill((place_BL < 0)[:, None, :, None], 0)
-
-    def _row(self, place_BL: Tensor) -> Tensor:
-        return (self.place_BQ.shape[1] - 1) + place_BL - self.place_BQ[:, -1:]
+    @cached_property
+    def begin(self) -> Tensor:
+        """Row held at which each text's first token lies, int32."""
+        return self.begin_B.int()
 
     @cached_property
     def none(self) -> Tensor:
@@ -171,11 +199,13 @@ class Places:
         whole_B1 = -(-first_B1.clamp(min=0) // plan.long) * plan.long  # the first chunk that is here as a whole
         start_BW = (place_BW // plan.long * plan.long).maximum(whole_B1) - first_B1
         block, inside = place_BW.clamp(min=0) // plan.length, place_BW % plan.length
-        row_BW = (block * plan.block + inside.clamp(max=plan.block - 1) + self.begin_B[:, None]).clamp(min=0)
-        return Window(row_BW, block, inside == plan.block, start_BW.int())
+        number_BW = (block * plan.block + inside.clamp(max=plan.block - 1)).minimum(self.at[:, -1:])
+        is_mark = (inside == plan.block) & (place_BW >= 0)
+        row_BW = (number_BW + self.begin_B[:, None]).clamp(min=0)
+        return Window(row_BW, torch.where(is_mark, block, 0), is_mark, start_BW.int())
 
     def near(self, q_BHQD: Tensor, memory: Memory, marks_BGND: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Attention of the chunk so far, [B, H, Q, D], and the log of its sum of weights; -inf for none.
+        """Attention of the chunk so far, [B, H, Q, D], and the log of its sum of weights; anything for none.
 
         Args:
             q_BHQD: queries, turned by their place in the chunk, as keys are.
@@ -184,5 +214,4 @@ class Places:
             scale: factor of q.k.
         """
         keys, values = self.window.read(memory, marks_BGND)
-        out, lse = landmark_forward(q_BHQD, keys, values, self.plan.length, scale, self.window.start_BW)
-        return out, lse.masked_fill(self.none[:, None], -torch.inf)
+        return landmark_forward(q_BHQD, keys, values, self.plan.length, scale, self.window.start_BW)

@@ -8,9 +8,7 @@ N blocks, K chosen ones, M of the newest blocks, D head dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,13 +18,10 @@ from ..kernels.landmark_retrieve import OP as LANDMARK_RETRIEVE
 from ..kernels.select_topk import OP as SELECT_TOPK
 from . import attend
 from .call import Call
+from .landmark_chances import Chances
 from .landmark_host import Source, fetched
 from .landmark_places import Places, Plan
 from .memory import Memory
-from .rotation import Turning
-
-# Rows attended at once, and elements of scores or queries made for them: a GPU would wait for launches.
-AT_ONCE = {"cpu": (attend.ROWS_AT_ONCE, 2**24), "cuda": (2**14, 2**27)}
 
 
 class Found(NamedTuple):
@@ -35,98 +30,6 @@ class Found(NamedTuple):
     out: Tensor
     read_BGQ: Tensor
     chosen: Tensor
-
-
-@dataclass(frozen=True)
-class Chances:
-    """What some query rows may choose, the same in every layer that allows as much.
-
-    Attributes:
-        k_BQ: blocks that a row may choose, the same for all rows of a chunk.
-        widest: the largest k.
-        many: N.
-        rotate: turns rows by positions.
-    """
-
-    places: Places
-    k_BQ: Tensor
-    widest: int
-    many: int
-    rotate: Turning
-
-    def pieces(self, heads: int, dim: int) -> list[tuple[slice, Chances]]:
-        """The rows, so many at once that what is made for them is small; by how many heads and dims they have."""
-        (batch, new), (rows, made) = self.k_BQ.shape, AT_ONCE[self.k_BQ.device.type]
-        each = max(1, min(rows, made // (batch * heads * max(self.many, dim * min(self.widest, self.many), dim))))
-        slices = [slice(start, min(start + each, new)) for start in range(0, new, each)]
-        return [(part, replace(self, places=self.places[part], k_BQ=self.k_BQ[:, part])) for part in slices]
-
-    @cached_property
-    def before(self) -> Tensor:
-        """Positions that stand before the chunk: all blocks while they are few, then k + 1 slots; [B, Q]."""
-        return self.places.held.minimum(self.k_BQ + 1) * self.places.plan.length
-
-    @cached_property
-    def position(self) -> Tensor:
-        """Of each row, [B, Q]."""
-        return self.before + self.places.inside
-
-    @cached_property
-    def is_there(self) -> Tensor:
-        """[B, Q, N] which blocks a row may choose."""
-        number, cached = torch.arange(self.many, device=self.k_BQ.device), self.places.cached[..., None]
-        return (number < cached) & (number >= cached - self.places.held[..., None])
-
-    @cached_property
-    def to_chunk(self) -> Callable[[Tensor], Tensor]:
-        """Turns queries to their place in the chunk."""
-        return self.rotate.by(self.places.inside)
-
-    @cached_property
-    def marks_to_chunk(self) -> Callable[[Tensor], Tensor]:
-        """Turns the landmarks' keys to their places in their chunks, as the keys of their blocks are."""
-        plan = self.places.plan
-        number = torch.arange(self.many, device=self.k_BQ.device) % plan.blocks
-        return self.rotate.by((number * plan.length + plan.block)[None])
-
-    @cached_property
-    def to_first_slot(self) -> Callable[[Tensor], Tensor]:
-        """Turns queries back by the place of slot 0's landmark, which turns all keys in that slot forward."""
-        return self.rotate.by(self.position - self.places.plan.block)
-
-    @cached_property
-    def newest(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Numbers of the M newest blocks, [B, Q, M], and what turns queries [B, n, Q M, D] back to their landmarks."""
-        age = torch.arange(min(self.widest, self.many), device=self.k_BQ.device)
-        held, k, plan = self.places.held[..., None], self.k_BQ[..., None], self.places.plan
-        slot = torch.where(held > k, k - age, held - 1 - age).clamp(min=0)
-        # blocks before the first have numbers from behind: those of blocks that this row does not see
-        number_BQM = (self.places.cached[..., None] - 1 - age) % self.many
-        by = (self.position - plan.block)[..., None] - slot * plan.length
-        return number_BQM, self.rotate.by(by.flatten(1))
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """The rows of a call: T of its text, and behind them those of landmarks.
-
-    Attributes:
-        text_BT: places of the text's rows; negative for padding.
-        place_BL: places of all rows; negative for none.
-        marks_BT: landmarks whose keys a row of the text reads; float64.
-        chances: of all places.
-        pieces: which of these are attended at once.
-    """
-
-    text_BT: Tensor
-    place_BL: Tensor
-    marks_BT: Tensor
-    chances: Chances
-    pieces: list[tuple[slice, Chances]]
-
-    def of_text(self, x_BnQX: Tensor) -> Tensor:
-        """The text's rows, [B, n, T, X]."""
-        return self.chances.places.back(x_BnQX, self.text_BT)
 
 
 @dataclass(frozen=True)
@@ -151,16 +54,17 @@ class Rows:
         """One softmax over the rows of the chunk and of the chosen blocks."""
         marks = self.memory.extra["landmarks"]
         chosen, slot = self._choose(q_BHQD, marks)
-        marks = self.chances.marks_to_chunk(marks)
-        out, lse = self.places.near(self.chances.to_chunk(q_BHQD), self.memory, marks, self.call.scale)
+        marks = self.chances.turned(marks, self.chances.marks_to_chunk)
+        query = self.chances.turned(q_BHQD, self.chances.to_chunk)
+        out, lse = self.places.near(query, self.memory, marks, self.call.scale)
         far, far_lse = self._far(q_BHQD, chosen, slot, marks)
         far_lse = self._controlled(q_BHQD, far_lse)
-        share = torch.where(far_lse == -torch.inf, 0.0, torch.sigmoid(far_lse - lse))[..., None]
-        kept = share
+        # two parts that are nothing both, as of a row that is none, leave nothing to the far one
+        share = torch.sigmoid(far_lse - lse.clamp(min=torch.finfo(lse.dtype).min))[..., None]
         if self.plan.cutoff:  # without the blocks of rows that give the control token too little
             few = share < self.plan.cutoff
-            kept, chosen = share.masked_fill(few, 0.0), chosen.masked_fill(few, -1)
-        out = out.float() * (1 - share) + far.float() * kept  # what a cut-off leaves is not scaled up
+            far, chosen = far.masked_fill(few, 0.0), chosen.masked_fill(few, -1)  # what is left is not scaled up
+        out = torch.lerp(out.float(), far.float(), share.float())
         return Found(out.to(q_BHQD.dtype), self._read(chosen), chosen)
 
     def kept(self, chosen: Tensor) -> Tensor:
@@ -177,22 +81,17 @@ class Rows:
 
     def _choose(self, q_BHQD: Tensor, marks_BGND: Tensor) -> tuple[Tensor, Tensor]:
         """Blocks [B, X, Q, K], oldest first, -1 for none; and the slots that they are put into."""
-        batch, heads, rows, _ = q_BHQD.shape
-        many = marks_BGND.shape[2]
-        keep = min(self.chances.widest, many)
-        if not keep:
-            nothing = self.chances.k_BQ.new_zeros(batch, heads, rows, 0)
+        (batch, heads, rows, _), chances = q_BHQD.shape, self.chances
+        if not chances.keep:
+            nothing = chances.k_BQ.new_zeros(batch, heads, rows, 0)
             return nothing, nothing
-        held, cached, k = (part[:, None, :, None] for part in (self.places.held, self.places.cached, self.chances.k_BQ))
-        score = self._landmark_scores(q_BHQD, marks_BGND)
-        score = score.masked_fill_(~self.chances.is_there[:, None], -torch.inf)
+        score = self._landmark_scores(q_BHQD, marks_BGND).masked_fill_(chances.is_hidden, -torch.inf)
         # landmarks are all alike in the first layer: rounding must not choose between equals
         score = self._together(score).half().float()
-        k_each = k[..., 0].expand(-1, score.shape[1], -1).reshape(-1).int()
-        best, _ = SELECT_TOPK(score.reshape(-1, 1, many), k_each, keep)
-        best = best.view(batch, -1, rows, keep)
-        recent = (cached - best <= k) & (held > k)
-        return best, torch.arange(keep, device=k.device) + recent.long()
+        k_each = chances.k_BQ[:, None].expand(-1, score.shape[1], -1).reshape(-1)
+        best, _ = SELECT_TOPK(score.reshape(-1, 1, chances.many), k_each, chances.keep)
+        best = best.view(batch, -1, rows, chances.keep)
+        return best, chances.slot_K + (best >= chances.recent_from)
 
     def _landmark_scores(self, q_BHQD: Tensor, marks_BGND: Tensor) -> Tensor:
         """Scores [B, H, Q, N] of the landmarks at the slots that their blocks' ages give them; float32.
@@ -201,13 +100,13 @@ class Rows:
         each with the query turned to its slot, replace what slot 0 gave.
         """
         batch, heads, rows, dim = q_BHQD.shape
-        groups, query = marks_BGND.shape[1], q_BHQD.float() * self.call.scale
-        score = attend.group_scores(self.chances.to_first_slot(query), marks_BGND, "none")
-        number_BQM, turn = self.chances.newest
+        groups, query, marks = marks_BGND.shape[1], q_BHQD.float() * self.call.scale, marks_BGND.float()
+        score = attend.group_scores(self.chances.turned(query, self.chances.to_first_slot), marks, "none")
+        number_BQM, by_B1QM = self.chances.newest
         newest = number_BQM.shape[2]
-        turned = turn(query.repeat_interleave(newest, 2)).view(batch, groups, -1, rows, newest, dim)
+        turned = self.chances.turns(query, by_B1QM).view(batch, groups, -1, rows, newest, dim)
         index = number_BQM.flatten(1)[:, None, :, None].expand(-1, groups, -1, dim)
-        mark = marks_BGND.gather(2, index).float().view(batch, groups, 1, rows, newest, dim)
+        mark = marks.gather(2, index).view(batch, groups, 1, rows, newest, dim)
         found = (turned * mark).sum(-1).view(batch, heads, rows, newest)
         return score.scatter_(3, number_BQM[:, None].expand_as(found), found)
 
@@ -246,24 +145,19 @@ class Rows:
         """Attention of the chosen blocks, [B, H, Q, D], and the log of their landmarks' sum of weights."""
         if not chosen.shape[3]:
             return torch.zeros_like(q_BHQD), torch.full(q_BHQD.shape[:3], -torch.inf, device=q_BHQD.device)
-        source = Source(self.memory.keys.view, self.memory.values.view, marks_BGND, chosen, self.places.begin_B)
+        source = Source(self.memory.keys.view, self.memory.values.view, marks_BGND, chosen, self.places.begin)
         if self.memory.host is not None:
             source = fetched(self.memory, source, self.plan.block)
         keys, values, marks, index, begin = source
         query = self._before_slots(q_BHQD, chosen, slot)
-        out, lse = LANDMARK_RETRIEVE(
-            query, keys, values, marks, index.int(), begin.int(), self.plan.block, self.call.scale
-        )
+        out, lse = LANDMARK_RETRIEVE(query, keys, values, marks, index.int(), begin, self.plan.block, self.call.scale)
         return out, lse
 
     def _before_slots(self, q_BHQD: Tensor, chosen_BXQK: Tensor, slot_BXQK: Tensor) -> Tensor:
         """Queries [B, H, Q, K, D] turned back by the slots, and on by as much as the chosen keys were turned."""
-        batch, sets, rows, keep = chosen_BXQK.shape
-        heads, dim = q_BHQD.shape[1], q_BHQD.shape[3]
-        turned = chosen_BXQK % self.plan.blocks
-        by = self.chances.position[:, None, :, None] + (turned - slot_BXQK) * self.plan.length
-        query = q_BHQD.repeat_interleave(keep, 2).view(batch, heads // sets, sets * rows * keep, dim)
-        return self.memory.site.rotate(query, by.flatten(1)).view(batch, heads, rows, keep, dim)
+        later = chosen_BXQK % self.plan.blocks - slot_BXQK
+        by = torch.add(self.chances.to_query[:, None, :, None], later, alpha=self.plan.length)
+        return self.chances.turns(q_BHQD, by)
 
     def _controlled(self, q_BHQD: Tensor, lse_BHQ: Tensor) -> Tensor:
         """The control token, which stands at -1, weighs all blocks, and they weigh among themselves."""
@@ -277,9 +171,8 @@ class Rows:
         """Rows read per key/value head: the chunk so far, and the blocks that any head of the group chose."""
         groups, (batch, sets, rows, keep) = self.memory.keys.view.shape[1], chosen.shape
         share = max(1, sets // groups)  # sets of a group
+        if not keep:
+            return self.chances.near_rows.expand(-1, groups, -1)
         each = chosen.view(batch, sets // share, share, rows, keep).transpose(2, 3).flatten(3).sort(-1).values
-        new = torch.ones_like(each, dtype=torch.bool)
-        new[..., 1:] = each[..., 1:] != each[..., :-1]
-        blocks = (new & (each >= 0)).sum(-1).expand(-1, groups, -1)
-        near = (self.places.at - self.places.start + 1)[:, None]
-        return torch.where(self.places.none[:, None], 0, blocks * self.plan.block + near)
+        blocks = (each[..., 1:] > each[..., :-1]).sum(-1) + (each[..., 0] >= 0)  # -1 stands before all blocks
+        return torch.add(self.chances.near_rows, blocks.expand(-1, groups, -1), alpha=self.plan.block)

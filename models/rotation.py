@@ -1,6 +1,6 @@
 """Keys turned by a model's own rotary embedding, whatever its kind.
 
-Shapes: B batch, n heads, T rows, D head dimension.
+Shapes: B batch, n heads, T rows, K turns of each row, X = n or 1, P positions, D head dimension, R turned dimensions.
 """
 
 from __future__ import annotations
@@ -8,26 +8,57 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from ..kernels.turn_rows import OP as TURN_ROWS
+
 RESCALED = ("dynamic", "longrope")  # their frequencies change with length: turning a key again is not a rotation
+Apply = Callable[..., tuple[Tensor, Tensor]]
+KEPT = 4  # intervals of which one layer keeps its angles
 
 
 @dataclass(frozen=True)
 class Turn:
     """Turns rows by positions that are known: what depends on these alone is computed once."""
 
-    cos_BTD: Tensor
-    sin_BTD: Tensor
-    apply: Callable[..., tuple[Tensor, Tensor]]
+    cos_BTR: Tensor
+    sin_BTR: Tensor
+    apply: Apply
 
     def __call__(self, x_BnTD: Tensor) -> Tensor:
         """The rows, turned in float32."""
+        if pairs_halves(self.apply):
+            cos, sin = (part.expand(x_BnTD.shape[0], -1, -1).flatten(0, 1) for part in (self.cos_BTR, self.sin_BTR))
+            turned: Tensor = TURN_ROWS(_rows_together(x_BnTD), cos, sin)[:, :, :, 0]
+            return turned
         x = x_BnTD.float()
         nothing = x[:, :0]  # in place of keys
-        return self.apply(x, nothing, self.cos_BTD, self.sin_BTD)[0].to(x_BnTD.dtype)
+        return self.apply(x, nothing, self.cos_BTR, self.sin_BTR)[0].to(x_BnTD.dtype)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Turns rows by any positions of an interval."""
+
+    cos_PR: Tensor
+    sin_PR: Tensor
+    apply: Apply
+
+    def __call__(self, x_BnTD: Tensor, row_BXTK: Tensor) -> Tensor:
+        """Each row turned by K positions, counted from the interval's first, [B, n, T, K, D]; in float32."""
+        if pairs_halves(self.apply):
+            turned: Tensor = TURN_ROWS(_rows_together(x_BnTD), self.cos_PR, self.sin_PR, row_BXTK)
+            return turned
+        batch, heads, rows, dim = x_BnTD.shape
+        sets, turns = row_BXTK.shape[1], row_BXTK.shape[3]
+        many = x_BnTD.repeat_interleave(turns, 2).view(batch, heads // sets, sets * rows * turns, dim)
+        row = row_BXTK.flatten(1)
+        turn = Turn(self.cos_PR[row], self.sin_PR[row], self.apply)
+        return turn(many).view(batch, heads, rows, turns, dim)
 
 
 class Turning(Protocol):
@@ -39,6 +70,9 @@ class Turning(Protocol):
     def by(self, by_BT: Tensor, /) -> Callable[[Tensor], Tensor]:
         """The turn by some positions, for rows of several layers."""
 
+    def between(self, low: int, high: int, like: Tensor, /) -> Callable[[Tensor, Tensor], Tensor]:
+        """Turns by any positions of [low, high), counted from low, each row by several; on the device of a tensor."""
+
 
 class Rotation:
     """The model's own rotary embedding, as a turn by any number of positions (negative: back)."""
@@ -47,6 +81,7 @@ class Rotation:
         base = model.base_model
         self._embedding = getattr(base, "rotary_emb", None)
         self._apply = getattr(sys.modules[type(base).__module__], "apply_rotary_pos_emb", None)
+        self._known: dict[tuple[int, int, torch.device], Turns] = {}
 
     def __call__(self, x_BnTD: Tensor, by_BT: Tensor) -> Tensor:
         """Turn rows by some positions; negative ones turn back.
@@ -69,3 +104,31 @@ class Rotation:
         cos, sin = self._embedding(by_BT.float(), by_BT)  # its first argument says dtype and device
         size = self._embedding.attention_scaling  # belongs to the first rotation only
         return Turn(cos, sin, self._apply) if size == 1 else Turn(cos / size, sin / size, self._apply)
+
+    def between(self, low: int, high: int, like: Tensor) -> Turns:
+        """Turns by any positions of [low, high), counted from low; on the device of `like`. A few intervals are kept.
+
+        Raises:
+            ValueError: the model has no rotary embedding, or one whose frequencies change with length.
+        """
+        interval = (low, high, like.device)
+        if interval not in self._known:
+            turn = self.by(torch.arange(low, high, device=like.device)[None])
+            while len(self._known) >= KEPT:
+                del self._known[next(iter(self._known))]
+            self._known[interval] = Turns(turn.cos_BTR[0], turn.sin_BTR[0], turn.apply)
+        return self._known[interval]
+
+
+@cache
+def pairs_halves(apply: Apply) -> bool:
+    """Whether a model turns the pairs (i, i + R/2), as most do and the op `turn_rows` does; others pair neighbours."""
+    half = torch.tensor([[0.3, -1.1, 2.0]])
+    cos, sin = (part.repeat(1, 2) for part in (half.cos(), half.sin()))
+    x = torch.arange(1.0, 7.0).view(1, 1, 1, 6)
+    found = apply(x, x[:, :0], cos[None], sin[None])[0]
+    return torch.equal(found, TURN_ROWS.eager(x, cos, sin)[:, :, :, 0])
+
+
+def _rows_together(x_BnTD: Tensor) -> Tensor:
+    return x_BnTD if x_BnTD.stride(-1) == 1 else x_BnTD.contiguous()

@@ -17,8 +17,9 @@ from ..call import Call
 from ..host_rows import HostRows
 from ..inserted import Feed, Inserted
 from ..landmark import Landmarked
+from ..landmark_chances import Chances, Stretch
 from ..landmark_places import Places, Plan
-from ..landmark_rows import Chances, Rows, Stretch
+from ..landmark_rows import Rows
 from ..ledger import Ledger
 from ..memory import Memory
 from ..method import Method
@@ -99,7 +100,8 @@ class Landmark(Method):
         assert memory.first is not None
         plan = self.plan(Landmarked.of(memory.site.config))
         number = memory.seen + torch.arange(k_BGTD.shape[2], device=k_BGTD.device) - memory.first[:, None]
-        memory.append(memory.site.rotate(k_BGTD, plan.place(number % plan.chunk)), v_BGTD)
+        turns = memory.site.rotate.between(0, plan.long, k_BGTD)
+        memory.append(turns(k_BGTD, plan.place(number % plan.chunk)[:, None, :, None])[:, :, :, 0], v_BGTD)
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Choose, gather, attend."""
@@ -112,7 +114,7 @@ class Landmark(Method):
 
         They are attended in the order of their places, as in training.
         """
-        queries, found = stretch.chances.places.spread(q_BHLD, stretch.place_BL), []
+        queries, found = stretch.rows.spread(q_BHLD), []
         for piece, chances in stretch.pieces:
             rows = Rows(chances, memory, call)
             found.append((rows, rows.attend(queries[:, :, piece])))
@@ -120,11 +122,11 @@ class Landmark(Method):
             whole = copy.copy(memory)  # tokens that lie elsewhere are told of, too
             whole.columns = None
             kept = torch.cat([rows.kept(part.chosen) for rows, part in found], 2)
-            ledger.chosen(whole, call, q_BHLD[:, :, : call.new], stretch.of_text(kept))
-        read_BGQ = torch.cat([part.read_BGQ for _, part in found], 2)
-        marks = stretch.marks_BT * memory.keys.row_bytes * memory.site.live
-        ledger.count(memory, call, stretch.of_text(read_BGQ[..., None])[..., 0], marks)
-        return stretch.chances.places.back(torch.cat([part.out for _, part in found], 2), stretch.place_BL)
+            ledger.chosen(whole, call, q_BHLD[:, :, : call.new], stretch.text.back(kept))
+        read_BGQ = _one_after_another([part.read_BGQ for _, part in found])
+        marks = stretch.marks_BT * (memory.keys.row_bytes * memory.site.live)
+        ledger.count(memory, call, stretch.text.back(read_BGQ[..., None])[..., 0], marks)
+        return stretch.rows.back(_one_after_another([part.out for _, part in found]))
 
     def stretch(self, memory: Memory, call: Call, mark_BM: Tensor) -> Stretch:
         """The rows of a call, text and landmarks; the same in all layers that allow as much."""
@@ -134,12 +136,11 @@ class Landmark(Method):
         place_BL = torch.cat([text_BT, torch.where(mark_BM < 0, -1, (mark_BM + 1) * plan.length - 1)], 1)
         grown_B, lies_B = at_BT[:, -1] + 1, call.first - memory.numbers_BS(at_BT.shape[0])[:, 0]
         places = Places.between(plan, (grown_B - call.new).clamp(min=0), grown_B.clamp(min=0), call.new, lies_B)
-        k_BQ = self.allowed(memory, call, places.at)
-        chances = Chances(places, k_BQ, int(k_BQ.max()), memory.extra["landmarks"].shape[2], memory.site.rotate)
-        heads = memory.keys.view.shape[1] * call.group
-        return Stretch(
-            text_BT, place_BL, self._marks(plan, at_BT), chances, chances.pieces(heads, memory.site.head_dim)
-        )
+        k_BQ = self.allowed(memory, call, places.at).int()
+        heads, many = memory.keys.view.shape[1] * call.group, memory.extra["landmarks"].shape[2]
+        chances = Chances(places, k_BQ, int(k_BQ.max()), many, memory.site.rotate)
+        pieces = chances.pieces(heads, memory.site.head_dim)
+        return Stretch(places.order(text_BT), places.order(place_BL), self._marks(plan, at_BT), pieces)
 
     @staticmethod
     def _marks(plan: Plan, at_BT: Tensor) -> Tensor:
@@ -202,7 +203,11 @@ class Landmark(Method):
         return ((rows - self.chunk) // Landmarked.of(memory.site.config).block).clamp(min=1)
 
     def allowance(self, memory: Memory, call: Call) -> Allowance:
-        """The budget, or the chunk so far and one block where that is more."""
+        """The budget, or the chunk so far and one block where that is more; the same in layers that allow as much."""
+        key = ("landmark allowance", amount_of(self, memory.site), self.cost(memory, call))
+        return call.in_pass(key, partial(self._allowance, memory, call))
+
+    def _allowance(self, memory: Memory, call: Call) -> Allowance:
         block, cost, sets = Landmarked.of(memory.site.config).block, self.cost(memory, call), self._sets(call)
         at_BT = call.context_BT - 1
         if word_of(self) == "bytes":
@@ -222,6 +227,11 @@ class Landmark(Method):
 
     def _sets(self, call: Call) -> int:
         return 1 if self.choose == "row" else call.group
+
+
+def _one_after_another(parts: list[Tensor]) -> Tensor:
+    """Of several pieces, along their rows; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
 @dataclass(frozen=True)
@@ -261,8 +271,9 @@ class Blocks(Inserted):
         most = max(highest + 1, before.shape[2])
         grown = k_BGMD.new_zeros(batch, groups, most + 1, dim)  # what is none goes into the last row, and out
         grown[:, :, : before.shape[2]] = before
-        place = torch.where(mark_BM < 0, most, mark_BM)[:, None, :, None].expand_as(k_BGMD)
-        memory.extra["landmarks"] = grown.scatter(2, place, k_BGMD)[:, :, :most]
+        place_BM = feed.once(("place", most), lambda: torch.where(mark_BM < 0, most, mark_BM))
+        place = place_BM[:, None, :, None].expand_as(k_BGMD)
+        memory.extra["landmarks"] = grown.scatter_(2, place, k_BGMD)[:, :, :most]
 
     def attend(self, q_BHLD: Tensor, memory: Memory, call: Call, ledger: Ledger, feed: Feed) -> Tensor:
         """A landmark reads what the last row of its block reads, one position later; it is no row of the text.

@@ -53,7 +53,8 @@ def chunk(seen, new):
     on_device = [event for event in found.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     spent = sum(event.device_time for event in on_device)
     print(f"{len(on_device)} kernels in {scoring.LAYERS} layers, {spent / 1000:.2f} ms of them")
-    print(found.key_averages().table(sort_by="self_device_time_total", row_limit=22, max_name_column_width=60))
+    for what, rows in (("device", 30), ("cpu", 14)):
+        print(found.key_averages().table(sort_by=f"self_{what}_time_total", row_limit=rows, max_name_column_width=60))
 
 
 def synchronize():
@@ -104,7 +105,7 @@ def retrieval(folder):
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    arguments(out)
+    chunk(48 if scoring.TINY else 28672, 48 if scoring.TINY else 4096)
     if not scoring.TINY:
         retrieval(out)
-    chunk(48 if scoring.TINY else 28672, 48 if scoring.TINY else 4096)
+    arguments(out)

@@ -32,7 +32,19 @@ def turned(x, by):
     return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
 
 
+def between(low, _high, _like):
+    """Any positions, counted from low, each row by several."""
+
+    def turns(x, by):
+        each = (by + low).expand(-1, x.shape[1], -1, -1)
+        heads = [[turned(x[:, h : h + 1], each[:, h, :, k]) for k in range(by.shape[3])] for h in range(x.shape[1])]
+        return torch.cat([torch.stack(head, 3) for head in heads], 1)
+
+    return turns
+
+
 turn.by = lambda by: lambda x: turned(x, by)
+turn.between = between
 
 
 def one(x, by):
@@ -285,15 +297,3 @@ def test_other_models_are_refused(config, args, words):
     """A model without landmarks would be given a token that it never saw, and its results taken for the method's."""
     with pytest.raises(ValueError, match=words):
         make_method("landmark", args).inserts(config)
-
-
-@pytest.mark.parametrize(("rows", "times"), [(12, 1), ([8, 15, 15], 2)])
-def test_layers_share_what_they_may_choose(rows, times, monkeypatch):
-    """Index arithmetic that each layer does anew takes longer than attention itself, or one layer gets another's k."""
-    model, seen = make_model(num_hidden_layers=3), []
-    method = make_method("landmark", {"rows": rows, "chunk": 4})
-    whole = type(method).stretch
-    monkeypatch.setattr(type(method), "stretch", lambda *given: seen.append(whole(*given)) or seen[-1])
-    with bind(model, method):
-        model(tokens(2, 30))
-    assert [part.chances.widest for part in seen] == ([2] if times == 1 else [1, 2])
