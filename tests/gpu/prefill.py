@@ -7,6 +7,7 @@ runs the same lines on small shapes in Triton's interpreter, where nothing is ti
 """
 
 import csv
+import itertools
 import sys
 import time
 from contextlib import nullcontext
@@ -165,11 +166,11 @@ def dense(writer, case, inputs, *, backward):
             writer.put(timed(line_of(case, "attention_gradient", baseline=name, flops=5 * flops // 2), call))
 
 
-def landmark(writer):
-    """Landmark attention, forward and backward, by length."""
-    passed = verified(writer, ("landmark_attention", "landmark_gradient"))
-    for rows in (24, 40) if TINY else (2048, 4096, 8192, 16384):
-        landmark_case(writer, (64, rows, 2, 32, 32, 128) if not TINY else (8, rows, 1, 2, 2, 32), passed=passed)
+def landmark(writer, dims=(128,), names=("landmark_attention", "landmark_gradient")):
+    """Landmark attention, forward and backward, by length and dim; each shape is verified, too, before it is timed."""
+    passed = verified(writer, names)
+    for dim, rows in itertools.product((32,) if TINY else dims, (24, 40) if TINY else (2048, 4096, 8192, 16384)):
+        landmark_case(writer, (64, rows, 2, 32, 32, dim) if not TINY else (8, rows, 1, 2, 2, dim), passed=passed)
 
 
 def landmark_more(writer):
@@ -285,6 +286,7 @@ def main(folder, parts):
 
 PARTS = {
     "landmark": landmark,
+    "landmark_dims": partial(landmark, dims=(128, 64, 96), names=()),
     "landmark_more": landmark_more,
     "columns": partial(operations, names=("column_sums", "window_votes")),
     "others": partial(operations, names=("linear_prefill", "landmark_retrieve")),
