@@ -271,7 +271,10 @@ def _of_keys(q, k, v, grad, start, lse, delta, block, scale, packed, plan):
     dk, dv = (make(k.shape, dtype=storage_dtype(k.dtype), device=k.device) for _ in range(2))
     shape = _shape(q, k, block, packed, plan)
     end = ends_for(start) if packed else start
-    for keys, values in passes_of(shape):
+    passes = passes_of(shape)
+    if len(passes) > 1:  # with sums of one gradient alone, a tile has room for all of its queries
+        shape["M"] = max(16, plan.queries)
+    for keys, values in passes:
         key_gradient_kernel[(triton.cdiv(k.shape[2], shape["NB"] * block), k.shape[0] * k.shape[1])](
             q, k, v, grad, start, end, lse, delta, dk, dv, scale, scale * LOG2_E, q.shape[2], k.shape[2],
             *outer_strides(q, k, v, grad), KV_HEADS=k.shape[1], KEYS=keys, VALUES=values, **shape,

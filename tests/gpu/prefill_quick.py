@@ -36,14 +36,14 @@ def checks(writer):
     yield
 
 
-def landmark(writer, lengths, *, tries):
+def landmark(writer, lengths, *, tries, dim=DIM):
     """Compile at a short length, then time beside dense attention; each shape is verified before it is timed."""
     block, batch = (8, 1) if prefill.TINY else (BLOCK, 2)
     if not prefill.TINY:
-        prefill.landmark_case(Unkept(), (block, 512, batch, HEADS, HEADS, DIM), passed=True, tries=tries)
+        prefill.landmark_case(Unkept(), (block, 512, batch, HEADS, HEADS, dim), passed=True, tries=tries)
     yield
     for rows in lengths:
-        prefill.landmark_case(writer, (block, rows, batch, HEADS, HEADS, DIM), passed=True, tries=tries)
+        prefill.landmark_case(writer, (block, rows, batch, HEADS, HEADS, dim), passed=True, tries=tries)
 
 
 def operation(name, writer):
@@ -56,6 +56,8 @@ def operation(name, writer):
 JOBS = {
     "checks": checks,
     "landmark": partial(landmark, lengths=LENGTHS, tries=False),
+    "landmark_64": partial(landmark, lengths=LENGTHS, tries=False, dim=32 if prefill.TINY else 64),
+    "landmark_96": partial(landmark, lengths=LENGTHS, tries=False, dim=32 if prefill.TINY else 96),
     "tries": partial(landmark, lengths=LENGTHS[1:2], tries=True),
 } | {
     name: partial(operation, name)
