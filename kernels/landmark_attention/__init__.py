@@ -25,6 +25,7 @@ TIMED = tuple(
 COMPILED = (
     RowsCase("plain", 1, 8, 2, 256, block=64, purpose="compile"),
     RowsCase("packed", 2, 2, 2, 256, head_dim=96, block=51, layout="packed", purpose="compile"),
+    RowsCase("long", 1, 2, 2, 256, block=128, purpose="compile"),
     RowsCase("wide", 1, 2, 2, 256, head_dim=64, block=32, dtype="float32", purpose="compile"),
 )
 CASES = TESTED + TIMED + COMPILED
