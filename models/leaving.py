@@ -41,7 +41,11 @@ class Leaving(NamedTuple):
 def course(memory: Memory, call: Call, left_BNT: Tensor) -> Leaving:
     """All that follows from which row leaves when."""
     left = left_BNT.expand(-1, memory.keys.view.shape[1], -1)
-    until = until_of(memory, call, left)
+    return course_until(call, left, until_of(memory, call, left))
+
+
+def course_until(call: Call, left: Tensor, until: Tensor) -> Leaving:
+    """The same where it is also known until when each row is held."""
     leaves = left >= 0
     read, stay = held_count(until, call.new) + leaves, attend.rows_of(until >= call.new).contiguous()
     return Leaving(left.clamp(min=0), leaves, until, read, stay)

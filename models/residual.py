@@ -22,7 +22,7 @@ from .budget import Allowance, amount_of, share, widest, word_of
 from .call import Call
 from .evict import Stepwise, grouped, marked_row_bytes, sliding_rows_BT, text
 from .feature_map import FeatureMap
-from .leaving import Leaving, course, dropped_of, left_of, until_of
+from .leaving import Leaving, course, course_until, dropped_of, left_of, until_of
 from .ledger import Ledger
 from .memory import Memory, Site
 from .residual_state import Dropped, Share, State, marked, refuse_windows
@@ -165,7 +165,7 @@ class Residual(Stepwise):
     def leaving(self, q_BHTD: Tensor, memory: Memory, call: Call) -> Leaving:
         """Which rows leave when; where they leave by age it is the same in all layers of one budget."""
         if not self.by_age(memory, call):
-            return course(memory, call, self._walked(q_BHTD, memory, call))
+            return self._walked(q_BHTD, memory, call)
         key = (BY_AGE, amount_of(self, memory.site), *memory.keys.view.shape)
         if key not in call.shared:
             call.shared[key] = course(memory, call, self._in_order(memory, call))
@@ -183,10 +183,11 @@ class Residual(Stepwise):
         first = (~is_text).sum(-1, keepdim=True) + self.sinks
         return torch.where(leaves, first + gone - 1, -1)
 
-    def _walked(self, q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
+    def _walked(self, q_BHTD: Tensor, memory: Memory, call: Call) -> Leaving:
         """By marks, row after row; marks are left."""
         if many.fits_hidden(q_BHTD, call):
-            return left_of(memory, call, walk_at_once(self, q_BHTD, memory, call))
+            until = walk_at_once(self, q_BHTD, memory, call)
+            return course_until(call, left_of(memory, call, until), until)
         walk, parts = Walk(self, memory, call), []
         before = torch.zeros_like(walk.held)
         for rows in attend.pieces(call):
@@ -196,7 +197,7 @@ class Residual(Stepwise):
             new = gone & ~torch.cat([before[:, :, None], gone[:, :, :-1]], 2)
             parts.append(torch.where(new.any(-1), new.int().argmax(-1), -1))
             before = gone[:, :, -1]
-        return torch.cat(parts, 2)
+        return course(memory, call, torch.cat(parts, 2))
 
     def attend_dense(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Dense; what an earlier prompt dropped is still heard from the state."""
