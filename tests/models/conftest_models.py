@@ -1,5 +1,6 @@
 """Tiny random models, and every method that stands in models/methods with arguments that leave gaps at these lengths."""
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -106,7 +107,8 @@ def trained(folder, groups, dim, layers):
             learned[f"{layer}{side}.matrix"] = torch.eye(dim, 4) + normal(dim, 4) / 8
             learned[f"{layer}{side}.shift"] = normal(1, 4) / 8
         learned[f"{layer}scale"] = normal(1)
-        states |= {f"{layer}values": normal(dim, dim), f"{layer}norms": normal(dim), f"{layer}scale": normal(1)}
+        parts = (normal(dim, dim), normal(dim), normal(1) - 3 * math.log(dim / DIM))  # exact rows must still be heard
+        states |= {f"{layer}{name}": part for name, part in zip(("values", "norms", "scale"), parts, strict=True)}
     made = {"trained": learned, "state": states}
     paths = {name: folder / f"{name}-{groups}-{dim}.safetensors" for name in made}
     for name, path in paths.items():
