@@ -90,5 +90,5 @@ def flops(case: Case) -> int:
     return case.batch * each * (case.head_dim + 1)
 
 
-OP = Op("linear_decode", "1", __name__, linear_decode, make, moved_bytes, flops, TESTED + TIMED + COMPILED, compare_all,
+OP = Op("linear_decode", "2", __name__, linear_decode, make, moved_bytes, flops, TESTED + TIMED + COMPILED, compare_all,
         ("state_BGFD",))  # fmt: skip

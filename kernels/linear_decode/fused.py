@@ -1,7 +1,8 @@
 """A linear state read, added to, written and joined with exact attention, in one pass over it.
 
-The query heads of a KV head are the rows of one product with the state. Blocks own columns of the state, which they
-write in place; its norm, which each of them needs, is written elsewhere.
+Blocks own columns of the state, which they write in place, one tile of features after the other, with the next under
+way; its norm, which each of them needs, is written elsewhere. Few query heads of a KV head are weighed by
+multiplications and sums, many are the rows of one product.
 
 Shape legend: B batch, H query heads, G KV heads, J = H / G, F features, D head dim.
 """
@@ -14,14 +15,15 @@ from ..overlap.fused import overlap, start_after_others
 from ..tiling import power_of_2
 from .eager import Joined
 
-FEATURES, COLUMNS = 64, 32
+FEATURES, COLUMNS, WARPS = 32, 64, 2
+SUMMED = 4  # query heads of a KV head that no matrix instruction is worth
 
 
 @triton.jit
 def linear_decode_kernel(q_ptr, q_log_ptr, k_ptr, k_log_ptr, v_ptr, state_ptr, norm_ptr, scale_ptr, exact_ptr,
                          exact_log_ptr, out_ptr, new_norm_ptr, new_scale_ptr, GROUP: tl.constexpr,
                          FEATURES: tl.constexpr, DIM: tl.constexpr, BLOCK_GROUP: tl.constexpr, COLUMNS: tl.constexpr,
-                         TILE: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+                         TILE: tl.constexpr, SUMMED: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Step some columns of one KV head; the grid is (B * G, D / COLUMNS). All tensors are contiguous.
 
     Args:
@@ -41,9 +43,10 @@ def linear_decode_kernel(q_ptr, q_log_ptr, k_ptr, k_log_ptr, v_ptr, state_ptr, n
         GROUP: J.
         FEATURES: F.
         DIM: D.
-        BLOCK_GROUP: Power of two, at least 16 and J.
+        BLOCK_GROUP: Power of two, at least J, and 16 unless SUMMED.
         COLUMNS: Columns of a block.
         TILE: Features of a tile.
+        SUMMED: Whether there is no matrix product.
         OVERLAP: Whether the launch overlaps the kernel before.
     """
     start_after_others(OVERLAP)
@@ -58,25 +61,30 @@ def linear_decode_kernel(q_ptr, q_log_ptr, k_ptr, k_log_ptr, v_ptr, state_ptr, n
     leaves = k_log > float("-inf")
     v = tl.where(leaves, tl.load(v_ptr + pair * DIM + column, mask=in_dim, other=0.0).to(tl.float32), 0.0)
     acc, total = tl.zeros([BLOCK_GROUP, COLUMNS], tl.float32), tl.zeros([BLOCK_GROUP], tl.float32)
-    for tile in range(0, FEATURES, TILE):
-        feature = tile + tl.arange(0, TILE)
+    feature = tl.arange(0, TILE)
+    state_at = state_ptr + (pair * FEATURES + feature)[:, None] * DIM + column[None, :]
+    norm_at = norm_ptr + pair * FEATURES + feature
+    state = tl.load(state_at, mask=(feature < FEATURES)[:, None] & in_dim[None, :], other=0.0)
+    norm = tl.load(norm_at, mask=feature < FEATURES, other=0.0)
+    for _ in range(0, FEATURES, TILE):
         inside = feature < FEATURES
-        own = pair * FEATURES + feature
-        state_at = state_ptr + own[:, None] * DIM + column[None, :]
-        mask = inside[:, None] & in_dim[None, :]
-        state = tl.load(state_at, mask=mask, other=0.0)
-        norm = tl.load(norm_ptr + own, mask=inside, other=0.0)
-        k = tl.load(k_ptr + own, mask=inside, other=0.0).to(tl.float32)
+        k = tl.load(k_ptr + pair * FEATURES + feature, mask=inside, other=0.0).to(tl.float32)
         k = tl.where(leaves, k * factor, 0.0)
         q_at = q_ptr + line[:, None] * FEATURES + feature[None, :]
         q = tl.load(q_at, mask=in_group[:, None] & inside[None, :], other=0.0).to(tl.float32)
-        state = state * decay + k[:, None] * v[None, :]
-        norm = norm * decay + k
-        tl.store(state_at, state, mask=mask)
+        new, new_norm = state * decay + k[:, None] * v[None, :], norm * decay + k
+        later = feature + TILE < FEATURES
+        state = tl.load(state_at + TILE * DIM, mask=later[:, None] & in_dim[None, :], other=0.0)
+        norm = tl.load(norm_at + TILE, mask=later, other=0.0)
+        tl.store(state_at, new, mask=inside[:, None] & in_dim[None, :])
         if part == 0:
-            tl.store(new_norm_ptr + own, norm, mask=inside)
-        acc = tl.dot(q, state, acc, input_precision="tf32x3")
-        total += tl.sum(q * norm[None, :], 1)
+            tl.store(new_norm_ptr + pair * FEATURES + feature, new_norm, mask=inside)
+        if SUMMED:
+            acc += tl.sum(q[:, :, None] * new[None, :, :], 1)
+        else:
+            acc = tl.dot(q, new, acc, input_precision="tf32x3")
+        total += tl.sum(q * new_norm[None, :], 1)
+        feature, state_at, norm_at = feature + TILE, state_at + TILE * DIM, norm_at + TILE
     if part == 0:
         tl.store(new_scale_ptr + pair, scale)
     some = total > 0.0
@@ -126,13 +134,14 @@ def linear_decode(
     if not state_BGFD.is_contiguous():
         raise ValueError(f"expected a contiguous state, got strides {state_BGFD.stride()}")
     batch, groups, features, dim = state_BGFD.shape
-    heads, columns = q_BHF.shape[1], min(COLUMNS, max(16, power_of_2(dim)))
-    out = torch.empty(batch, heads, dim, dtype=torch.float32, device=state_BGFD.device)
+    group, columns = q_BHF.shape[1] // groups, min(COLUMNS, max(16, power_of_2(dim)))
+    out = torch.empty(batch, q_BHF.shape[1], dim, dtype=torch.float32, device=state_BGFD.device)
     norm, scale = torch.empty_like(norm_BGF), torch.empty_like(scale_BG)
     given = (q_BHF, q_log_BH, k_BGF, k_log_BG, v_BGD, state_BGFD, norm_BGF, scale_BG, exact_BHD, exact_log_BH)
     linear_decode_kernel[(batch * groups, triton.cdiv(dim, columns))](
-        *(part.contiguous() for part in given), out, norm, scale, GROUP=heads // groups, FEATURES=features, DIM=dim,
-        BLOCK_GROUP=max(16, power_of_2(heads // groups)), COLUMNS=columns,
-        TILE=min(FEATURES, max(16, power_of_2(features))), num_warps=4, **overlap(out.device),
+        *(part.contiguous() for part in given), out, norm, scale, GROUP=group, FEATURES=features, DIM=dim,
+        BLOCK_GROUP=power_of_2(group) if group <= SUMMED else max(16, power_of_2(group)), COLUMNS=columns,
+        TILE=min(FEATURES, max(16, power_of_2(features))), SUMMED=group <= SUMMED, num_warps=WARPS,
+        **overlap(out.device),
     )  # fmt: skip
     return Joined(out, state_BGFD, norm, scale)
