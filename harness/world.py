@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -31,6 +32,8 @@ class World:
     def join(self) -> None:
         """Start the groups of torch.distributed and AxoNN, where there is more than one rank."""
         if self.device == "cuda":
+            # how cuBLAS finds the same sums each time, read before its first product or never; no more memory than else
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             self._take_gpu()
         if self.ranks.size > 1:
             backend = "nccl" if self.device == "cuda" else "gloo"
@@ -80,6 +83,4 @@ class World:
 
 def _shares_gpu() -> bool:
     """One visible GPU is right where the launcher gave each rank its own, wrong where all see the same."""
-    import os  # noqa: PLC0415
-
     return "SLURM_STEP_GPUS" not in os.environ and "CUDA_VISIBLE_DEVICES" not in os.environ

@@ -25,7 +25,11 @@ class Kind(Protocol):
 
     @property
     def is_fixed(self) -> bool:
-        """Whether batches of a shape go through the same kernels each time, without dice, in one pass."""
+        """Whether batches of a shape go through the same kernels each time, without dice, as a CUDA graph does."""
+
+    @property
+    def is_one_pass(self) -> bool:
+        """Whether a layer, too, does the same each time: it can be compiled."""
 
     def attend(
         self, module: Any, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, mask: None, **kwargs: Any
@@ -41,6 +45,7 @@ class Standard:
     """Causal attention."""
 
     is_fixed: ClassVar[bool] = True
+    is_one_pass: ClassVar[bool] = True
 
     def attend(
         self, module: Any, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, mask: None, **kwargs: Any
@@ -66,6 +71,11 @@ class WithLandmarks:
 
     @property
     def is_fixed(self) -> bool:
+        """Without dropout."""
+        return not self.dropout
+
+    @property
+    def is_one_pass(self) -> bool:
         """Without dropout."""
         return not self.dropout
 
@@ -100,7 +110,8 @@ class Recurrent:
     which rotary embeddings give by themselves.
     """
 
-    is_fixed: ClassVar[bool] = False
+    is_fixed: ClassVar[bool] = True
+    is_one_pass: ClassVar[bool] = False
     window: int
     kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     before: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from .batches import Batches, Fed, ahead
 from .compiled import Replayed, compiled_layers
 from .kinds import Kind
 from .optimiser import Optimiser
+from .repeatable import repeatable
 from .schedule import Schedule
 from .sharding import add_up, here, put, whole
 from .state import State
@@ -88,7 +89,7 @@ class Loop:
         ranks = self.world.ranks
         parts = self.schedule.parts(self.step, ranks.rank, ranks.size)
         self.model.train()
-        with attending(self.model, self.kind.attend), self._compiled() as loss:
+        with repeatable(self.device), attending(self.model, self.kind.attend), self._compiled() as loss:
             backward, noted = self._launched(partial(self._backward, loss)), _Noted(self)
             sums = torch.zeros(4, device=self.device)
             for fed in ahead(self.batches.make, parts, self.device):
@@ -104,7 +105,7 @@ class Loop:
     @contextmanager
     def _compiled(self) -> Iterator[Callable[..., Tensor]]:
         """The loss of a batch, on a GPU of compiled parts where these are the same for all layers and batches."""
-        if self.device.type != "cuda" or not self.kind.is_fixed:
+        if self.device.type != "cuda" or not self.kind.is_one_pass:
             yield self.losses
             return
         with compiled_layers(self.model):

@@ -36,6 +36,8 @@ def test_curves_that_part_are_told(verdict):
     """Ranks that see other text, or a run that went on from the wrong state, would pass for the same training."""
     assert verdict(training("a", [5.0, 4.0]), training("b", [5.001, 4.002], ranks=2)) == 0
     assert verdict(training("a", [5.0, 4.0]), training("b", [5.0, 4.5], ranks=2)) == 1
+    assert verdict(training("a", [5.0, 4.0]), training("a", [5.0, 4.0])) == 0
+    assert verdict(training("a", [5.0, 4.0]), training("a", [5.0, 4.0001])) == 1
     with pytest.raises(SystemExit, match="other points"):
         verdict(training("a", [5.0, 4.0]), training("b", [5.0]))
     with pytest.raises(SystemExit, match="there is no training"):

@@ -7,12 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils import deterministic
 
 sys.path[:0] = [str(Path(__file__).parent)]
 
 from training_cells import assert_close, train  # noqa: E402
 
 from lacuna.harness.training import kinds  # noqa: E402
+from lacuna.harness.training.repeatable import repeatable  # noqa: E402
 from lacuna.results.plugins import ROOT  # noqa: E402
 
 
@@ -73,3 +75,30 @@ def test_a_graph_trains_what_calls_train(tmp_path, attention):
     assert called[0].status == "ok", called[0].trace
     assert graphed[0].status == "ok", graphed[0].trace
     assert_close(called, graphed, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only there do kernels add up in whatever order blocks end")
+@pytest.mark.parametrize("more", [
+    {"attention": "standard"},
+    {"attention": "landmark", "block": 31},
+    {"attention": "landmark", "block": 31, "kernel": "eager", "group_dropout": 0.1},
+    {"attention": "landmark", "block": 31, "places": "random", "control": 0.5, "jump": 3},
+    {"attention": "recurrent", "window": 62},
+    {"attention": "recurrent", "window": 62, "launch": "call"},
+])  # fmt: skip
+def test_the_same_training_gives_the_same_bits(tmp_path, more):
+    """A run that was killed and taken up again would be near what it would have been, and nobody could tell by what."""
+    where = {"device": "cuda", "dtype": "bfloat16"}
+    same = {"lengths": [62, 248], "tokens": 31744, "step_tokens": 7936, "part_tokens": 7936, **more}
+    runs = [train(tmp_path, name, name=name, **where, **same) for name in ("one", "two")]
+    assert runs[0][0].status == "ok", runs[0][0].trace
+    assert_close(*runs, atol=0, rtol=0)
+
+
+def test_other_work_in_the_process_keeps_its_kernels():
+    """Ops that are timed or evaluated after a training would be slower ones than where nothing was trained before."""
+    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+    with repeatable(torch.device("cpu")):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not deterministic.fill_uninitialized_memory
+    assert (torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory) == before

@@ -28,13 +28,13 @@ ARGS = {"tokens": 6144, "lengths": [32, 64], "shares": [0.5, 0.5], "planted": [0
         "part_tokens": 128, "save_steps": 1, "heldout_windows": 2, "warmup": 0.1}  # fmt: skip
 
 
-def write_sweep(folder, name="t", model=None, seed=0, device="cpu", **changes):
+def write_sweep(folder, name="t", model=None, seed=0, device="cpu", dtype="float32", **changes):
     """A sweep file of one training cell."""
     for words in (SHAPE["vocab_size"], 270):
         shape = json.dumps({**SHAPE, "vocab_size": words})
         (folder / f"small{words}.json").write_text(shape, encoding="utf-8")
     sweep = {"name": name, "model": model or {"new": "small300.json"}, "method": "full", "seed": seed, "device": device,
-             "task": {"train": {**ARGS, **changes}}}  # fmt: skip
+             "dtype": dtype, "task": {"train": {**ARGS, **changes}}}  # fmt: skip
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps(sweep), encoding="utf-8")
     return path
