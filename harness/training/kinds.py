@@ -125,10 +125,12 @@ class Recurrent:
         self.kept[layer] = (k_BGTD.detach(), v_BGTD.detach())
         old_k, old_v = self._cached(layer, k_BGTD)
         k, v = torch.cat([old_k, k_BGTD], 2), torch.cat([old_v, v_BGTD], 2)
+        # under a mask torch has no fused kernel for groups, but one for heads
+        k, v = (one.repeat_interleave(q_BHTD.shape[1] // k_BGTD.shape[1], 1) for one in (k, v))
         rows, held = q_BHTD.shape[2], k.shape[2]
         where = torch.arange(held, device=k.device)
         visible = where <= where[held - rows :, None]
-        out = scaled_dot_product_attention(q_BHTD, k, v, attn_mask=visible, scale=kwargs["scaling"], enable_gqa=True)
+        out = scaled_dot_product_attention(q_BHTD, k, v, attn_mask=visible, scale=kwargs["scaling"])
         return out.transpose(1, 2), None
 
     def _cached(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,7 @@ def trained(model, **args):
 @pytest.mark.parametrize("features", ["hedgehog", *(pytest.param(name, marks=pytest.mark.slow) for name in MAPS[1:])])
 def test_training_brings_outputs_nearer_on_text_that_it_has_not_seen(features, sweep, run):
     """A map that learns nothing, or only its own windows, would be called trained."""
-    args = f"{{features: {features}, tokens: 512, window: 64, sinks: 2, exact: 8, epochs: 3}}"
+    args = f"{{features: {features}, tokens: 512, window: 64, sinks: 2, exact: 8, epochs: 6}}"
     records, _ = run(sweep(f"method: full\ntask: {{feature_maps: {args}}}\n"))
     (found,) = [record.metrics for record in records.values()]
     assert found["error_after"] < 0.95 * min(found["error_before"], found["error_dropped"])
