@@ -22,7 +22,7 @@ VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 # the archive that the README's figure shows
-SHOWN := results/archive/2026-11-20-demo-h200-x1.csv
+SHOWN := results/archive/2026-11-29-demo-laptop.csv
 ROOMS := analysis harness jobs kernels models results
 # the constraint on torch must not fight a torch that is already there
 CONSTRAINTS = $(if $(TORCH),constraints.txt,$(VENV)/constraints.txt)
