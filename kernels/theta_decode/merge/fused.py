@@ -12,25 +12,22 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def theta_merge_kernel(part_ptr, sums_ptr, count_ptr, top_ptr, threshold_ptr, given_ptr, out_ptr, lack_ptr, kept_ptr,
-                       factor, SHARING: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, SCORED: tl.constexpr,
-                       SPLITS: tl.constexpr, MISSING: tl.constexpr, BLOCK_SCORED: tl.constexpr,
-                       BLOCK_SPLITS: tl.constexpr, BLOCK_DIM: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+def theta_merge_kernel(part_ptr, sums_ptr, top_ptr, threshold_ptr, given_ptr, out_ptr, lack_ptr, factor,
+                       SHARING: tl.constexpr, DIM: tl.constexpr, SCORED: tl.constexpr, SPLITS: tl.constexpr,
+                       MISSING: tl.constexpr, BLOCK_SCORED: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
+                       BLOCK_DIM: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Put the splits of one query head together, and what is missing into the denominator; the grid is (B * H,).
 
     Args:
         part_ptr: (B * H, Y, D) values times weights.
         sums_ptr: (B * H, Y, 3) weight kept, weight dropped, rows dropped.
-        count_ptr: (B * G, Y) int32, rows kept of each split.
         top_ptr: (B * H, X) largest scores.
         threshold_ptr: (B, N) float32.
         given_ptr: (B, H) float32.
         out_ptr: (B, H, D) result.
         lack_ptr: (B, H) float32 result.
-        kept_ptr: (B, G) int32 result, rows kept.
         factor: Of what is missing.
         SHARING: H / N.
-        GROUP: H / G.
         DIM: D.
         SCORED: X.
         SPLITS: Y.
@@ -44,9 +41,6 @@ def theta_merge_kernel(part_ptr, sums_ptr, count_ptr, top_ptr, threshold_ptr, gi
     head = tl.program_id(0)
     split, column = tl.arange(0, BLOCK_SPLITS), tl.arange(0, BLOCK_DIM)
     inside = split < SPLITS
-    if head % GROUP == 0:
-        counts = tl.load(count_ptr + head // GROUP * SPLITS + split, mask=inside, other=0)
-        tl.store(kept_ptr + head // GROUP, tl.sum(counts, 0))
     sums = sums_ptr + (head * SPLITS + split) * 3
     kept = tl.sum(tl.load(sums, mask=inside, other=0.0), 0)
     number = tl.sum(tl.load(sums + 2, mask=inside, other=0.0), 0)
