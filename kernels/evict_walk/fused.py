@@ -8,21 +8,26 @@ heads of a set.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from ..dense_decode.fused import LOG2_E, check_contiguous_rows
+from ..interpreter import upcasts
 from ..kth_score.stored.fused import rank_some
+from ..many_rows import Tiles, tiles_of
 from ..tiling import power_of_2
-from .ahead.fused import NONE, exponents_kernel, walk_ahead_kernel
+from .ahead.fused import NONE, walk_ahead_kernel, weights_kernel
 from .eager import Walked
 
 # Scores held at one time (32 MB, which stay in L2), and those of one row in registers.
-SCORES_AT_ONCE, SCORES_OF_ROW = 2**23, 16384
+SCORES_AT_ONCE, SCORES_OF_ROW = 2**23, 8192
 SCORES_EACH = 16  # of a thread
+TILES = Tiles(16, 128, 4, 3)
+# Of the walk by weights made before: most columns, rows at a time at the least, and weights at once.
+MOST_COLUMNS, LEAST_ROWS, SCORES_OF_CHUNK = 8192, 256, 8192
 # Of a head's sum of weights over that of its best key, held or not: weights less than 1e-26 of the sum count as none.
 LEAST = 1e-12
 
@@ -138,9 +143,8 @@ def evict_walk(
     before = k_BGSD.shape[2] - q_BHTD.shape[2]
     most = max(int((number[..., :before] >= 0).sum(-1).max()), int(budget.max()))
     job = Job(q_BHTD, k_BGSD, begun, number, budget, recent, scale, (carry, share), power_of_2(max(most, 32)))
-    each = q_BHTD.shape[1] // number.shape[1]
-    if power_of_2(each) * job.places <= SCORES_OF_ROW:
-        walked, lost = _walk_ahead(job, num_warps)
+    if _wide(most, q_BHTD.shape[2]) <= MOST_COLUMNS:
+        walked, lost = _walk_ahead(job._replace(places=most), num_warps)
         if not bool(lost.any()):
             return walked
     return _walk_rows(job, num_warps)
@@ -162,22 +166,47 @@ class Job(NamedTuple):
 
 def _walk_ahead(job: Job, num_warps: int | None) -> tuple[Walked, torch.Tensor]:
     """Walk, and say of each set whether its weights were lost, (B, N) int32."""
-    state, chunk = _State.of(job), power_of_2(_heads(job))
-    slot = torch.arange(job.places, dtype=torch.int32, device=state.held.device)
-    lost = torch.zeros_like(state.held)
-    warps = num_warps or max(1, min(8, job.places * chunk // (32 * SCORES_EACH)))
-    for size, score in _scores(job):
-        begin, some, new, rows, width = size
-        exponents_kernel[(some, job.q_BHTD.shape[0] * job.q_BHTD.shape[1])](
-            score, begin, some, rows - new, width, PART=1024
+    state, q, k, sets = _State.of(job), job.q_BHTD, job.k_BGSD, job.number_BNS.shape[1]
+    (batch, heads, new, _), rows, lost = q.shape, k.shape[2], torch.zeros_like(state.held)
+    wide = _wide(job.places, new)
+    step = max(1, min(new, wide - job.places, SCORES_AT_ONCE // (batch * heads * wide)))
+    weight = torch.empty(batch * heads * step * wide, dtype=torch.float32, device=k.device)
+    after, products, shape = torch.empty_like(state.place), _tiles(job, wide), _columns(job, wide, num_warps)
+    for begin in range(0, new, step):
+        size = (begin, min(step, new - begin), new, rows, job.places)
+        weights_kernel[(triton.cdiv(size[1], products["M"]), batch * heads)](
+            q, k, state.place, weight, job.scale * LOG2_E, *size, *q.stride()[:3], *k.stride()[:3], **products
         )
-        walk_ahead_kernel[(state.held.numel(),)](
-            score, *job[2:6], *state, lost, slot, *size, *job.factors, SETS=job.number_BNS.shape[1],
-            HEADS=_heads(job), CHUNK=chunk, PLACES=job.places, LEAST=LEAST, num_warps=warps,
-        )  # fmt: skip
-        # Neighbours in the text lie side by side again, and share what is loaded; marks are found by their keys.
-        state = state._replace(place=state.place.sort(-1).values)
-    return state.ended(job.q_BHTD.shape[2]), lost
+        walk_ahead_kernel[(batch * sets,)](
+            weight, *job[2:6], state.place, after, *state[1:], lost, *size, *job.factors, **shape
+        )
+        state, after = state._replace(place=after), state.place
+    return state.ended(new), lost
+
+
+def _wide(places: int, new: int) -> int:
+    """Columns of the walk by weights made before: keys held, and some rows' own."""
+    return power_of_2(places + min(new, LEAST_ROWS))
+
+
+def _columns(job: Job, wide: int, num_warps: int | None) -> dict[str, Any]:
+    """Constants of that walk."""
+    each = _heads(job)
+    return {
+        "SETS": job.number_BNS.shape[1], "HEADS": each, "CHUNK": min(power_of_2(each), max(1, SCORES_OF_CHUNK // wide)),
+        "WIDE": wide, "LEAST": LEAST, "num_warps": num_warps or max(1, min(8, wide // 128)),
+    }  # fmt: skip
+
+
+def _tiles(job: Job, wide: int) -> dict[str, Any]:
+    """Constants of the products: tiles of few rows, which are many even where few rows are walked at a time."""
+    q, groups, dim = job.q_BHTD, job.k_BGSD.shape[1], job.q_BHTD.shape[3]
+    plan = tiles_of(TILES, q.element_size(), dim)
+    return {
+        "KV_HEADS": groups, "GROUP": q.shape[1] // groups, "SETS": job.number_BNS.shape[1], "WIDE": wide, "DIM": dim,
+        "BLOCK_DIM": max(16, power_of_2(dim)), "M": plan.queries, "N": plan.keys, "UPCAST": upcasts(q.dtype),
+        "num_warps": plan.num_warps, "num_stages": plan.num_stages,
+    }  # fmt: skip
 
 
 def _walk_rows(job: Job, num_warps: int | None) -> Walked:

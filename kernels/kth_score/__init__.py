@@ -1,4 +1,4 @@
-"""The k-th and the (k+1)-th largest score of every causal row, without storing scores: where thresholds stand.
+"""The k-th and the (k+1)-th largest score of every causal row, a few rows at a time: where thresholds stand.
 
 Shape legend: B batch, H query heads, G KV heads, T query rows (the last T of the S key rows), S key rows, D head dim.
 """
@@ -106,8 +106,6 @@ def flops(case: Case) -> int:
     return 2 * case.batch * case.q_heads * case.pairs * case.head_dim
 
 
-MOST_RANKS = 32768  # that the registers of one block hold
-
 OP = Op("kth_score", "1", __name__, kth_score, make, moved_bytes, flops, TESTED + TIMED + COMPILED, compare_borders)
 
 
@@ -121,7 +119,7 @@ def border_of_ranks(rank_BNTS: torch.Tensor, k_BNT: torch.Tensor) -> tuple[torch
     Returns:
         Two (B, N, T): the k-th largest, +inf where k < 1, and the next, -inf where there is none.
     """
-    if not rank_BNTS.is_cuda or rank_BNTS.shape[3] > MOST_RANKS:
+    if not rank_BNTS.is_cuda:
         return eager.border(rank_BNTS.sort(-1, descending=True).values, k_BNT)
     from .stored.fused import border_of_ranks as fused  # noqa: PLC0415 - a machine without Triton can use the eager twin
 

@@ -1,11 +1,12 @@
-"""SparQ's choice in three passes over the scores of some rows, which are products of tiles, written before.
+"""SparQ's choice in passes over products of tiles: sums of each row, ranks, their border, and the weight inside.
 
-Ranks of the group by the weights of its heads, the search by a block of threads that holds a row of ranks in registers,
-and the weights on what it chose.
+Ranks of some rows are written; scores are nowhere stored, since a product of tiles costs less than memory.
 
 Shape legend: B batch, H query heads, G KV heads, J = H / G, T query rows (the last T of the S key rows), t of them at a
-time, S key rows, X key rows that the last of those sees, D head dim, W words of 32 keys.
+time, S key rows, X ranks of a row, D head dim, W words of 32 keys, M query rows of a tile, N keys of a tile.
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -13,138 +14,186 @@ import triton.language as tl
 
 from ..chosen_prefill.eager import BITS
 from ..dense_decode.fused import LOG2_E, check_contiguous_rows
-from ..kth_score.stored.fused import LEAST_ROWS, MOST_ROWS, SCORES_AT_ONCE, rank_some, search_row
-from ..select_topk.search.fused import score_of
-from ..tiling import power_of_2, select_plan
+from ..grouped_rows.fused import load_keys
+from ..interpreter import upcasts
+from ..many_rows import Tiles, tiles_of
+from ..tiling import power_of_2
+from .border.fused import choose_bits_kernel
 from .eager import Rows
 
-PART = 2048  # keys of a row summed at once
+TILES, INSIDE_TILES = Tiles(64, 128, 4, 3), Tiles(128, 64, 4, 3)
+# Ranks held at one time (256 MB), those of a row looked at at once, and warps that do: one block an SM, whose row of
+# 32768 ranks then stays in the first cache.
+RANKS_AT_ONCE, PART, WARPS = 2**26, 8192, 16
+# Rows of ranks are multiples of this, and so are rows at a time where many fit: odd ones would be kernels of their own.
+LINE, ROWS = 128, 128
 
 
 @triton.jit
-def rank_row_kernel(score_ptr, factor_ptr, local_ptr, first_ptr, lse_ptr, rank_ptr, begin, some, new, rows, width,
-                    log2_e, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, JP: tl.constexpr,
-                    PART: tl.constexpr):  # fmt: skip
-    """Sum the weights of each head in one row of one KV head, and rank its keys by them; the grid is (t, B * G).
+def weight_sums_kernel(q_ptr, k_ptr, factor_ptr, first_ptr, lse_ptr, log2_e, new, rows, q_batch, q_head, q_row,
+                       k_batch, k_head, k_row, HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
+                       BLOCK_DIM: tl.constexpr, M: tl.constexpr, N: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """Sum the weights of one tile of query rows of one head; the grid is (tiles, B * H).
 
     Args:
-        score_ptr: (B, H, t, X) products.
+        q_ptr: Queries.
+        k_ptr: Keys.
         factor_ptr: (B, H, T) factors.
-        local_ptr: (B, T) last keys that come first.
         first_ptr: (B,) first row that is no padding.
-        lse_ptr: (B, H, T) log2 of the sums of weights, written.
-        rank_ptr: (B, G, t, X) log2 of the sums over the group, counted from the first key that is no padding; -inf
-            for keys not seen.
-        begin: First of the t query rows.
-        some: t.
+        lse_ptr: (B, H, T) log2 of the sums, 0 where nothing is seen.
+        log2_e: log2(e).
         new: T.
         rows: S.
-        width: X.
-        log2_e: log2(e).
-        KV_HEADS: G.
-        GROUP: J.
-        JP: J padded to a power of two.
-        PART: Keys at once, a power of two.
-    """
-    at, pair, each = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.arange(0, JP)
-    batch, there, part = pair // KV_HEADS, each < GROUP, tl.arange(0, PART)
-    first, local = tl.load(first_ptr + batch), tl.load(local_ptr + batch * new + begin + at)
-    own, member = rows - new + begin + at - first, pair * GROUP + each
-    place, line = member * new + begin + at, score_ptr + (member * some + at) * width + first
-    factor = tl.load(factor_ptr + place, mask=there, other=1.0) * log2_e
-    top, total = tl.full([JP, PART], float("-inf"), tl.float32), tl.zeros([JP, PART], tl.float32)
-    for key in range(0, own + 1, PART):
-        mask = there[:, None] & (key + part <= own)[None, :]
-        score = tl.load(line[:, None] + (key + part)[None, :], mask=mask, other=float("-inf")) * factor[:, None]
-        new_top = tl.maximum(top, score)
-        base = tl.where(new_top == float("-inf"), 0.0, new_top)
-        total = total * tl.exp2(top - base) + tl.exp2(score - base)
-        top = new_top
-    largest = tl.max(top, 1)
-    base = tl.where(largest == float("-inf"), 0.0, largest)
-    whole = tl.sum(total * tl.exp2(top - base[:, None]), 1)
-    lse = base + tl.log2(tl.where(whole == 0.0, 1.0, whole))
-    tl.store(lse_ptr + place, lse, mask=there)
-    for key in range(0, width, PART):
-        row = key + part
-        mask = there[:, None] & (row <= own)[None, :]
-        score = tl.load(line[:, None] + row[None, :], mask=mask, other=float("-inf")) * factor[:, None]
-        # Logs keep the order, and lie as the search guesses: sums of weights are far from normal.
-        rank = tl.log2(tl.maximum(tl.sum(tl.exp2(score - lse[:, None]), 0), 1e-38))
-        rank = tl.where(row <= own, tl.where(row > own - local, float("inf"), rank), float("-inf"))
-        tl.store(rank_ptr + (pair * some + at) * width + row, rank, mask=row < width)
-
-
-@triton.jit
-def choose_bits_kernel(rank_ptr, budget_ptr, bits_ptr, begin, some, new, width, words, KV_HEADS: tl.constexpr,
-                       BLOCK_ROWS: tl.constexpr):  # fmt: skip
-    """Choose the keys of one row of one KV head; the grid is (t, B * G).
-
-    Args:
-        rank_ptr: (B, G, t, X) ranks.
-        budget_ptr: (B, T) keys wanted.
-        bits_ptr: (B, G, T, W) words.
-        begin: First of the t query rows.
-        some: t.
-        new: T.
-        width: X.
-        words: W.
-        KV_HEADS: G.
-        BLOCK_ROWS: Power of two, at least X.
-    """
-    at, pair, row = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.arange(0, BLOCK_ROWS)
-    rank = tl.load(rank_ptr + (pair * some + at) * width + row, mask=row < width, other=float("-inf"))
-    k, lo, count = search_row(rank, tl.load(budget_ptr + (pair // KV_HEADS) * new + begin + at))
-    border = tl.where(k > 0, score_of(lo), float("inf"))
-    # Of equal ranks at the border the first are taken: those up to some key, found by halving.
-    above = rank > border
-    room, low, high = k - tl.sum(above.to(tl.int32), 0), k * 0 - 1, k * 0 + BLOCK_ROWS - 1
-    while (count != k) & (low + 1 < high):
-        middle = (low + high) // 2
-        enough = tl.sum(((rank == border) & (row <= middle)).to(tl.int32), 0) >= room
-        low, high = tl.where(enough, low, middle), tl.where(enough, middle, high)
-    keep = (above | ((rank == border) & (row <= high))) & (row < k * BLOCK_ROWS)
-    bit = tl.reshape(keep.to(tl.int32) << (row % 32), (BLOCK_ROWS // 32, 32))
-    word = tl.arange(0, BLOCK_ROWS // 32)
-    tl.store(bits_ptr + (pair * new + begin + at) * words + word, tl.sum(bit, 1), mask=word < words)
-
-
-@triton.jit
-def weight_inside_kernel(score_ptr, factor_ptr, lse_ptr, first_ptr, bits_ptr, inside_ptr, begin, some, new, rows,
-                         width, words, log2_e, HEADS: tl.constexpr, GROUP: tl.constexpr,
-                         PART: tl.constexpr):  # fmt: skip
-    """Sum the weights of one row of one head on the keys chosen; the grid is (t, B * H).
-
-    Args:
-        score_ptr: (B, H, t, X) products.
-        factor_ptr: (B, H, T) factors.
-        lse_ptr: (B, H, T) log2 of the sums of weights.
-        first_ptr: (B,) first row that is no padding.
-        bits_ptr: (B, G, T, W) words.
-        inside_ptr: (B, H, T) weights on the keys chosen.
-        begin: First of the t query rows.
-        some: t.
-        new: T.
-        rows: S.
-        width: X.
-        words: W.
-        log2_e: log2(e).
+        q_batch: Stride of the queries.
+        q_head: Stride of the queries.
+        q_row: Stride of the queries.
+        k_batch: Stride of the keys.
+        k_head: Stride of the keys.
+        k_row: Stride of the keys.
         HEADS: H.
         GROUP: J.
-        PART: Keys at once, a power of two.
+        DIM: D.
+        BLOCK_DIM: Power of two, at least 16 and D.
+        M: Query rows of a tile.
+        N: Keys of a tile.
+        UPCAST: Cast to float32 after each load.
     """
-    at, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    first, place, line = tl.load(first_ptr + pair // HEADS), pair * new + begin + at, (pair * some + at) * width
-    own, factor, lse = rows - new + begin + at - first, tl.load(factor_ptr + place) * log2_e, tl.load(lse_ptr + place)
-    word_base = bits_ptr + ((pair // GROUP) * new + begin + at) * words
-    inside = tl.zeros([PART], tl.float32)
-    for key in range(0, own + 1, PART):
-        row = key + tl.arange(0, PART)
-        bit = tl.load(word_base + row // 32, mask=row <= own, other=0) >> (row % 32)
-        mask = (row <= own) & ((bit & 1) > 0)
-        score = tl.load(score_ptr + line + first + row, mask=mask, other=float("-inf"))
-        inside += tl.exp2(score * factor - lse)
-    tl.store(inside_ptr + place, tl.sum(inside, 0))
+    pair, begin = tl.program_id(1), (tl.num_programs(0) - 1 - tl.program_id(0)) * M
+    batch, head, at = (pair // HEADS).to(tl.int64), (pair % HEADS).to(tl.int64), begin + tl.arange(0, M)
+    q_base, k_base = q_ptr + batch * q_batch + head * q_head, k_ptr + batch * k_batch + (head // GROUP) * k_head
+    q = load_keys(q_base, begin, new, q_row, DIM, BLOCK_DIM, M, UPCAST)
+    row, first, place = rows - new + at, tl.load(first_ptr + batch), pair.to(tl.int64) * new + at
+    factor = tl.load(factor_ptr + place, mask=at < new, other=0.0) * log2_e
+    end = rows - new + tl.minimum(begin + M, new)
+    # Keys up to the tile's first row are seen by all of its rows.
+    middle = first + tl.maximum(rows - new + begin + 1 - first, 0) // N * N
+    top, total = tl.full([M], float("-inf"), tl.float32), tl.zeros([M], tl.float32)
+    for key in range(first, middle, N):
+        k = load_keys(k_base, key, end, k_row, DIM, BLOCK_DIM, N, UPCAST)
+        score = tl.dot(q, tl.trans(k), input_precision="ieee") * factor[:, None]
+        new_top = tl.maximum(top, tl.max(score, 1))
+        total = total * tl.exp2(top - new_top) + tl.sum(tl.exp2(score - new_top[:, None]), 1)
+        top = new_top
+    for key in range(middle, end, N):
+        k = load_keys(k_base, key, end, k_row, DIM, BLOCK_DIM, N, UPCAST)
+        score = tl.dot(q, tl.trans(k), input_precision="ieee") * factor[:, None]
+        score = tl.where((key + tl.arange(0, N))[None, :] <= row[:, None], score, float("-inf"))
+        new_top = tl.maximum(top, tl.max(score, 1))
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)
+        total = total * tl.exp2(top - base) + tl.sum(tl.exp2(score - base[:, None]), 1)
+        top = new_top
+    lse = top + tl.log2(tl.where(total == 0.0, 1.0, total))
+    tl.store(lse_ptr + place, tl.where(total == 0.0, 0.0, lse), mask=at < new)
+
+
+@triton.jit
+def rank_tiles_kernel(q_ptr, k_ptr, factor_ptr, first_ptr, lse_ptr, rank_ptr, log2_e, begin, some, new, rows, line,
+                      q_batch, q_head, q_row, k_batch, k_head, k_row, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
+                      DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+                      UPCAST: tl.constexpr):  # fmt: skip
+    """Rank one tile of keys for one tile of query rows of one KV head; the grid is (tiles, tiles of keys, B * G).
+
+    Args:
+        q_ptr: Queries.
+        k_ptr: Keys.
+        factor_ptr: (B, H, T) factors.
+        first_ptr: (B,) first row that is no padding.
+        lse_ptr: (B, H, T) log2 of the sums of weights.
+        rank_ptr: (B, G, t, X) sums of the weights over the group; tiles of which no row sees a key are left out.
+        log2_e: log2(e).
+        begin: First of the t query rows.
+        some: t.
+        new: T.
+        rows: S.
+        line: X.
+        q_batch: Stride of the queries.
+        q_head: Stride of the queries.
+        q_row: Stride of the queries.
+        k_batch: Stride of the keys.
+        k_head: Stride of the keys.
+        k_row: Stride of the keys.
+        KV_HEADS: G.
+        GROUP: J.
+        DIM: D.
+        BLOCK_DIM: Power of two, at least 16 and D.
+        M: Query rows of a tile.
+        N: Keys of a tile.
+        UPCAST: Cast to float32 after each load.
+    """
+    pair, key = tl.program_id(2), tl.program_id(1) * N
+    batch, group, at = (pair // KV_HEADS).to(tl.int64), pair % KV_HEADS, tl.program_id(0) * M + tl.arange(0, M)
+    tile, first = begin + tl.program_id(0) * M, tl.load(first_ptr + batch)
+    end = rows - new + begin + tl.minimum(tl.program_id(0) * M + M, some)
+    if first + key < end:
+        k_base = k_ptr + batch * k_batch + group.to(tl.int64) * k_head
+        k = load_keys(k_base, first + key, end, k_row, DIM, BLOCK_DIM, N, UPCAST)
+        rank = tl.zeros([M, N], tl.float32)
+        for member in range(GROUP):
+            q_base = q_ptr + batch * q_batch + (group * GROUP + member).to(tl.int64) * q_head
+            q = load_keys(q_base, tile, begin + some, q_row, DIM, BLOCK_DIM, M, UPCAST)
+            place = (pair.to(tl.int64) * GROUP + member) * new + begin + at
+            factor = tl.load(factor_ptr + place, mask=at < some, other=0.0) * log2_e
+            lse = tl.load(lse_ptr + place, mask=at < some, other=0.0)
+            score = tl.dot(q, tl.trans(k), input_precision="ieee") * factor[:, None]
+            rank += tl.exp2(score - lse[:, None])
+        column = key + tl.arange(0, N)
+        out = rank_ptr + (pair.to(tl.int64) * some + at)[:, None] * line + column[None, :]
+        tl.store(out, rank, mask=(at < some)[:, None] & (column < line)[None, :])
+
+
+@triton.jit
+def weight_inside_kernel(q_ptr, k_ptr, factor_ptr, first_ptr, lse_ptr, bits_ptr, inside_ptr, log2_e, new, rows, words,
+                         q_batch, q_head, q_row, k_batch, k_head, k_row, HEADS: tl.constexpr, GROUP: tl.constexpr,
+                         DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+                         UPCAST: tl.constexpr):  # fmt: skip
+    """Sum the weights of one tile of query rows of one head on the keys chosen; the grid is (tiles, B * H).
+
+    Args:
+        q_ptr: Queries.
+        k_ptr: Keys.
+        factor_ptr: (B, H, T) factors.
+        first_ptr: (B,) first row that is no padding.
+        lse_ptr: (B, H, T) log2 of the sums of weights.
+        bits_ptr: (B, G, T, W) words; no bit is set of a key that a row does not see.
+        inside_ptr: (B, H, T) weights on the keys chosen.
+        log2_e: log2(e).
+        new: T.
+        rows: S.
+        words: W.
+        q_batch: Stride of the queries.
+        q_head: Stride of the queries.
+        q_row: Stride of the queries.
+        k_batch: Stride of the keys.
+        k_head: Stride of the keys.
+        k_row: Stride of the keys.
+        HEADS: H.
+        GROUP: J.
+        DIM: D.
+        BLOCK_DIM: Power of two, at least 16 and D.
+        M: Query rows of a tile.
+        N: Keys of a tile, 32 or 64: more would take three words.
+        UPCAST: Cast to float32 after each load.
+    """
+    pair, begin = tl.program_id(1), (tl.num_programs(0) - 1 - tl.program_id(0)) * M
+    batch, head, at = (pair // HEADS).to(tl.int64), (pair % HEADS).to(tl.int64), begin + tl.arange(0, M)
+    q_base, k_base = q_ptr + batch * q_batch + head * q_head, k_ptr + batch * k_batch + (head // GROUP) * k_head
+    q = load_keys(q_base, begin, new, q_row, DIM, BLOCK_DIM, M, UPCAST)
+    first, place, there = tl.load(first_ptr + batch), pair.to(tl.int64) * new + at, at < new
+    factor = tl.load(factor_ptr + place, mask=there, other=0.0) * log2_e
+    lse = tl.load(lse_ptr + place, mask=there, other=0.0)
+    word_base = bits_ptr + ((pair // GROUP).to(tl.int64) * new + at) * words
+    end, inside = rows - new + tl.minimum(begin + M, new), tl.zeros([M], tl.float32)
+    for key in range(first, end, N):
+        column = key - first + tl.arange(0, N)
+        low = tl.zeros_like(at) + (key - first) // 32
+        one = tl.load(word_base + low, mask=there & (low < words), other=0)
+        two = tl.load(word_base + low + 1, mask=there & (low + 1 < words), other=0)
+        word = tl.where((column // 32 == (key - first) // 32)[None, :], one[:, None], two[:, None])
+        k = load_keys(k_base, key, end, k_row, DIM, BLOCK_DIM, N, UPCAST)
+        score = tl.dot(q, tl.trans(k), input_precision="ieee") * factor[:, None]
+        keep = ((word >> (column % 32)[None, :]) & 1) > 0
+        inside += tl.sum(tl.where(keep, tl.exp2(score - lse[:, None]), 0.0), 1)
+    tl.store(inside_ptr + place, inside, mask=there)
 
 
 def sparq_rows(
@@ -155,7 +204,7 @@ def sparq_rows(
     local_BT: torch.Tensor,
     first_B: torch.Tensor,
 ) -> Rows:
-    """Choose as the eager twin does; scores of some rows at a time, 256 MB of them, are held.
+    """Choose as the eager twin does; ranks of some rows at a time, 256 MB of them, are held.
 
     Args:
         q_BHTD: (B, H, T, D) queries; any strides, the last dim contiguous.
@@ -169,35 +218,52 @@ def sparq_rows(
         Bits of the keys chosen, and the weights on them.
 
     Raises:
-        ValueError: If there are more than 32768 keys, or the last dim of a tensor is not contiguous.
+        ValueError: If the last dim of a tensor is not contiguous.
     """
     check_contiguous_rows(q_BHTD, k_BGSD)
     (batch, heads, new, _), (groups, rows) = q_BHTD.shape, k_BGSD.shape[1:3]
-    if rows > MOST_ROWS:
-        raise ValueError(f"expected at most {MOST_ROWS} keys, whose ranks a block of threads can hold, got {rows}")
-    words = -(-rows // BITS)
-    bits = torch.zeros(batch, groups, new, words, dtype=torch.int32, device=q_BHTD.device)
-    inside = torch.empty(batch, heads, new, dtype=torch.float32, device=q_BHTD.device)
-    step = max(1, min(new, SCORES_AT_ONCE // (batch * heads * rows)))
-    score, rank = (
-        torch.empty(batch * sets * step * rows, dtype=torch.float32, device=q_BHTD.device) for sets in (heads, groups)
+    words, device, factor = -(-rows // BITS), q_BHTD.device, factor_BHT.float().contiguous()
+    bits = torch.zeros(batch, groups, new, words, dtype=torch.int32, device=device)
+    lse, inside = (torch.empty(batch, heads, new, dtype=torch.float32, device=device) for _ in range(2))
+    strides = (*q_BHTD.stride()[:3], *k_BGSD.stride()[:3])
+    sums, parts = (_shape(q_BHTD, groups, plan) for plan in (TILES, INSIDE_TILES))
+    weight_sums_kernel[(triton.cdiv(new, sums["M"]), batch * heads)](
+        q_BHTD, k_BGSD, factor, first_B, lse, LOG2_E, new, rows, *strides, HEADS=heads, **sums
     )
-    factor, lse = factor_BHT.float().contiguous(), torch.empty_like(inside)
-    budget, local, group = budget_BT.int().contiguous(), local_BT.int().contiguous(), heads // groups
+    _choose(q_BHTD, k_BGSD, factor, lse, (budget_BT.int().contiguous(), local_BT.int().contiguous(), first_B), bits)
+    weight_inside_kernel[(triton.cdiv(new, parts["M"]), batch * heads)](
+        q_BHTD, k_BGSD, factor, first_B, lse, bits, inside, LOG2_E, new, rows, words, *strides, HEADS=heads, **parts
+    )
+    return Rows(bits, inside)
+
+
+def _choose(
+    q: torch.Tensor, k: torch.Tensor, factor: torch.Tensor, lse: torch.Tensor, each: tuple[torch.Tensor, ...],
+    bits: torch.Tensor,
+) -> None:  # fmt: skip
+    """Rank some rows, and set the bits of the best; `each` are budgets, local keys and first rows."""
+    (batch, _, new, _), (groups, rows), (budget, local, first) = q.shape, k.shape[1:3], each
+    shape = _shape(q, groups, TILES)
+    step = RANKS_AT_ONCE // (batch * groups * (rows + LINE))
+    step = min(new, step // ROWS * ROWS or max(1, step))
+    rank = torch.empty(batch * groups * step * (rows + LINE), dtype=torch.float32, device=q.device)
     for begin in range(0, new, step):
         some = min(step, new - begin)
         width = rows - new + begin + some
-        size, sets, block = (begin, some, new, rows, width), batch * groups, max(LEAST_ROWS, power_of_2(width))
-        rank_some(q_BHTD, k_BGSD, first_B, score, 1.0, begin, some, heads)
-        rank_row_kernel[(some, sets)](
-            score, factor, local, first_B, lse, rank, *size, LOG2_E, KV_HEADS=groups, GROUP=group,
-            JP=power_of_2(group), PART=max(32, PART // power_of_2(group)),
+        line = -(-width // LINE) * LINE
+        rank_tiles_kernel[(triton.cdiv(some, shape["M"]), triton.cdiv(width, shape["N"]), batch * groups)](
+            q, k, factor, first, lse, rank, LOG2_E, begin, some, new, rows, line, *q.stride()[:3], *k.stride()[:3],
+            KV_HEADS=groups, **shape,
         )  # fmt: skip
-        choose_bits_kernel[(some, sets)](
-            rank, budget, bits, begin, some, new, width, words, KV_HEADS=groups,
-            BLOCK_ROWS=block, num_warps=select_plan(block).num_warps,
+        choose_bits_kernel[(some, batch * groups)](
+            rank, budget, local, first, bits, begin, some, new, rows, line, bits.shape[3], KV_HEADS=groups, PART=PART,
+            num_warps=WARPS,
         )  # fmt: skip
-        weight_inside_kernel[(some, batch * heads)](
-            score, factor, lse, first_B, bits, inside, *size, words, LOG2_E, HEADS=heads, GROUP=group, PART=PART
-        )
-    return Rows(bits, inside)
+
+
+def _shape(q_BHTD: torch.Tensor, groups: int, plan: Tiles) -> dict[str, Any]:
+    dim, plan = q_BHTD.shape[3], tiles_of(plan, q_BHTD.element_size(), q_BHTD.shape[3])
+    return {
+        "GROUP": q_BHTD.shape[1] // groups, "DIM": dim, "BLOCK_DIM": max(16, power_of_2(dim)), "M": plan.queries,
+        "N": plan.keys, "UPCAST": upcasts(q_BHTD.dtype), "num_warps": plan.num_warps, "num_stages": plan.num_stages,
+    }  # fmt: skip

@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ...kernels.kth_score import MOST_RANKS
 from ...kernels.select_topk import OP as SELECT_TOPK
 from ...kernels.sparq_rows import OP as SPARQ_ROWS
 from ...kernels.sparq_score import OP as SPARQ_SCORE
@@ -110,7 +109,7 @@ class Sparq(Method):
         return kept.int(), (share(self.local, kept - self._more) + self._more).int()
 
     def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> tuple[Tensor, Tensor]:
-        if ledger.watch is None and memory.keys.view.shape[2] <= MOST_RANKS and many.fits(q_BHTD, memory, call):
+        if ledger.watch is None and many.fits(q_BHTD, memory, call):
             return self._through_bits(q_BHTD, memory, call, ledger)
         visible, budget = attend.visible_BTS(memory, call), self._budget(memory, call)
         groups, keeps, inside = memory.keys.view.shape[1], [], []

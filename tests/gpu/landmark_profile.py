@@ -12,7 +12,7 @@ from pathlib import Path
 
 import scoring
 import torch
-from conftest_models import make_method, make_model, tokens
+from conftest_models import make_method, tokens
 from torch.profiler import ProfilerActivity, profile
 
 from lacuna.kernels.many_rows import Tiles
@@ -37,7 +37,7 @@ PLANS = [Tiles(64, 0, *cut) for cut in ((4, 2), (2, 2), (1, 2), (1, 3), (2, 1))]
 
 def chunk(seen, new):
     """Profile one call of `new` rows after `seen`."""
-    model = make_model(**scoring.SHAPE).to(DEVICE, torch.float32 if scoring.TINY else torch.bfloat16)
+    model = scoring.model_of(scoring.SHAPES["pocket"], DEVICE)
     ids = tokens(1, seen + new).to(DEVICE)
     with bind(model, make_method("landmark", scoring.OTHERWISE["landmark"])) as binding:
         cache = binding.cache()
@@ -52,7 +52,7 @@ def chunk(seen, new):
         print(f"{new} rows after {seen}: {time.perf_counter() - begun:.4f} s under the profiler")
     on_device = [event for event in found.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     spent = sum(event.device_time for event in on_device)
-    print(f"{len(on_device)} kernels in {scoring.LAYERS} layers, {spent / 1000:.2f} ms of them")
+    print(f"{len(on_device)} kernels in {scoring.SHAPES['pocket'][0]} layers, {spent / 1000:.2f} ms of them")
     for what, rows in (("device", 30), ("cpu", 14)):
         print(found.key_averages().table(sort_by=f"self_{what}_time_total", row_limit=rows, max_name_column_width=60))
 
@@ -65,7 +65,7 @@ def synchronize():
 
 def arguments(folder):
     """Time a whole text under other arguments than the default's."""
-    model = make_model(**scoring.SHAPE).to(DEVICE, torch.float32 if scoring.TINY else torch.bfloat16)
+    model = scoring.model_of(scoring.SHAPES["pocket"], DEVICE)
     ids = tokens(1, scoring.TOKENS).to(DEVICE)
     with (folder / "landmark_arguments.csv").open("w", newline="", encoding="utf-8") as file:
         writer, dense = csv.writer(file), 0.0

@@ -1,15 +1,18 @@
-"""How long each method takes to score one long text, over dense, on a model shaped like pocket.
+"""How long each method takes to score one long text, over dense.
 
-    python3 tests/gpu/scoring.py FOLDER [METHOD ...] [--tiny]
+    python3 tests/gpu/scoring.py FOLDER [METHOD ...] [--tiny] [--shape NAME]
 
 An eighth of the text is a dense prompt, after which methods that compress prompts do so; all other rows are rows that
 the method acts on. Weights are random, and so are bases; thresholds are calibrated on another text as long. Seconds and
-memory are what is measured, and the density says how much a method read meanwhile. Lines come to FOLDER/scoring.csv as they are known.
+memory are what is measured, and the density says how much a method read meanwhile. Some processes share the methods;
+all compile side by side, by a text as long, then take turns. Lines come to FOLDER/scoring.csv as they are known.
 """
 
+import argparse
 import csv
 import sys
 import time
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -32,27 +35,21 @@ from lacuna.results import plugins
 
 TINY = "--tiny" in sys.argv
 TOKENS = 96 if TINY else 32768
-# Seconds for what is done side by side, and for the turn of one method.
-PREPARE_S, TURN_S = (300, 120) if TINY else (120, 25)
-LAYERS, HEADS, GROUPS = (2, 6, 3) if TINY else (8, 6, 3)
-SHAPE = {
-    "vocab_size": 256 if TINY else 4096,
-    "hidden_size": 64 * HEADS,
-    "intermediate_size": 128 if TINY else 1024,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": GROUPS,
-    "max_position_embeddings": TOKENS,
-    "lacuna_landmark": {"token": 0, "control": 0, "block": 50, "length": 512, "gated": False},
-}
+# Processes, seconds for what they do side by side, and for the turn of one.
+JOBS, PREPARE_S, TURN_S = (2, 300, 120) if TINY else (6, 75, 60)
+# (layers, query heads, KV heads, dims of a head, inner size of the MLP): the model that ships, and layers of Llama 3 8B.
+SHAPES = {"pocket": (8, 6, 3, 64, 1024), "llama-3-8b-x4": (4, 32, 8, 128, 14336)}
+if TINY:
+    SHAPES = {"pocket": (2, 6, 3, 16, 64), "llama-3-8b-x4": (2, 8, 2, 16, 64)}
 # Budgets of those whose share of a text this short would not hold their state or their blocks.
 OTHERWISE = {"ratchetkv": {"rows": 512}, "landmark": {}, "ntk": {"prefix": 16 if TINY else 64}}
 
 
 @dataclass(frozen=True)
 class Line:
-    """One method."""
+    """One method on one shape."""
 
+    shape: str
     method: str
     tokens: int
     device: str
@@ -75,15 +72,36 @@ class Drawn(Session):
         return tokens(1, TOKENS, seed=len(text))[0].tolist()
 
 
+def model_of(shape, device):
+    """A model of random weights."""
+    layers, heads, groups, dim, inner = shape
+    with torch.device(device):
+        torch.set_default_dtype(torch.float32 if TINY else torch.bfloat16)
+        model = make_model(
+            vocab_size=256 if TINY else 4096, hidden_size=heads * dim, intermediate_size=inner,
+            num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=groups,
+            max_position_embeddings=TOKENS,
+            lacuna_landmark={"token": 0, "control": 0, "block": 50, "length": 512, "gated": False},
+        )  # fmt: skip
+        torch.set_default_dtype(torch.float32)
+    return model
+
+
 def session_of(kind, model, method, binding):
     """A session on this process alone."""
+    groups = model.config.num_key_value_heads
     return kind(
-        LM(model, None, Shard(kv_heads_real=GROUPS), World(Ranks(0, 1), model.device.type)), method, None, binding
+        LM(model, None, Shard(kv_heads_real=groups), World(Ranks(0, 1), model.device.type)), method, None, binding
     )
 
 
-def calibrate(model, method, folder, files):
-    """Replace the thresholds by those of a window as long as the text, as a user would calibrate them."""
+def calibrated(model, method, shape):
+    """Files that the method needs; thresholds are those of a window as long as the text, as a user would make them."""
+    own = Path(mkdtemp())  # not in the folder of the results, which is sent on: bases and thresholds are megabytes
+    layers, heads, groups, dim, _ = shape
+    files = calibrations(own, groups, dim, layers, heads)
+    if not hasattr(method, "thresholds"):
+        return files
     shared = {name: getattr(method, name) for name in ("keep", "rows", "bytes", "heads", "placement", "d")
               if hasattr(method, name)}  # fmt: skip
     basis = {} if "d" in shared else None
@@ -91,14 +109,17 @@ def calibrate(model, method, folder, files):
     full = plugins.load("methods", "full")()
     with bind(model, full, artifacts=files) as binding:
         made = task.run(session_of(Drawn, model, full, binding)).artifact
-    files["thresholds"] = folder / "thresholds.safetensors"
+    files["thresholds"] = own / "thresholds.safetensors"
     files["thresholds"].write_bytes(made)
+    return files
 
 
 def score(model, method, files, ids):
     """Seconds, peak memory and density of one text."""
     with bind(model, method, artifacts=files) as binding:
         session = session_of(Session, model, method, binding)
+        if not TINY:
+            torch.cuda.synchronize()
         begun = time.perf_counter()
         logs = session.score(ids, ids.shape[1] // 8)
         finite = bool(logs.isfinite().all())  # waits for the device
@@ -108,24 +129,35 @@ def score(model, method, files, ids):
         return seconds, summary([binding.ledger.sums()])["decode"]["density"]
 
 
-def steps(name, folder):
-    """What the process of a method does: all that is compiled is compiled before its turn."""
-    device = "cpu" if TINY else "cuda"
-    model = make_model(**SHAPE).to(device, torch.float32 if TINY else torch.bfloat16)
-    own = Path(mkdtemp())  # not in the folder of the results, which is sent on: bases and thresholds are megabytes
-    files = calibrations(own, GROUPS, 64, LAYERS, HEADS)
-    method, ids = make_method(name, arguments(name)), tokens(1, TOKENS).to(device)
-    if hasattr(method, "thresholds"):
-        calibrate(model, method, own, files)
-    score(model, method, files, ids[:, : TOKENS // 8])
+def steps(job, folder):
+    """What a process does: prepares its methods on each shape, waits for its turn, times them."""
+    device, begun, ready = "cpu" if TINY else "cuda", time.perf_counter(), []
+    torch.set_num_threads(2)
+    shapes, methods = (part.split(",") for part in job.split("+")[1:])
+    ids = tokens(1, TOKENS).to(device)
+    for name in shapes:
+        shape = SHAPES[name]
+        model = model_of(shape, device)
+        for method_name in methods:
+            if time.perf_counter() - begun > 0.75 * PREPARE_S:  # rather no line of this one than of none
+                break
+            try:
+                method = make_method(method_name, arguments(method_name))
+                files = calibrated(model, method, shape)
+                score(model, method, files, ids)
+                ready.append((name, method_name, model, method, files))
+            except Exception:  # noqa: BLE001 - costs the others nothing
+                traceback.print_exc()
+            print(f"{name} {method_name}: prepared after {time.perf_counter() - begun:.1f} s", flush=True)
     yield
-    for _ in range(3):  # what only a long text compiles is no time of the second and third
-        if not TINY:
-            torch.cuda.reset_peak_memory_stats()
-        seconds, density = score(model, method, files, ids)
-        peak = 0.0 if TINY else torch.cuda.max_memory_allocated() / 2**20
-        card = "cpu" if TINY else torch.cuda.get_device_name()
-        put(folder, Line(name, TOKENS, card, seconds, peak, density))
+    for name, method_name, model, method, files in ready:
+        for _ in range(2):
+            if not TINY:
+                torch.cuda.reset_peak_memory_stats()
+            seconds, density = score(model, method, files, ids)
+            peak = 0.0 if TINY else torch.cuda.max_memory_allocated() / 2**20
+            card = "cpu" if TINY else torch.cuda.get_device_name()
+            put(folder, Line(name, method_name, TOKENS, card, seconds, peak, density))
 
 
 def put(folder, line):
@@ -134,32 +166,47 @@ def put(folder, line):
         csv.writer(file).writerow(asdict(line).values())
 
 
-def table(folder, wrong):
-    """Print the best time of each method over that of dense."""
+def table(folder, shape, names):
+    """Print the best time of each method over that of dense; whether each has one."""
     with (folder / "scoring.csv").open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
+        lines = [line for line in csv.DictReader(file) if line["shape"] == shape]
     best = {}
     for line in lines:
         best[line["method"]] = min(line, best.get(line["method"], line), key=lambda one: float(one["seconds"]))
     dense = float(best["full"]["seconds"]) if "full" in best else float("nan")
     for name, line in sorted(best.items(), key=lambda pair: float(pair[1]["seconds"])):
-        print(f"{name:18} {float(line['seconds']):8.3f} s {float(line['seconds']) / dense:8.2f} x dense "
-              f"{float(line['peak_mib']):8.0f} MiB  density {float(line['density']):.3f}  {wrong.get(name, '')}")  # fmt: skip
-    for name in wrong.keys() - best.keys():
-        print(f"{name:18} {wrong[name] or 'no line'}")
+        print(f"{shape:14} {name:18} {float(line['seconds']):8.3f} s {float(line['seconds']) / dense:8.2f} x dense "
+              f"{float(line['peak_mib']):8.0f} MiB  density {float(line['density']):.3f}")  # fmt: skip
+    for name in [name for name in names if name not in best]:
+        print(f"{shape:14} {name:18} no line")
+    return len(best) == len(names)
 
 
-def main(folder, names):
+def main(folder, shapes, names):
     """Score with each method in turn; whether all did."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "scoring.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerow(list(Line.__dataclass_fields__))
-    wrong = run_in_turns(steps, names, folder, PREPARE_S, TURN_S)
-    table(folder, wrong)
-    return not any(wrong.values())
+    share = [names[first::JOBS] for first in range(min(JOBS, len(names)))]
+    jobs = [f"scoring_{i}+{','.join(shapes)}+{','.join(part)}" for i, part in enumerate(share)]
+    run_in_turns(steps, jobs, folder, PREPARE_S, TURN_S)
+    whole = [table(folder, shape, names) for shape in shapes]
+    return all(whole)
+
+
+def given():
+    """The arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    every = sorted(plugins.names("methods"), key=lambda name: name != "full")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"default all: {', '.join(every)}")
+    parser.add_argument(
+        "--shape", action="append", choices=SHAPES, help="of the model, may be given again; default all"
+    )
+    parser.add_argument("--tiny", action="store_true", help="small shapes on a CPU: shows that the script works")
+    found = parser.parse_args()
+    return found.folder, found.shape or list(SHAPES), found.methods or every
 
 
 if __name__ == "__main__":
-    words = [word for word in sys.argv[1:] if word != "--tiny"]
-    every = plugins.names("methods")
-    sys.exit(0 if main(Path(words[0]), words[1:] or sorted(every, key=lambda name: name != "full")) else 1)
+    sys.exit(0 if main(*given()) else 1)

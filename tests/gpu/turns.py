@@ -41,9 +41,10 @@ def run_in_turns(steps: Steps, names: list[str], folder: Path, prepare_s: float,
         Name of a job -> what is wrong with it; empty if nothing is.
     """
     jobs = [_started(steps, name, folder) for name in names]
-    until = time.monotonic() + prepare_s
+    begun = time.monotonic()
     for job in jobs:
-        _prepared(job, until)
+        _prepared(job, begun + prepare_s)
+    print(f"-- prepared in {time.monotonic() - begun:.0f} s", flush=True)
     for job in jobs:
         if not job.ready:
             _end(job)
@@ -64,7 +65,7 @@ def _work(steps: Steps, name: str, folder: Path, pipe: Connection) -> None:
 
 
 def _started(steps: Steps, name: str, folder: Path) -> Job:
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")  # what the script imports is imported once, before any GPU is touched
     here, there = context.Pipe()
     process = context.Process(target=_work, args=(steps, name, folder, there), daemon=True)
     process.start()

@@ -1,129 +1,203 @@
-"""The walk where all heads of a set are weighed at once, by weights made before, of which the next row's are under way.
+"""The walk by weights made before, of which the next are under way while those of a row are summed.
 
-Shape legend: B batch, H query heads, T query rows (the last T of the S key rows), t of them at a time, S key rows, W
-key rows that the last of those sees, N = 1 or G sets of rows, C places of a cache, E query heads of a set.
+Some rows at a time are walked over the keys that are held when they begin, side by side, and their own after them: a
+column is one key, and what changes is which of them are held.
+
+Shape legend: B batch, H query heads, G KV heads, T query rows (the last T of the S key rows), t of them at a time, S
+key rows, D head dim, N = 1 or G sets of rows, C most keys of a cache, W columns, at least C + t, E query heads of a
+set.
 """
 
 import triton
 import triton.language as tl
 
+from ...grouped_rows.fused import load_keys
+
 NONE = tl.constexpr(0x7FFFFFFFFFFFFFFF)  # no key: after all others
+LATE = tl.constexpr(0x7FFFFFFF)  # of a column that is not held: never old
 
 
 @triton.jit
-def exponents_kernel(score_ptr, begin, some, before, width, PART: tl.constexpr):
-    """Turn the scores of one row of one head into weights over that of its best key, in place; the grid is (t, B * H).
+def load_held(k_base, place_base, at, first, places, width, rows, k_row, DIM: tl.constexpr,
+              BLOCK_DIM: tl.constexpr, N: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """Load some of the keys held, and of the new ones after them.
 
     Args:
-        score_ptr: (B, H, t, W) scaled scores, times log2(e).
-        begin: First of the t query rows.
-        some: t.
-        before: Keys before the first query row.
-        width: W.
-        PART: Keys at once.
+        k_base: Pointer to row 0 of a head.
+        place_base: Pointer to the C keys of a set.
+        at: First column.
+        first: First new key.
+        places: C.
+        width: C + t.
+        rows: S.
+        k_row: Stride of the keys.
+        DIM: D.
+        BLOCK_DIM: Power of two, at least 16 and D.
+        N: Columns.
+        UPCAST: Cast to float32 after the load.
+
+    Returns:
+        (N, BLOCK_DIM), zeros where no key is, and whether there is one.
     """
-    at, own = tl.arange(0, PART), before + begin + tl.program_id(0)
-    line = score_ptr + (tl.program_id(1).to(tl.int64) * some + tl.program_id(0)) * width
-    top = tl.full([PART], float("-inf"), tl.float32)
-    for key in range(0, own + 1, PART):
-        top = tl.maximum(top, tl.load(line + key + at, mask=key + at <= own, other=float("-inf")))
-    most = tl.max(top, 0)
-    for key in range(0, own + 1, PART):
-        score = tl.load(line + key + at, mask=key + at <= own, other=float("-inf"))
-        tl.store(line + key + at, tl.exp2(score - most), mask=key + at <= own)
+    column, dim = at + tl.arange(0, N), tl.arange(0, BLOCK_DIM)
+    key = tl.load(place_base + column, mask=column < places, other=0)
+    key = tl.where(column < places, key, first + column - places)
+    there = (key < rows) & (column < width)
+    mask = there[:, None] & (dim < DIM)[None, :]
+    tile = tl.load(k_base + key.to(tl.int64)[:, None] * k_row + dim[None, :], mask=mask, other=0.0)
+    if UPCAST:
+        tile = tile.to(tl.float32)
+    return tile, there
 
 
 @triton.jit
-def walk_ahead_kernel(weight_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, place_ptr, count_ptr, until_ptr,
-                      last_ptr, lost_ptr, slot_ptr, begin, some, new, rows, width, carry, share, SETS: tl.constexpr,
-                      HEADS: tl.constexpr, CHUNK: tl.constexpr, PLACES: tl.constexpr,
-                      LEAST: tl.constexpr):  # fmt: skip
-    """Walk as `walk_rows_kernel` does, where all heads are weighed at once: what the next row needs is under way.
-
-    The weights of the next row are asked for at the places as they are, and mended once it is known which key left.
+def weights_kernel(q_ptr, k_ptr, place_ptr, weight_ptr, scale_log2, begin, some, new, rows, places, q_batch, q_head,
+                   q_row, k_batch, k_head, k_row, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, SETS: tl.constexpr,
+                   WIDE: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
+                   M: tl.constexpr, N: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """Weigh the keys held and the new ones for one tile of rows of one head; the grid is (tiles, B * H).
 
     Args:
-        weight_ptr: (B, H, t, W) weights over that of the best key of the row, held or not.
-        mark_ptr: (B, N, S) marks that keys begin with.
-        number_ptr: (B, N, S) token numbers; negative: never held.
-        budget_ptr: (B, T) most keys held.
-        recent_ptr: (B, T) last tokens that stay.
-        place_ptr: (B, N, C) which key lies at each place, S none; read and written.
-        count_ptr: (B, N) keys held; read and written.
-        until_ptr: (B, N, S) rows at which keys leave; written for those that do.
-        last_ptr: (B, N, S) marks of held keys; read and written.
-        lost_ptr: (B, N) 1 where the keys held weigh next to nothing beside one that is not; else not written.
-        slot_ptr: (C,) numbers of the places.
+        q_ptr: Queries.
+        k_ptr: Keys.
+        place_ptr: (B, N, C) which key lies at each place, S none.
+        weight_ptr: (B, H, t, W) weights over that of the best of these keys; 0 of no key, and of those that a row does
+            not see, up to the end of its tile.
+        scale_log2: Factor of the scores, times log2(e).
         begin: First of the t query rows.
         some: t.
         new: T.
         rows: S.
-        width: W.
+        places: C.
+        q_batch: Stride of the queries.
+        q_head: Stride of the queries.
+        q_row: Stride of the queries.
+        k_batch: Stride of the keys.
+        k_head: Stride of the keys.
+        k_row: Stride of the keys.
+        KV_HEADS: G.
+        GROUP: H / G.
+        SETS: N of the shapes, 1 or G.
+        WIDE: W.
+        DIM: D.
+        BLOCK_DIM: Power of two, at least 16 and D.
+        M: Query rows of a tile.
+        N: Keys of a tile.
+        UPCAST: Cast to float32 after each load.
+    """
+    pair, tile, width = tl.program_id(1), tl.program_id(0) * M, some + places
+    batch, head = (pair // (KV_HEADS * GROUP)).to(tl.int64), (pair % (KV_HEADS * GROUP)).to(tl.int64)
+    group, row, first = head // GROUP, tile + tl.arange(0, M), rows - new + begin
+    place_base = place_ptr + (batch * SETS + group * SETS // KV_HEADS) * places
+    k_base, q_base = k_ptr + batch * k_batch + group * k_head, q_ptr + batch * q_batch + head * q_head
+    q = load_keys(q_base, begin + tile, begin + some, q_row, DIM, BLOCK_DIM, M, UPCAST)
+    end, top = places + tl.minimum(tile + M, some), tl.full([M], float("-inf"), tl.float32)
+    for at in range(0, end, N):
+        k, there = load_held(k_base, place_base, at, first, places, width, rows, k_row, DIM, BLOCK_DIM, N, UPCAST)
+        score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+        seen = there[None, :] & ((at + tl.arange(0, N))[None, :] <= (places + row)[:, None])
+        top = tl.maximum(top, tl.max(tl.where(seen, score, float("-inf")), 1))
+    line = weight_ptr + (pair.to(tl.int64) * some + row) * WIDE
+    for at in range(0, end, N):
+        k, there = load_held(k_base, place_base, at, first, places, width, rows, k_row, DIM, BLOCK_DIM, N, UPCAST)
+        score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+        column = (at + tl.arange(0, N))[None, :]
+        seen = there[None, :] & (column <= (places + row)[:, None])
+        weight = tl.where(seen, tl.exp2(score - top[:, None]), 0.0)
+        tl.store(line[:, None] + column, weight, mask=(row < some)[:, None] & (column < WIDE))
+
+
+@triton.jit
+def walk_ahead_kernel(weight_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, place_ptr, after_ptr, count_ptr,
+                      until_ptr, last_ptr, lost_ptr, begin, some, new, rows, places, carry, share, SETS: tl.constexpr,
+                      HEADS: tl.constexpr, CHUNK: tl.constexpr, WIDE: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
+    """Walk as `walk_rows_kernel` does; the grid is (B * N,).
+
+    Args:
+        weight_ptr: (B, H, t, W) weights over that of the best key of the row, held or not; 0 of no key, and of those
+            that a row does not see, up to a multiple of 16 columns.
+        mark_ptr: (B, N, S) marks that keys begin with.
+        number_ptr: (B, N, S) token numbers; negative: never held.
+        budget_ptr: (B, T) most keys held.
+        recent_ptr: (B, T) last tokens that stay.
+        place_ptr: (B, N, C) which keys are held, in order; S none, behind all others.
+        after_ptr: (B, N, C) the same after these rows, written.
+        count_ptr: (B, N) keys held; read and written.
+        until_ptr: (B, N, S) rows at which keys leave; written for those that do.
+        last_ptr: (B, N, S) marks of held keys; read and written.
+        lost_ptr: (B, N) 1 where the keys held weigh next to nothing beside one that is not; else not written.
+        begin: First of the t query rows.
+        some: t.
+        new: T.
+        rows: S.
+        places: C.
         carry: Factor of marks.
         share: Factor of weights.
         SETS: N.
         HEADS: E.
-        CHUNK: Power of two, at least E.
-        PLACES: C, a power of two.
+        CHUNK: Heads that are weighed at once, a power of two.
+        WIDE: W, a power of two.
         LEAST: Sum of the weights of a head below which they are lost.
     """
     pair = tl.program_id(0).to(tl.int64)
-    batch, places, each = pair // SETS, tl.arange(0, PLACES), tl.arange(0, CHUNK)
-    number_base, mark_base, last_base = number_ptr + pair * rows, mark_ptr + pair * rows, last_ptr + pair * rows
-    # Places are read and stored as weights are, for all heads at once and at addresses that nothing is known of: one
-    # layout then serves all, and no thread computes what others compute too.
-    slot, spread = tl.load(slot_ptr + places), tl.zeros([CHUNK, PLACES], tl.int32)
-    column = tl.max(tl.load((place_ptr + pair * PLACES + slot)[None, :] + spread), 0)
-    count, there = tl.load(count_ptr + pair), (column < rows)[None, :] & (spread == 0)
-    number = tl.max(tl.load((number_base + column)[None, :] + spread, mask=there, other=0), 0)
-    mark = tl.max(tl.load((last_base + column)[None, :] + spread, mask=there, other=0.0), 0)
-    head = each < HEADS
-    line = weight_ptr + (pair * HEADS + each.to(tl.int64)) * some * width
-    mask = head[:, None] & (column < rows)[None, :]
-    weight_next = tl.load(line[:, None] + column[None, :], mask=mask, other=0.0)
-    own_next = tl.load(line + rows - new + begin, mask=head, other=0.0)
-    now_next, begun_next = tl.load(number_base + rows - new + begin), tl.load(mark_base + rows - new + begin)
-    budget_next, recent_next = tl.load(budget_ptr + batch * new + begin), tl.load(recent_ptr + batch * new + begin)
-    lost = count * 0
+    batch, column, each = pair // SETS, tl.arange(0, WIDE), tl.arange(0, CHUNK)
+    number_base, last_base, first = number_ptr + pair * rows, last_ptr + pair * rows, rows - new + begin
+    now_base, mark_base = number_base + first, mark_ptr + pair * rows + first
+    budget_base, recent_base = budget_ptr + batch * new + begin, recent_ptr + batch * new + begin
+    key = tl.load(place_ptr + pair * places + column, mask=column < places, other=rows)
+    count, here = tl.load(count_ptr + pair), key < rows
+    number = tl.load(number_base + key, mask=here, other=LATE)
+    mark = tl.load(last_base + key, mask=here, other=0.0)
+    held, until = here.to(tl.float32), tl.full([WIDE], -1, tl.int32)
+    line = weight_ptr + (pair * HEADS + each.to(tl.int64)) * some * WIDE
+    reach = (places + 16) // 16 * 16
+    weight_next = tl.load(
+        line[:, None] + column[None, :], mask=(each < HEADS)[:, None] & (column < reach)[None, :], other=0.0
+    )
+    now_next, begun_next = tl.load(now_base), tl.load(mark_base)
+    budget_next, recent_next, lost = tl.load(budget_base), tl.load(recent_base), count * 0
     for t in range(some):
-        row, own = begin + t, rows - new + begin + t
-        weight, own_weight, now, begun, budget, recent = (
-            weight_next, own_next, now_next, begun_next, budget_next, recent_next
-        )  # fmt: skip
-        line += tl.where(t + 1 < some, width, 0)
-        after = tl.minimum(own + 1, rows - new + begin + some - 1)
-        mask = head[:, None] & (column < rows)[None, :]
-        weight_next = tl.load(line[:, None] + column[None, :], mask=mask, other=0.0)
-        own_next = tl.load(line + after, mask=head, other=0.0)
-        cross = tl.load(line + own, mask=head, other=0.0)
-        now_next, begun_next = tl.load(number_base + after), tl.load(mark_base + after)
-        budget_next = tl.load(budget_ptr + batch * new + after - (rows - new))
-        recent_next = tl.load(recent_ptr + batch * new + after - (rows - new))
-        real = tl.zeros_like(column) + now >= 0
-        full = tl.zeros_like(column) + count + 1 > budget
-        old = (column < rows) & (number <= now - recent)
+        own, now, begun, budget, recent = places + t, now_next, begun_next, budget_next, recent_next
+        after = tl.minimum(t + 1, some - 1)
+        now_next, begun_next = tl.load(now_base + after), tl.load(mark_base + after)
+        budget_next, recent_next = tl.load(budget_base + after), tl.load(recent_base + after)
+        real, full = now >= 0, count + 1 > budget
         # Marks are not negative, so their bits are ordered as they are; of equal ones the oldest comes first. Which
         # it is, its column tells: the compiler may hold marks twice, summed in another order, and not equal.
         order = (mark.to(tl.int32, bitcast=True).to(tl.int64) << 32) | column.to(tl.int64)
-        lowest = tl.min(tl.where(old, order, NONE), 0)
-        gone = (lowest & 0xFFFFFFFF).to(tl.int32)
-        leaves = old & (column == gone) & full & real
-        if (lowest != NONE) & (count + 1 > budget) & (now >= 0):
-            tl.store(until_ptr + pair * rows + gone, row)
-        here = leaves | ((places == count) & (full == 0) & real)
-        column, number = tl.where(here, own, column), tl.where(here, now, number)
-        mark = tl.where(here, begun, mark)
-        count = tl.where(now >= 0, tl.minimum(count + 1, tl.maximum(budget, count)), count)
-        weight = tl.where(here[None, :], own_weight[:, None], weight)
-        weight_next = tl.where(here[None, :], cross[:, None], weight_next)
-        total = tl.sum(weight, 1)
-        least = tl.min(tl.where(head, total, 1.0), 0)
-        lost = tl.where((least < LEAST) & (now >= 0), 1, lost)
-        added = tl.sum(weight * (1.0 / tl.where(total == 0.0, 1.0, total))[:, None], 0)
+        lowest = tl.min(tl.where(number <= now - recent, order, NONE), 0)
+        gone = tl.where((lowest != NONE) & full & real, (lowest & 0xFFFFFFFF).to(tl.int32), -1)
+        enters = tl.where(real & ((gone >= 0) | (full == 0)), own, -1)
+        leaves, comes = column == gone, column == enters
+        number = tl.where(leaves, LATE, tl.where(comes, now, number))
+        held = tl.where(leaves, 0.0, tl.where(comes, 1.0, held))
+        until, mark = tl.where(leaves, begin + t, until), tl.where(comes, begun, mark)
+        count = tl.where(real, tl.minimum(count + 1, tl.maximum(budget, count)), count)
+        added = tl.zeros([WIDE], tl.float32)
+        for head in range(0, HEADS, CHUNK):
+            weight = weight_next
+            # What is asked for next: other heads of this row, or the first ones of the next.
+            ends = head + CHUNK >= HEADS
+            other, row = tl.where(ends, 0, head + CHUNK), tl.where(ends, after, t)
+            reach = (places + row + 16) // 16 * 16
+            weight_next = tl.load(
+                (line + (other * some + row) * WIDE)[:, None] + column[None, :],
+                mask=(other + each < HEADS)[:, None] & (column < reach)[None, :],
+                other=0.0,
+            )
+            total = tl.sum(weight * held[None, :], 1)
+            least = tl.min(tl.where(head + each < HEADS, total, 1.0), 0)
+            lost = tl.where((least < LEAST) & real, 1, lost)
+            added += tl.sum(weight * (1.0 / tl.where(total == 0.0, 1.0, total))[:, None], 0)
         mark = tl.where(real, carry * mark + share * added, mark)
-    alone = (each == 0)[:, None] & (spread == 0)
-    tl.store((place_ptr + pair * PLACES + slot)[None, :] + spread, column[None, :] + spread, mask=alone)
-    tl.store((last_base + column)[None, :] + spread, mark[None, :] + spread, mask=alone & (column < rows)[None, :])
+    here = held > 0.0
+    key = tl.where(column < places, key, first + column - places)
+    tl.store(until_ptr + pair * rows + key, until, mask=until >= 0)
+    tl.store(last_base + key, mark, mask=here)
+    # What is still held, in order, so that of equal marks the oldest stands first again.
+    place = tl.cumsum(here.to(tl.int32), 0) - 1
+    tl.store(after_ptr + pair * places + place, key, mask=here)
+    tl.store(after_ptr + pair * places + column, rows + column * 0, mask=(column >= count) & (column < places))
     tl.store(count_ptr + pair, count)
     if lost > 0:
         tl.store(lost_ptr + pair, lost)

@@ -1,7 +1,7 @@
-"""Scores at the border of the k best, where a row of scores fits into the registers of one block of threads.
+"""Scores at the border of the k best: those of some query rows at a time are written, then searched row by row.
 
-The scores of some query rows at a time are written once and read once: a search that computes them anew for each of its
-steps costs several times attention.
+A row of scores that fits into the registers of one block of threads is read once, a longer one for each step of the
+search. Scores computed anew for each step cost several times attention.
 
 Shape legend: B batch, H query heads, G KV heads, J = H / G, N = G or H sets, T query rows (the last T of the S key
 rows), t of them at a time, S key rows, W key rows that the last of those sees, R dims of the scores, M tokens of a
@@ -19,10 +19,12 @@ from ...interpreter import upcasts
 from ...many_rows import Tiles, tiles_of
 from ...select_topk.search.fused import between, first_guesses, middle_of, next_guesses, ordered_key, score_of, shrink
 from ...tiling import power_of_2, select_plan
+from ..passes.fused import long_border_kernel
 
 LINES = Tiles(128, 128, 8, 2)
 # Rows of scores that fit into registers, scores held at one time (256 MB), and tiles of keys for each block of threads.
 MOST_ROWS, SCORES_AT_ONCE, TILES_EACH = 32768, 2**26, 8
+PART, WARPS = 8192, 16  # scores of a longer row that are looked at at once
 # Shorter blocks would be kernels of their own, and each is compiled when it is first met.
 LEAST_ROWS = 1024
 
@@ -154,7 +156,7 @@ def border_of_stored(
     scale: float,
     plan: Tiles | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the border as `kth_score` does, of at most 32768 key rows.
+    """Find the border as `kth_score` does.
 
     Args:
         q_BHTR: (B, H, T, R) queries.
@@ -180,7 +182,7 @@ def border_of_stored(
 
 
 def border_of_ranks(rank_BNTS: torch.Tensor, k_BNT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the border of ranks that exist already, at most 32768 a row; -inf and NaN are never kept.
+    """Find the border of ranks that exist already; -inf and NaN are never kept.
 
     Args:
         rank_BNTS: (B, N, T, S) float32.
@@ -199,6 +201,11 @@ def _search(
     rank: torch.Tensor, k_BNT: torch.Tensor, kth: torch.Tensor, after: torch.Tensor, begin: int, some: int, width: int
 ) -> None:
     (batch, sets, new), block = k_BNT.shape, max(LEAST_ROWS, power_of_2(width))
+    if width > MOST_ROWS:
+        long_border_kernel[(some, batch * sets)](
+            rank, k_BNT, kth, after, begin, some, new, width, PART=PART, num_warps=WARPS
+        )
+        return
     row_border_kernel[(some, batch * sets)](
         rank, k_BNT, kth, after, begin, some, new, width, BLOCK_ROWS=block, num_warps=select_plan(block).num_warps,
     )  # fmt: skip
