@@ -36,7 +36,7 @@ from lacuna.results import plugins
 TINY = "--tiny" in sys.argv
 TOKENS = 96 if TINY else 32768
 # Processes, seconds for what they do side by side, and for the turn of one.
-JOBS, PREPARE_S, TURN_S = (2, 300, 120) if TINY else (8, 100, 60)
+JOBS, PREPARE_S, TURN_S = (2, 300, 120) if TINY else (8, 84, 60)
 # (layers, query heads, KV heads, dims of a head, inner size of the MLP): the model that ships, and layers of Llama 3 8B.
 SHAPES = {"pocket": (8, 6, 3, 64, 1024), "llama-3-8b-x4": (4, 32, 8, 128, 14336)}
 if TINY:
