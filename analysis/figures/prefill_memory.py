@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ..study import Study
 from ..style import COLUMN, legend, panels, paper
-from .prefill_time import lines, prompts
+from .prefill_time import OPS, lines, prompts
 
 
 def draw(study: Study) -> Figure:
@@ -20,7 +20,8 @@ def draw(study: Study) -> Figure:
         ValueError: no kernel for many query rows was timed.
     """
     found = prompts(study.bench, "peak_mib")
-    groups = list(found.groupby(["device", "batch", "heads", "groups"]))
+    shapes = found.groupby(["device", "batch", "heads", "groups"])
+    groups = [(shape, rows) for shape, rows in shapes if rows["op"].isin(OPS).any()]
     with paper():
         figure, pairs = panels(groups, 2, 0.8 * COLUMN, 0.62 * COLUMN)
         for axis, (shape, rows) in pairs:

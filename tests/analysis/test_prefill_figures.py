@@ -48,7 +48,9 @@ def test_operations_are_told_apart(tmp_path):
 
 def test_memory_by_length(tmp_path):
     """Broken: memory is that of another call, or the square that it is held against has a wrong unit."""
-    figure = plugins.load("figures", "prefill_memory").draw(study(tmp_path, ROWS))
+    alone = "attention,b1_h6_g3_s8192,,sdpa_flash,ok,cuda X,,3.4,64,1,1,4000\n"  # of a shape that nothing of ours has
+    figure = plugins.load("figures", "prefill_memory").draw(study(tmp_path, ROWS + alone))
+    assert [axis.get_title().split("\n")[0] for axis in figure.axes if axis.get_title()] == ["batch 2, heads 32/32"]
     lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
     assert lines["landmark_attention"] == [17, 66]
     assert lines["one head's matrix of scores"] == [8, 128]
