@@ -28,7 +28,8 @@ def draw(study: Study) -> Figure:
     """
     found = inside(study, "train", "tokens", "length", "loss", "text_loss", "tok_s").to_dict("records")
     with paper():
-        figure = Figure(figsize=(1.6 * COLUMN, 4.2), layout="constrained")
+        lines = sum(heading(row["where"], wide=NAMED).count("\n") + 1 for row in found)
+        figure = Figure(figsize=(1.6 * COLUMN, max(4.2, 2.6 + 0.14 * lines)), layout="constrained")
         loss, speed = figure.subplots(2, 1, sharex=True)
         for number, row in enumerate(found):
             line = LINES[number // len(PALETTE) % len(LINES)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from .state import State
 
 Tell = Callable[[State], None]
 Sums = Callable[[Tensor, Tensor, Tensor], Tensor]
+Order = Callable[[torch.device], AbstractContextManager[Any]]
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Loop:
         save: is given the state every `save_steps` steps or a few more, on every rank alike.
         points: of the curve, about.
         launch: of a part on a GPU: `graph` or `call`; `in_place`: gradients stay where they are, for a graph.
+        order: under which kernels add up.
         curve: what was noted: step, tokens, loss (weighted), text_loss (of what was not planted), rate, tok_s.
     """
 
@@ -58,6 +60,7 @@ class Loop:
     save: Tell
     points: int = 200
     launch: str = "graph"
+    order: Order = repeatable
     in_place: bool = False
     step: int = 0
     curve: list[dict[str, Any]] = field(default_factory=list)
@@ -89,7 +92,7 @@ class Loop:
         ranks = self.world.ranks
         parts = self.schedule.parts(self.step, ranks.rank, ranks.size)
         self.model.train()
-        with repeatable(self.device), attending(self.model, self.kind.attend), self._compiled() as loss:
+        with self.order(self.device), attending(self.model, self.kind.attend), self._compiled() as loss:
             backward, noted = self._launched(partial(self._backward, loss)), _Noted(self)
             sums = torch.zeros(4, device=self.device)
             for fed in ahead(self.batches.make, parts, self.device):

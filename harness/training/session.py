@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +23,11 @@ from .flops import utilisation
 from .heldout import Heldout
 from .kinds import Kind, Recurrent, Standard, WithLandmarks
 from .landmarks import Landmarks
-from .loop import Loop
+from .loop import Loop, Order
 from .optimiser import make_optimiser
 from .plants import Plants
 from .prepare import EXTRA, Text
+from .repeatable import repeatable
 from .schedule import Schedule
 from .sharding import shard_model, whole
 from .shards import Shards
@@ -34,6 +36,8 @@ from .vocabulary import with_landmarks
 
 if TYPE_CHECKING:
     from ..tasks.train import Train
+
+ORDERS: dict[str, Order] = {"ordered": repeatable, "free": nullcontext}
 
 
 class Training:
@@ -144,6 +148,7 @@ class Training:
             save=self._save,
             points=task.points,
             launch=task.launch,
+            order=ORDERS[task.sums],
         )
 
     def _kind(self) -> Kind:

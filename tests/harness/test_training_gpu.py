@@ -95,6 +95,22 @@ def test_the_same_training_gives_the_same_bits(tmp_path, more):
     assert_close(*runs, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize(("sums", "expected"), [("ordered", {True}), ("free", {False})])
+def test_kernels_are_chosen_as_the_cell_says(tmp_path, monkeypatch, sums, expected):
+    """A run that was to be repeated could not be, or one that was to be fast would be slow, and nothing would say so."""
+    seen, own = set(), kinds.Standard.sums
+
+    def spy(self, loss, fed):
+        # scoring, after the training, passes here too
+        seen.update({torch.are_deterministic_algorithms_enabled()} if torch.is_grad_enabled() else ())
+        return own(self, loss, fed)
+
+    monkeypatch.setattr(kinds.Standard, "sums", spy)
+    record, _ = train(tmp_path, "s", sums=sums, tokens=1024)
+    assert record.status == "ok", record.trace
+    assert seen == expected
+
+
 def test_other_work_in_the_process_keeps_its_kernels():
     """Ops that are timed or evaluated after a training would be slower ones than where nothing was trained before."""
     before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
