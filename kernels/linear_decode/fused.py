@@ -15,7 +15,7 @@ from ..overlap.fused import overlap, start_after_others
 from ..tiling import power_of_2
 from .eager import Joined
 
-FEATURES, COLUMNS, WARPS = 32, 64, 2
+FEATURES, COLUMNS = 32, 64
 SUMMED = 4  # query heads of a KV head that no matrix instruction is worth
 
 
@@ -54,6 +54,11 @@ def linear_decode_kernel(q_ptr, q_log_ptr, k_ptr, k_log_ptr, v_ptr, state_ptr, n
     member, column = tl.arange(0, BLOCK_GROUP), part * COLUMNS + tl.arange(0, COLUMNS)
     in_group, in_dim = member < GROUP, column < DIM
     line = pair * GROUP + member
+    feature = tl.arange(0, TILE)
+    inside, own = feature < FEATURES, pair * FEATURES + feature
+    state_at = state_ptr + own[:, None] * DIM + column[None, :]
+    state = tl.load(state_at, mask=inside[:, None] & in_dim[None, :], other=0.0)
+    norm = tl.load(norm_ptr + own, mask=inside, other=0.0)
     old, k_log = tl.load(scale_ptr + pair), tl.load(k_log_ptr + pair)
     scale = tl.maximum(old, k_log)
     decay = tl.where(old > float("-inf"), tl.exp(old - scale), 0.0)
@@ -61,30 +66,26 @@ def linear_decode_kernel(q_ptr, q_log_ptr, k_ptr, k_log_ptr, v_ptr, state_ptr, n
     leaves = k_log > float("-inf")
     v = tl.where(leaves, tl.load(v_ptr + pair * DIM + column, mask=in_dim, other=0.0).to(tl.float32), 0.0)
     acc, total = tl.zeros([BLOCK_GROUP, COLUMNS], tl.float32), tl.zeros([BLOCK_GROUP], tl.float32)
-    feature = tl.arange(0, TILE)
-    state_at = state_ptr + (pair * FEATURES + feature)[:, None] * DIM + column[None, :]
-    norm_at = norm_ptr + pair * FEATURES + feature
-    state = tl.load(state_at, mask=(feature < FEATURES)[:, None] & in_dim[None, :], other=0.0)
-    norm = tl.load(norm_at, mask=feature < FEATURES, other=0.0)
     for _ in range(0, FEATURES, TILE):
-        inside = feature < FEATURES
-        k = tl.load(k_ptr + pair * FEATURES + feature, mask=inside, other=0.0).to(tl.float32)
+        k = tl.load(k_ptr + own, mask=inside, other=0.0).to(tl.float32)
         k = tl.where(leaves, k * factor, 0.0)
         q_at = q_ptr + line[:, None] * FEATURES + feature[None, :]
         q = tl.load(q_at, mask=in_group[:, None] & inside[None, :], other=0.0).to(tl.float32)
-        new, new_norm = state * decay + k[:, None] * v[None, :], norm * decay + k
-        later = feature + TILE < FEATURES
-        state = tl.load(state_at + TILE * DIM, mask=later[:, None] & in_dim[None, :], other=0.0)
-        norm = tl.load(norm_at + TILE, mask=later, other=0.0)
-        tl.store(state_at, new, mask=inside[:, None] & in_dim[None, :])
+        mask, norm_mask, norm_at = inside[:, None] & in_dim[None, :], inside, new_norm_ptr + own
+        new_at, new, new_norm = state_at, state * decay + k[:, None] * v[None, :], norm * decay + k
+        feature += TILE
+        inside, own = feature < FEATURES, pair * FEATURES + feature
+        state_at = state_ptr + own[:, None] * DIM + column[None, :]
+        state = tl.load(state_at, mask=inside[:, None] & in_dim[None, :], other=0.0)
+        norm = tl.load(norm_ptr + own, mask=inside, other=0.0)
+        tl.store(new_at, new, mask=mask)
         if part == 0:
-            tl.store(new_norm_ptr + pair * FEATURES + feature, new_norm, mask=inside)
+            tl.store(norm_at, new_norm, mask=norm_mask)
         if SUMMED:
             acc += tl.sum(q[:, :, None] * new[None, :, :], 1)
         else:
             acc = tl.dot(q, new, acc, input_precision="tf32x3")
         total += tl.sum(q * new_norm[None, :], 1)
-        feature, state_at, norm_at = feature + TILE, state_at + TILE * DIM, norm_at + TILE
     if part == 0:
         tl.store(new_scale_ptr + pair, scale)
     some = total > 0.0
@@ -141,7 +142,7 @@ def linear_decode(
     linear_decode_kernel[(batch * groups, triton.cdiv(dim, columns))](
         *(part.contiguous() for part in given), out, norm, scale, GROUP=group, FEATURES=features, DIM=dim,
         BLOCK_GROUP=power_of_2(group) if group <= SUMMED else max(16, power_of_2(group)), COLUMNS=columns,
-        TILE=min(FEATURES, max(16, power_of_2(features))), SUMMED=group <= SUMMED, num_warps=WARPS,
-        **overlap(out.device),
+        TILE=min(FEATURES, max(16, power_of_2(features))), SUMMED=group <= SUMMED,
+        num_warps=2 if group <= SUMMED else 4, **overlap(out.device),
     )  # fmt: skip
     return Joined(out, state_BGFD, norm, scale)

@@ -83,5 +83,5 @@ def flops(case: Case) -> int:
     return 0
 
 
-OP = Op("swap_row", "2", __name__, swap_row, make, moved_bytes, flops, CASES, compare_swapped,
+OP = Op("swap_row", "1", __name__, swap_row, make, moved_bytes, flops, CASES, compare_swapped,
         ("keys_BGSD", "values_BGSD", "marks_BGS", "numbers_BGS"))  # fmt: skip

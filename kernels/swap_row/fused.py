@@ -12,7 +12,7 @@ from ..overlap.fused import overlap, start_after_others
 from ..tiling import power_of_2
 from .eager import Swapped
 
-MARKS = 4096
+MARKS = 2048
 LATEST = tl.constexpr(2**62)
 
 
@@ -130,6 +130,6 @@ def swap_row(
         k_BGD.contiguous(), v_BGD.contiguous(), number_1, recent_B, keys_BGSD, values_BGSD, marks_BGS, numbers_BGS,
         key, value, slot, rows, *keys_BGSD.stride()[:3], *values_BGSD.stride()[:3], *marks_BGS.stride(),
         *numbers_BGS.stride()[:2], KV_HEADS=heads, DIM=dim, BLOCK_DIM=power_of_2(dim), N=block,
-        num_warps=max(1, min(16, block // 256)), **overlap(key.device),
+        num_warps=max(1, min(8, block // 128)), **overlap(key.device),
     )  # fmt: skip
     return Swapped(key, value, slot, keys_BGSD, values_BGSD, marks_BGS, numbers_BGS)

@@ -1,8 +1,9 @@
-"""Features of the second-order Taylor map in one launch: a projection on chip, and products of pairs of it.
+"""Features of the second-order Taylor map in one launch: a projection on chip, two components of it for each feature.
 
-Shape legend: B batch, G KV heads, N rows, D head dim, W width of the projection, F features, M rows of a block, I
-components that are multiplied by all others at once.
+Shape legend: B batch, G KV heads, N rows, D head dim, W width of the projection, F features, M rows of a block.
 """
+
+import functools
 
 import torch
 import triton
@@ -12,19 +13,21 @@ from ..dense_decode.fused import check_contiguous_rows
 from ..overlap.fused import overlap, start_after_others
 from ..tiling import power_of_2
 
-ROWS, PART, AT_ONCE, WARPS = 16, 32, 16, 4  # rows of a block as few as a matrix instruction takes
+ROWS, FEATURES = 16, 256  # rows of a block as few as a matrix instruction takes, and features at once
 
 
 @triton.jit
-def taylor_features_kernel(x_ptr, projection_ptr, out_ptr, rows, x_batch, x_head, x_row, KV_HEADS: tl.constexpr,
-                           DIM: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
-                           FEATURES: tl.constexpr, M: tl.constexpr, AT_ONCE: tl.constexpr, PROJECTED: tl.constexpr,
-                           OVERLAP: tl.constexpr):  # fmt: skip
+def taylor_features_kernel(x_ptr, projection_ptr, first_ptr, second_ptr, out_ptr, rows, x_batch, x_head, x_row,
+                           KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_DIM: tl.constexpr,
+                           BLOCK_WIDTH: tl.constexpr, FEATURES: tl.constexpr, M: tl.constexpr, TILE: tl.constexpr,
+                           PROJECTED: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Expand some rows of one head; the grid is (N / M, B * G).
 
     Args:
         x_ptr: Rows.
         projection_ptr: (G, D, W), contiguous; not read if PROJECTED is 0.
+        first_ptr: (F,) component that each feature takes; W stands for 1.
+        second_ptr: (F,) the other one.
         out_ptr: (B, G, N, F), contiguous.
         rows: N.
         x_batch: Stride of the rows.
@@ -33,45 +36,55 @@ def taylor_features_kernel(x_ptr, projection_ptr, out_ptr, rows, x_batch, x_head
         KV_HEADS: G.
         DIM: D.
         WIDTH: W.
-        PART: Dims of a step of the product.
-        BLOCK_WIDTH: Power of two, at least 16 and W.
+        BLOCK_DIM: Power of two, at least 16 and D.
+        BLOCK_WIDTH: Power of two, at least 16 and W + 1.
         FEATURES: F.
         M: Rows of a block.
-        AT_ONCE: I, at most BLOCK_WIDTH.
+        TILE: Features at once.
         PROJECTED: Whether there is a projection.
         OVERLAP: Whether the launch overlaps the kernel before.
     """
     start_after_others(OVERLAP)
     pair = tl.program_id(1).to(tl.int64)
     batch, head = pair // KV_HEADS, pair % KV_HEADS
-    row, column = tl.program_id(0) * M + tl.arange(0, M), tl.arange(0, BLOCK_WIDTH)
-    there, narrow = row < rows, column < WIDTH
+    row, column, dim = tl.program_id(0) * M + tl.arange(0, M), tl.arange(0, BLOCK_WIDTH), tl.arange(0, BLOCK_DIM)
+    there, narrow = (row < rows)[:, None], (column < WIDTH)[None, :]
     x_at = x_ptr + batch * x_batch + head * x_head + row.to(tl.int64)[:, None] * x_row
     if PROJECTED:
-        y = tl.zeros([M, BLOCK_WIDTH], tl.float32)
-        for begin in range(0, DIM, PART):
-            dim = begin + tl.arange(0, PART)
-            x = tl.load(x_at + dim[None, :], mask=there[:, None] & (dim < DIM)[None, :], other=0.0).to(tl.float32)
-            at = projection_ptr + (head * DIM + dim)[:, None] * WIDTH + column[None, :]
-            projection = tl.load(at, mask=(dim < DIM)[:, None] & narrow[None, :], other=0.0)
-            y = tl.dot(x, projection, y, input_precision="tf32x3")
+        x = tl.load(x_at + dim[None, :], mask=there & (dim < DIM)[None, :], other=0.0).to(tl.float32)
+        at = projection_ptr + head * DIM * WIDTH + dim[:, None] * WIDTH + column[None, :]
+        projection = tl.load(at, mask=(dim < DIM)[:, None] & narrow, other=0.0)
+        y = tl.dot(x, projection, input_precision="tf32x3")
     else:
-        y = tl.load(x_at + column[None, :], mask=there[:, None] & narrow[None, :], other=0.0).to(tl.float32)
-    out = out_ptr + (pair * rows + row) * FEATURES
-    tl.store(out, tl.full([M], 1.0, tl.float32), mask=there)
-    tl.store(out[:, None] + 1 + column[None, :], y, mask=there[:, None] & narrow[None, :])
-    tl.debug_barrier()
-    for begin in range(0, WIDTH, AT_ONCE):
-        first = begin + tl.arange(0, AT_ONCE)
-        if AT_ONCE == BLOCK_WIDTH:
-            part = y
-        else:  # what was just written
-            part = tl.load(out[:, None] + 1 + first[None, :], mask=there[:, None] & (first < WIDTH)[None, :], other=0.0)
-        factor = tl.where(first[:, None] == column[None, :], 0.7071067811865476, 1.0)
-        place = 1 + WIDTH + (first * WIDTH - first * (first + 1) // 2)[:, None] + column[None, :]
-        mask = (column[None, :] >= first[:, None]) & narrow[None, :]
-        products = part[:, :, None] * y[:, None, :] * factor[None, :, :]
-        tl.store(out[:, None, None] + place[None, :, :], products, mask=there[:, None, None] & mask[None, :, :])
+        y = tl.load(x_at + column[None, :], mask=there & narrow, other=0.0).to(tl.float32)
+    y = tl.where((column == WIDTH)[None, :], 1.0, y)
+    out = out_ptr + (pair * rows + row)[:, None] * FEATURES
+    for tile in range(0, FEATURES, TILE):
+        feature = tile + tl.arange(0, TILE)
+        inside = feature < FEATURES
+        first = tl.load(first_ptr + feature, mask=inside, other=0)
+        second = tl.load(second_ptr + feature, mask=inside, other=0)
+        one = tl.gather(y, tl.broadcast_to(first[None, :], M, TILE), 1)
+        two = tl.gather(y, tl.broadcast_to(second[None, :], M, TILE), 1)
+        factor = tl.where((first == second) & (first < WIDTH), 0.7071067811865476, 1.0)
+        tl.store(out + feature[None, :], one * two * factor[None, :], mask=there & inside[None, :])
+
+
+@functools.cache
+def factors_of(width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """List the two components that each feature is the product of.
+
+    Args:
+        width: W.
+        device: Where the lists lie.
+
+    Returns:
+        (F,) int32 each; W stands for 1.
+    """
+    first, second = torch.triu_indices(width, width)
+    one, each = torch.tensor([width]), torch.arange(width)
+    lists = (torch.cat([one, each, first]), torch.cat([one, one.expand(width), second]))
+    return lists[0].int().to(device), lists[1].int().to(device)
 
 
 def taylor_features(x_BGND: torch.Tensor, projection_GDW: torch.Tensor) -> torch.Tensor:
@@ -92,10 +105,10 @@ def taylor_features(x_BGND: torch.Tensor, projection_GDW: torch.Tensor) -> torch
     width = projection_GDW.shape[2] or dim
     features = 1 + width + width * (width + 1) // 2
     out = torch.empty(batch, heads, rows, features, dtype=torch.float32, device=x_BGND.device)
-    block = max(16, power_of_2(width))
     taylor_features_kernel[(triton.cdiv(rows, ROWS), batch * heads)](
-        x_BGND, projection_GDW.float().contiguous(), out, rows, *x_BGND.stride()[:3], KV_HEADS=heads, DIM=dim,
-        WIDTH=width, PART=PART, BLOCK_WIDTH=block, FEATURES=features, M=ROWS,
-        AT_ONCE=min(AT_ONCE, block), PROJECTED=projection_GDW.shape[2] > 0, num_warps=WARPS, **overlap(out.device),
+        x_BGND, projection_GDW.float().contiguous(), *factors_of(width, out.device), out, rows, *x_BGND.stride()[:3],
+        KV_HEADS=heads, DIM=dim, WIDTH=width, BLOCK_DIM=max(16, power_of_2(dim)),
+        BLOCK_WIDTH=max(16, power_of_2(width + 1)), FEATURES=features, M=ROWS, TILE=FEATURES,
+        PROJECTED=projection_GDW.shape[2] > 0, num_warps=4, **overlap(out.device),
     )  # fmt: skip
     return out
