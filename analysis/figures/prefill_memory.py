@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ..study import Study
 from ..style import COLUMN, legend, panels, paper
-from .prefill_time import OPS, lines, prompts
+from .prefill_time import OPS, lines, prompts, widest
 
 
 def draw(study: Study) -> Figure:
@@ -19,7 +19,7 @@ def draw(study: Study) -> Figure:
     Raises:
         ValueError: no kernel for many query rows was timed.
     """
-    found = prompts(study.bench, "peak_mib")
+    found = widest(prompts(study.bench, "peak_mib"))
     shapes = found.groupby(["device", "batch", "heads", "groups"])
     groups = [(shape, rows) for shape, rows in shapes if rows["op"].isin(OPS).any()]
     with paper():

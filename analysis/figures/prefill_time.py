@@ -2,7 +2,8 @@
 
 Medians of calls that were verified in the same run; both axes are logarithmic. Grey marks are the library's dense
 attention by its back ends: forward beside everything that acts on a prompt, backward beside the gradient. A kernel is
-shown as it cuts its work by itself; of several blocks or budgets at one length the slowest is shown.
+shown as it cuts its work by itself; of several blocks or budgets at one length the slowest is shown, of several head
+dims in one table the largest (`landmark_time` shows all).
 """
 
 from __future__ import annotations
@@ -41,13 +42,19 @@ def prompts(bench: pd.DataFrame, value: str) -> pd.DataFrame:
     return found.assign(who=found["baseline"].where(found["baseline"].ne(""), found["op"]))
 
 
+def widest(found: pd.DataFrame) -> pd.DataFrame:
+    """Of cases that name a head dim, those of the largest of their table; lines of several would be told as one."""
+    dim = found["case"].str.extract(r"_d(\d+)$")[0].astype(float)
+    return found[dim.isna() | dim.eq(dim.groupby(found["run"]).transform("max"))]
+
+
 def draw(study: Study) -> Figure:
     """One panel for each kind of pass and shape of heads.
 
     Raises:
         ValueError: no kernel for many query rows was timed.
     """
-    found = prompts(study.bench, "median_ms")
+    found = widest(prompts(study.bench, "median_ms"))
     groups = []
     for kind, (dense, ops) in BESIDE.items():
         for shape, rows in found[found["op"].isin((dense, *ops))].groupby(["device", "batch", "heads", "groups"]):

@@ -46,6 +46,15 @@ def test_operations_are_told_apart(tmp_path):
     assert len(set(strokes)) == len(strokes)
 
 
+def test_head_dims_are_not_mixed(tmp_path):
+    """Broken: in a table of several head dims one kernel's time at one of them stands beside another's at another."""
+    narrow = ROWS.replace("d128", "d64").replace("0.25", "0.75").replace("2.9,", "1.9,")
+    figure = plugins.load("figures", "prefill_time").draw(study(tmp_path, ROWS + narrow))
+    panels = {axis.get_title().split(":")[0]: axis for axis in figure.axes if axis.get_title()}
+    drawn = {line.get_label(): list(line.get_ydata()) for line in panels["forward"].lines}
+    assert drawn["landmark_attention"] == [0.25, 2.9]
+
+
 def test_memory_by_length(tmp_path):
     """Broken: memory is that of another call, or the square that it is held against has a wrong unit."""
     alone = "attention,b1_h6_g3_s8192,,sdpa_flash,ok,cuda X,,3.4,64,1,1,4000\n"  # of a shape that nothing of ours has
