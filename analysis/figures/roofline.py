@@ -2,7 +2,8 @@
 
 The slanted line is the measured bandwidth of a device copy; left of the ridge nothing can be above it, and decode
 attention lies there. Work and bytes are what the operation has to do and to read, not what it did: a mark far below the
-line loses time, not bytes. Some dense reads come out slightly above the line, since a copy also writes.
+line loses time, not bytes. Some dense reads come out slightly above the line, since a copy also writes. What moves fewer
+than 10 MB is left out beside what moves more: it takes the time of a launch, whatever it does.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from matplotlib.ticker import LogLocator
 from ..study import Study
 from ..style import COLUMN, legend, nth, panels, paper
 
+LEAST_BYTES = 10e6  # two microseconds of a fast GPU's memory, less than a launch
 BEYOND = 3  # times the fastest: the line of the bytes goes no higher
 
 
@@ -31,6 +33,8 @@ def draw(study: Study) -> Figure:
     found = bench[(bench["status"] == "ok") & (bench["median_ms"] > 0) & (bench["bytes"] > 0) & (bench["flops"] > 0)]
     if found.empty:
         raise ValueError("needs a cell of `lacuna bench` that ended well, with work and bytes")
+    large = found["bytes"] >= LEAST_BYTES
+    found = found[large] if large.any() else found
     found = found.assign(intensity=found["flops"] / found["bytes"], speed=found["flops"] / found["median_ms"] / 1e9)
     groups = [rows for _, rows in found.groupby(["run", "device"], sort=True)]
     with paper():

@@ -7,6 +7,7 @@
 #   8b       a decode step as one CUDA graph, shape of Llama 3 8B, batch 16, 4k to 32k tokens
 #   long     the same over 131072 tokens, batch 4 and 1
 #   tp       the same at the shape of Llama 2 13B on 1, 2 and 4 GPUs, as many as there are
+#   company  one such step on as many GPUs as there are, alone and beside other processes: what slows it down
 # Without PART all of them. TINY=1 does the same on a CPU, in Triton's interpreter and on a model of 0.2M parameters: what
 # it times is nothing, but every command is tried.
 set -uo pipefail
@@ -15,7 +16,7 @@ site=$(mktemp -d); ln -sfn "$PWD" "$site/lacuna"; export PYTHONPATH="$site${PYTH
 failed=0
 # in the foreground: a `timeout` with a group of its own outlives this script when that is stopped, and what it runs then
 # shares the GPU with whatever is timed next
-step() { local name=$1 limit=$2; shift 2; echo "== $name"; timeout --foreground "$limit" "$@" > "$out/$name.log" 2>&1 || { failed=1; echo "$name FAILED ($?)"; }; tail -n "${LINES_SHOWN:-15}" "$out/$name.log"; }
+step() { local name=$1 limit=$2; shift 2; echo "== $name"; timeout --foreground "$limit" "$@" > "$out/$name.log" 2>&1 || { echo "$name FAILED ($?)"; failed=1; }; tail -n "${LINES_SHOWN:-15}" "$out/$name.log"; }
 ops=(dense_decode lowrank_score select_topk gather_decode threshold_compact threshold_score theta_decode theta_rows
   add_norm sum_norm rotate_rows gate append_row sparq_score keep_rows topk_decode fill_missing swap_row marked_decode
   linear_decode taylor_features)
@@ -38,7 +39,7 @@ sweep() { # NAME LIMIT RANKS: run, and keep the records as CSV even of a run tha
   step "$name-$ranks" "$limit" mpirun --allow-run-as-root --bind-to none -np "$ranks" python3 -m lacuna run "$file" --set ranks="$ranks" --store "$out/store"
   python3 -m lacuna collect "$file" --set ranks="$ranks" --store "$out/store" -o "$out/$name-$ranks.csv" > /dev/null || failed=1
 }
-for part in "${@:-verify ops 8b long tp grid}"; do for one in $part; do
+for part in "${@:-verify ops 8b long tp company grid}"; do for one in $part; do
   case $one in
     verify) step tests 500 python3 -m pytest "${tests[@]}" -q -x -p no:cacheprovider
             step verify 200 python3 -m lacuna verify "${ops[@]}" ;;
@@ -50,7 +51,10 @@ for part in "${@:-verify ops 8b long tp grid}"; do for one in $part; do
     long) sweep decode_long_h200 300 1 ;;
     tp) gpus=$(nvidia-smi -L 2> /dev/null | grep -c ^GPU); [ -n "${TINY:-}" ] && gpus=2
         for ranks in 1 2 4; do [ "$ranks" -le "$gpus" ] && sweep decode_tp_h200 170 "$ranks"; done ;;
-    *) echo "no part $one: verify, ops, 8b, long, tp or grid"; exit 2 ;;
+    company) gpus=$(nvidia-smi -L 2> /dev/null | grep -c ^GPU); [ -n "${TINY:-}" ] && gpus=2
+        sed -E 's/^method: .*/method: full/; s/steps: 64/steps: 320/' "$(file_of decode_tp_h200)" > "$out/company.yaml"
+        step company 120 mpirun --allow-run-as-root --bind-to none -np "$gpus" python3 tests/gpu/step_company.py "$out" run "$out/company.yaml" --set ranks="$gpus" --store "$out/store-company" ;;
+    *) echo "no part $one: verify, ops, 8b, long, tp, company or grid"; exit 2 ;;
   esac
 done; done
 exit $failed

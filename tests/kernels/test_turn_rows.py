@@ -37,6 +37,16 @@ def test_pairs_are_complex_numbers(name, twin, device):
     torch.testing.assert_close(found.double(), expected, atol=2e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize("twin", ["eager", "fused"])
+def test_the_first_sequence_alone_is_turned_as_in_its_batch(twin, device):
+    """Broken: a decode step cannot be held against float64, which takes the first text and leaves the table whole."""
+    inputs = OP.make(OP.case("own"), device, 3)
+    whole = getattr(OP, twin)(**inputs)
+    assert len(whole) > 1
+    alone = getattr(OP, twin)(**inputs | {"x_BHTD": inputs["x_BHTD"][:1]})
+    assert torch.equal(alone, whole[:1])
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [({"row_BXTK": torch.zeros(2, 1, 20, 2, dtype=torch.int32)}, "expected an index for rows"),
