@@ -107,6 +107,36 @@ def test_a_layer_beside_a_state_makes_few_launches(name, args, most, basis):
     assert all(found[op] == 1 for op in ("rotate_rows", "swap_row", "marked_decode", "linear_decode")), found
 
 
+def launches_of_a_piece(layers, name, args, files):
+    """Of the third lot of rows fed at once, the first of them a dense prompt."""
+    model, ids = make_model(num_key_value_heads=2, num_hidden_layers=layers), tokens(1, 240)
+    with bind(model, make_method(name, args), artifacts=files) as binding:
+        cache, binding.feeding = binding.cache(), "prefill"
+        model(ids[:, :80], past_key_values=cache, use_cache=True)
+        binding.feeding = "decode"
+        model(ids[:, 80:160], past_key_values=cache, use_cache=True)
+        with Launches() as seen, watched(seen.op):
+            model(ids[:, 160:], past_key_values=cache, use_cache=True)
+    return seen.found
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "most"),
+    [
+        ("linear_residual", {"keep": 0.25, "sinks": 2, "recent": 1.0}, 110),
+        ("linear_residual", {"keep": 0.25, "sinks": 2, "recent": 1.0, "features": "elu"}, 112),
+        ("ratchetkv", {"rows": 60}, 131),
+    ],
+)
+def test_many_rows_beside_a_state_make_few_launches(name, args, most, basis):
+    """A long text waits for its launches: what is the same in all layers would be worked out, and sorted, in each."""
+    more, fewer = (launches_of_a_piece(layers, name, args, basis(layers=layers)) for layers in (3, 2))
+    more.subtract(fewer)
+    assert more["sort"] == more["cumsum"] == 0
+    assert all(more[op] == 1 for op in ("held_prefill", "linear_prefill")), more
+    assert sum(more.values()) <= most, more
+
+
 def test_weights_that_are_joined_are_held_once(basis):
     """Products would be joined by a second copy of the weights, or give what other weights give."""
     model = make_model(num_key_value_heads=2)
