@@ -2,8 +2,8 @@
 
 The slanted line is the measured bandwidth of a device copy; left of the ridge nothing can be above it, and decode
 attention lies there. Work and bytes are what the operation has to do and to read, not what it did: a mark far below the
-line loses time, not bytes. Some dense reads come out slightly above the line, since a copy also writes. What moves fewer
-than 10 MB is left out beside what moves more: it takes the time of a launch, whatever it does.
+line loses time, not bytes. Some dense reads come out slightly above the line, since a copy also writes. What moves
+fewer than 10 MB is left out beside what moves more: it takes the time of a launch, whatever it does.
 """
 
 from __future__ import annotations
