@@ -113,20 +113,20 @@ def attend_blocks_kernel(q_ptr, k_ptr, v_ptr, mark_ptr, index_ptr, begin_ptr, ou
     tl.store(lse_ptr + at, lse, mask=there)
 
 
-def plan_of(elements: int, item_bytes: int, *, together: bool) -> Tiles:
+def plan_of(elements: int, item_bytes: int, *, alone: bool) -> Tiles:
     """Choose how to cut the work: a row by itself has little to do for each block, and many warps would wait.
 
     Args:
         elements: Of a padded block's keys.
         item_bytes: Bytes of one of them.
-        together: Whether many tokens share their blocks.
+        alone: Whether no other row shares a row's blocks. Rows that do were not timed with fewer warps.
 
     Returns:
         The tiles, of which `queries` are lines where tokens share their blocks.
     """
     if item_bytes > 2:  # products on the CUDA cores
         return Tiles(16, 0, 4, 2)
-    if together:
+    if not alone:
         return Tiles(64, 0, 4, 2)
     return Tiles(16, 0, 1, 2) if elements <= SMALL else Tiles(16, 0, 2, 1)
 
@@ -170,7 +170,8 @@ def landmark_retrieve(
     index = index_BXYK.to(torch.int32).contiguous()
     members = group if index.shape[1] == 1 else 1
     together = index.shape[2] == 1
-    plan = plan or plan_of(power_of_2(block) * power_of_2(dim), q_BHTKD.element_size(), together=together)
+    alone = not together and members == 1
+    plan = plan or plan_of(power_of_2(block) * power_of_2(dim), q_BHTKD.element_size(), alone=alone)
     tokens = max(1, plan.queries // power_of_2(members)) if together else 1
     out_BHTD = torch.empty(batch, heads, rows, dim, dtype=storage_dtype(q_BHTKD.dtype), device=q_BHTKD.device)
     lse_BHT = torch.empty(batch, heads, rows, dtype=torch.float32, device=q_BHTKD.device)
