@@ -32,7 +32,7 @@ def timed():
     """Times of decode, after them of a grid, and of kernels for many query rows."""
     decode = read(BENCH)
     rows = decode.head(2).assign(plan="", peak_mib=9.0)
-    dense, own = rows.head(1), rows.tail(1)
+    dense, own = (part.assign(case="b2_h32_g32_s2048_block64_d64") for part in (rows.head(1), rows.tail(1)))
     prompts = [dense.assign(op="attention", twin="", baseline="sdpa_flash"), own.assign(op="landmark_attention")]
     one = decode[decode["case"] == "b16_h32_g8_s16384"]
     grid = [one.assign(case=f"b16_h32_g8_s{rows}_1of4", context=rows) for rows in (4096, 16384, 131072)]
