@@ -25,6 +25,8 @@ from lacuna.harness.gpu_watch import GpuWatch, Readings
 from lacuna.harness.tasks import decode_time
 from lacuna.models import rank_sum
 
+if len(sys.argv) < 3:
+    sys.exit("step_company.py OUT run SWEEP [options of lacuna run]: OUT is the folder of the results")
 OUT = Path(sys.argv[1])
 STEPS = 64
 # argv: what to do, a file that says go, a GPU, seconds
