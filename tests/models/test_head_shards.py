@@ -33,7 +33,7 @@ def attended(model, method, artifacts, rank, ranks, groups):
         cache, kind = binding.cache(), method.inserts(model.config)
         binding.first = torch.zeros(BATCH, dtype=torch.long)
         for new in CALLS:
-            marks = None
+            marks, binding.shared = None, {}  # as before each pass of a model
             if kind is not None:
                 marks = kind.plan(binding.first + before, binding.first + before + new)[1]
             binding.feed = Feed() if kind is None else Feed(kind, new, marks)
