@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch.utils import deterministic
 
-FREE = "torch cannot put the sums of this training in order: taken up again, it will be near what it would have been"
+UNTOLD = (
+    "the sums of a training on this GPU cannot be put in order, since cuBLAS was told otherwise: "
+    "set CUBLAS_WORKSPACE_CONFIG=:4096:8 before the start, or say sums: free"
+)
 
 
 @contextmanager
@@ -18,27 +20,28 @@ def repeatable(device: torch.device) -> Iterator[None]:
 
     Else the gradient of torch's fused attention is another one each time, and a training that was killed and taken up
     again is near what it would have been, but not the same. Compiled kernels are then cut by rule, not by what was
-    fastest in a trial. An operation that has no such kernel is an error. Where matrices were multiplied on the GPU
-    before cuBLAS was told (`harness/world.py`), torch would refuse to go on: there it is a warning, and sums are free.
+    fastest in a trial. An operation that has no such kernel is an error.
+
+    Raises:
+        ValueError: the environment tells cuBLAS other than `harness/world.py` does, and torch refuses to multiply.
     """
     enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
-    if not _multiplies(device):
-        warnings.warn(FREE, stacklevel=2)
-        torch.use_deterministic_algorithms(enabled, warn_only=warns)
     try:
+        _multiply(device)
         yield
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warns)
         deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
-def _multiplies(device: torch.device) -> bool:
+def _multiply(device: torch.device) -> None:
     one = torch.ones(1, 1, device=device)
     try:
         one @ one
-    except RuntimeError:
-        return False
-    return True
+    except RuntimeError as error:
+        if "CUBLAS_WORKSPACE_CONFIG" in str(error):
+            raise ValueError(UNTOLD) from error
+        raise

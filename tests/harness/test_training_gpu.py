@@ -118,3 +118,17 @@ def test_other_work_in_the_process_keeps_its_kernels():
         assert torch.are_deterministic_algorithms_enabled()
         assert not deterministic.fill_uninitialized_memory
     assert (torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory) == before
+
+
+def test_sums_that_stay_free_are_refused(monkeypatch):
+    """A record would say that its sums were in order where torch could not keep to it."""
+
+    class Refused:
+        def __matmul__(self, other):
+            raise RuntimeError("Deterministic behavior was enabled, but set CUBLAS_WORKSPACE_CONFIG=:4096:8")
+
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: Refused())
+    before = torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(ValueError, match="sums: free"), repeatable(torch.device("cpu")):
+        pass
+    assert torch.are_deterministic_algorithms_enabled() == before
