@@ -35,8 +35,8 @@ class Readings:
 
     Attributes:
         at_ms: since the watch began.
-        sm_mhz: clock of the multiprocessors.
-        power_w: as the driver averages it.
+        sm_mhz: clock of the multiprocessors; none where the driver does not tell.
+        power_w: as the driver averages it; none where it does not tell.
         held_down: what lowered the clock in any reading.
         processes: ids of all processes that had the GPU open at the beginning or the end; none where the driver does
             not tell (it names at least the process that asks, or says nothing).
@@ -82,10 +82,9 @@ class GpuWatch:
             power = self._told(lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu))
             reasons = self._told(lambda nvml, gpu: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu))
             found = self.readings
-            if clock is not None and power is not None:
-                found.at_ms.append(round(at_ms, 1))
-                found.sm_mhz.append(float(clock))
-                found.power_w.append(power / 1e3)
+            found.at_ms.append(round(at_ms, 1))
+            found.sm_mhz += [] if clock is None else [float(clock)]
+            found.power_w += [] if power is None else [power / 1e3]
             names = [name for bit, name in HELD_DOWN.items() if (reasons or 0) & bit]
             found.held_down += [name for name in names if name not in found.held_down]
             if self._stop.wait(self._every_s):
@@ -106,20 +105,19 @@ class GpuWatch:
 
 
 def summary(ranks: list[Readings]) -> dict[str, float]:
-    """The slowest GPU's clocks and the power of all of them; empty where nobody read any."""
-    known = [one for one in ranks if one.sm_mhz]
-    if not known or len(known) < len(ranks):
-        return {}
-    return {
-        "sm_mhz_median": min(median(one.sm_mhz) for one in known),
-        "sm_mhz_min": min(min(one.sm_mhz) for one in known),
-        "power_w": sum(median(one.power_w) for one in known),
-    }
+    """The slowest GPU's clocks and the power of all of them; what a rank was not told is left out."""
+    found = {}
+    if ranks and all(one.sm_mhz for one in ranks):
+        found["sm_mhz_median"] = min(median(one.sm_mhz) for one in ranks)
+        found["sm_mhz_min"] = min(min(one.sm_mhz) for one in ranks)
+    if ranks and all(one.power_w for one in ranks):
+        found["power_w"] = sum(median(one.power_w) for one in ranks)
+    return found
 
 
 def samples(ranks: list[Readings]) -> list[dict[str, Any]]:
     """{"phase": "gpu", "rank", and all `Readings`} for each rank that read anything."""
-    return [{"phase": "gpu", "rank": rank} | asdict(one) for rank, one in enumerate(ranks) if one.sm_mhz]
+    return [{"phase": "gpu", "rank": rank} | asdict(one) for rank, one in enumerate(ranks) if one.at_ms]
 
 
 def intruders(ranks: list[Readings], own: list[int]) -> str:

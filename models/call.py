@@ -95,7 +95,7 @@ class Call:
         return work() if self.clock is None else self.clock.once(key, work)
 
     def in_pass(self, key: Hashable, work: Callable[[], T]) -> T:
-        """What depends on nothing but its key; computed once for all layers of a pass."""
+        """What depends on nothing but its key, the method and the rows of the pass; once for all its layers."""
         if self.clock is not None:
             return self.clock.once(key, work)
         if key not in self.shared:

@@ -163,7 +163,7 @@ class Rows:
         """The control token, which stands at -1, weighs all blocks, and they weigh among themselves."""
         if self.plan.cutoff is None:
             return lse_BHQ
-        query = self.memory.site.rotate(q_BHQD.float(), self.chances.position + 1)
+        query = self.chances.turned(q_BHQD.float(), self.chances.to_query + 1)
         gate = attend.group_scores(query, self.memory.extra["control"].float(), "none")[..., 0] * self.call.scale
         return torch.where(lse_BHQ == -torch.inf, lse_BHQ, gate)
 

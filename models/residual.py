@@ -133,10 +133,7 @@ class Residual(Stepwise):
             return super().rows_BT(memory, call)
         cost = self.cost(memory, call)
         key = ("rows", amount_of(self, memory.site), cost, call.seen, call.new, memory.prompt is None)
-        if key not in call.shared:
-            call.shared[key] = sliding_rows_BT(self, memory, call, cost)
-        found: Tensor = call.shared[key]
-        return found
+        return call.in_pass(key, lambda: sliding_rows_BT(self, memory, call, cost))
 
     @property
     def windowed(self) -> bool:

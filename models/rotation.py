@@ -122,11 +122,17 @@ class Rotation:
 
 @cache
 def pairs_halves(apply: Apply) -> bool:
-    """Whether a model turns the pairs (i, i + R/2), as most do and the op `turn_rows` does; others pair neighbours."""
-    half = torch.tensor([[0.3, -1.1, 2.0]])
+    """Whether a model turns the pairs (i, i + R/2) by angles of R dims, as most do and the op `turn_rows` does.
+
+    Others pair neighbours, or have angles of half the width.
+    """
+    half = torch.tensor([[0.3, -1.1, 2.0]], dtype=torch.float32)
     cos, sin = (part.repeat(1, 2) for part in (half.cos(), half.sin()))
-    x = torch.arange(1.0, 7.0).view(1, 1, 1, 6)
-    found = apply(x, x[:, :0], cos[None], sin[None])[0]
+    x = torch.arange(1, 7, dtype=torch.float32).view(1, 1, 1, 6)
+    try:
+        found = apply(x, x[:, :0], cos[None], sin[None])[0]
+    except RuntimeError:  # shapes that do not fit
+        return False
     return torch.equal(found, TURN_ROWS.eager(x, cos, sin)[:, :, :, 0])
 
 

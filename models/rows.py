@@ -171,7 +171,7 @@ class Rows:
 
     def repeat(self, times: int) -> None:
         """Hold each head so many times, copies side by side."""
-        self._buffer = self._laid(self.view.repeat_interleave(times, 1))
+        self._buffer, self._known = self._laid(self.view.repeat_interleave(times, 1)), None
 
     def put(self, rows_BK: Tensor, new_BGKW: Tensor) -> None:
         """Overwrite rows in place."""
@@ -181,4 +181,4 @@ class Rows:
     def reorder(self, batch: Tensor) -> None:
         """Rearrange the sequences of the batch (beam search)."""
         if self._buffer is not None:
-            self._buffer = self._laid(self._buffer[batch])
+            self._buffer, self._known = self._laid(self._buffer[batch]), None  # else the old one lives on beside it

@@ -16,7 +16,7 @@ from ..bench import decode
 from ..study import Study
 from ..style import COLUMN, DENSE_COLOUR, GREY, MARKERS, PALETTE, sheet
 
-KEYS = ["run", "op", "heads", "groups", "part"]
+KEYS = ["run", "device", "op", "heads", "groups", "part"]
 FEWEST = 3  # lengths that make a panel
 
 

@@ -149,12 +149,14 @@ class DecodeTime(Task):
         for _ in range(self.warmup):
             step()
             note()
-        meter, host, watch = EnergyMeter(session.device), HostClock(step), GpuWatch(session.device)
+        host, watch = HostClock(step), GpuWatch(session.device)
         with session.binding.ledger.audit.put_off(), watch:  # `full` has no budget to be held against: none takes time
+            meter = EnergyMeter(session.device)
             mine = times_ms(host, self.steps, 0, session.device, note)
+            spent = meter.joules()
         times, launches = _slowest(session, mine), _slowest(session, host.ms)
         gpus = session.lm.world.gather(watch.readings)
-        joules = [j for j in session.lm.world.gather(meter.joules()) if j is not None]
+        joules = [j for j in session.lm.world.gather(spent) if j is not None]
         energy = sum(joules) if joules and sum(times) >= ENERGY_MS else None
         stages = stage_ms(step, PROFILED) if session.device.type == "cuda" else {}
         complaints = [c for c in (*session.lm.world.gather(parity.complaint), *_others(session, gpus)) if c]

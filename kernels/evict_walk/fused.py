@@ -1,6 +1,8 @@
 """Eviction by one block of threads for each set of rows, which holds places and marks of all keys held in registers.
 
-Scores of some rows with all keys are products of tiles, written before; the walk reads those of the keys it holds.
+A cache of few columns is walked by weights of the keys held and the next ones, made before (`ahead/`). What stands here
+is the slower walk of larger caches, and of those whose weights were lost: scores of some rows with all keys are
+products of tiles, written before, and the walk reads those of the keys it holds.
 
 Shape legend: B batch, H query heads, G KV heads, T query rows (the last T of the S key rows), t of them at a time, S
 key rows, W key rows that the last of those sees, D head dim, N = 1 or G sets of rows, C places of a cache, E query
@@ -113,9 +115,8 @@ def evict_walk(
     scale: float,
     carry: float,
     share: float,
-    num_warps: int | None = None,
 ) -> Walked:
-    """Walk as the eager twin does, one launch for as many rows as 32 MB hold scores of.
+    """Walk as the eager twin does: two launches for as many rows as 32 MB, and columns beside the cache, have room for.
 
     Where the keys held weigh next to nothing beside one that left before, all rows are walked again, more slowly.
 
@@ -129,7 +130,6 @@ def evict_walk(
         scale: Factor of the scores.
         carry: Factor of marks.
         share: Factor of weights.
-        num_warps: Warps of a block; chosen from the budget if absent.
 
     Returns:
         How long each key is held, and the marks in the end.
@@ -144,10 +144,10 @@ def evict_walk(
     most = max(int((number[..., :before] >= 0).sum(-1).max()), int(budget.max()))
     job = Job(q_BHTD, k_BGSD, begun, number, budget, recent, scale, (carry, share), power_of_2(max(most, 32)))
     if _wide(most, q_BHTD.shape[2]) <= MOST_COLUMNS:
-        walked, lost = _walk_ahead(job._replace(places=most), num_warps)
+        walked, lost = _walk_ahead(job._replace(places=most))
         if not bool(lost.any()):
             return walked
-    return _walk_rows(job, num_warps)
+    return _walk_rows(job)
 
 
 class Job(NamedTuple):
@@ -164,14 +164,14 @@ class Job(NamedTuple):
     places: int
 
 
-def _walk_ahead(job: Job, num_warps: int | None) -> tuple[Walked, torch.Tensor]:
+def _walk_ahead(job: Job) -> tuple[Walked, torch.Tensor]:
     """Walk, and say of each set whether its weights were lost, (B, N) int32."""
     state, q, k, sets = _State.of(job), job.q_BHTD, job.k_BGSD, job.number_BNS.shape[1]
     (batch, heads, new, _), rows, lost = q.shape, k.shape[2], torch.zeros_like(state.held)
     wide = _wide(job.places, new)
     step = max(1, min(new, wide - job.places, SCORES_AT_ONCE // (batch * heads * wide)))
     weight = torch.empty(batch * heads * step * wide, dtype=torch.float32, device=k.device)
-    after, products, shape = torch.empty_like(state.place), _tiles(job, wide), _columns(job, wide, num_warps)
+    after, products, shape = torch.empty_like(state.place), _tiles(job, wide), _columns(job, wide)
     for begin in range(0, new, step):
         size = (begin, min(step, new - begin), new, rows, job.places)
         weights_kernel[(triton.cdiv(size[1], products["M"]), batch * heads)](
@@ -189,12 +189,12 @@ def _wide(places: int, new: int) -> int:
     return power_of_2(places + min(new, LEAST_ROWS))
 
 
-def _columns(job: Job, wide: int, num_warps: int | None) -> dict[str, Any]:
+def _columns(job: Job, wide: int) -> dict[str, Any]:
     """Constants of that walk."""
     each = _heads(job)
     return {
         "SETS": job.number_BNS.shape[1], "HEADS": each, "CHUNK": min(power_of_2(each), max(1, SCORES_OF_CHUNK // wide)),
-        "WIDE": wide, "LEAST": LEAST, "num_warps": num_warps or max(1, min(8, wide // 128)),
+        "WIDE": wide, "LEAST": LEAST, "num_warps": max(1, min(8, wide // 128)),
     }  # fmt: skip
 
 
@@ -209,10 +209,10 @@ def _tiles(job: Job, wide: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _walk_rows(job: Job, num_warps: int | None) -> Walked:
+def _walk_rows(job: Job) -> Walked:
     state = _State.of(job)
     chunk = max(1, min(power_of_2(_heads(job)), SCORES_OF_ROW // job.places))
-    warps = num_warps or max(1, min(16, job.places * chunk // (32 * SCORES_EACH)))
+    warps = max(1, min(16, job.places * chunk // (32 * SCORES_EACH)))
     for size, score in _scores(job):
         walk_rows_kernel[(state.held.numel(),)](
             score, *job[2:6], *state, *size, *job.factors, SETS=job.number_BNS.shape[1], HEADS=_heads(job),

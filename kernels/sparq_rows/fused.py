@@ -230,7 +230,8 @@ def sparq_rows(
     weight_sums_kernel[(triton.cdiv(new, sums["M"]), batch * heads)](
         q_BHTD, k_BGSD, factor, first_B, lse, LOG2_E, new, rows, *strides, HEADS=heads, **sums
     )
-    _choose(q_BHTD, k_BGSD, factor, lse, (budget_BT.int().contiguous(), local_BT.int().contiguous(), first_B), bits)
+    each = (budget_BT.int().contiguous(), local_BT.int().contiguous(), first_B)
+    _choose(q_BHTD, k_BGSD, factor, lse, each, bits, sums)
     weight_inside_kernel[(triton.cdiv(new, parts["M"]), batch * heads)](
         q_BHTD, k_BGSD, factor, first_B, lse, bits, inside, LOG2_E, new, rows, words, *strides, HEADS=heads, **parts
     )
@@ -239,11 +240,10 @@ def sparq_rows(
 
 def _choose(
     q: torch.Tensor, k: torch.Tensor, factor: torch.Tensor, lse: torch.Tensor, each: tuple[torch.Tensor, ...],
-    bits: torch.Tensor,
+    bits: torch.Tensor, shape: dict[str, Any],
 ) -> None:  # fmt: skip
     """Rank some rows, and set the bits of the best; `each` are budgets, local keys and first rows."""
     (batch, _, new, _), (groups, rows), (budget, local, first) = q.shape, k.shape[1:3], each
-    shape = _shape(q, groups, TILES)
     step = RANKS_AT_ONCE // (batch * groups * (rows + LINE))
     step = min(new, step // ROWS * ROWS or max(1, step))
     rank = torch.empty(batch * groups * step * (rows + LINE), dtype=torch.float32, device=q.device)

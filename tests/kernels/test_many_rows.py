@@ -116,11 +116,14 @@ def test_the_border_is_that_of_sorted_scores(reduce):
         assert float(next_[b, n, t]) == pytest.approx(best[many] if many < len(best) else -float("inf"))
 
 
-def test_borders_of_ranks_are_those_of_sorted_ranks(device):
+@pytest.mark.parametrize("most", [32768, 0], ids=["held", "passes"])
+def test_borders_of_ranks_are_those_of_sorted_ranks(most, device, monkeypatch):
     """Broken: rows that are taken in any case, or rows that are hidden, move the border of the others."""
     from lacuna.kernels.kth_score.eager import border
     from lacuna.kernels.kth_score.stored.fused import border_of_ranks
 
+    monkeypatch.setattr("lacuna.kernels.kth_score.stored.fused.MOST_ROWS", most)
+    monkeypatch.setattr("lacuna.kernels.kth_score.stored.fused.PART", 32)
     generator = torch.Generator().manual_seed(5)
     rank = torch.randn(2, 3, 7, 150, generator=generator)
     rank[..., 11:40] = torch.inf
@@ -134,8 +137,11 @@ def test_borders_of_ranks_are_those_of_sorted_ranks(device):
         assert torch.equal(mine.cpu(), theirs)
 
 
-def test_ties_at_the_border_end_the_search(device):
+@pytest.mark.parametrize("most", [32768, 0], ids=["held", "passes"])
+def test_ties_at_the_border_end_the_search(most, device, monkeypatch):
     """Broken: equal scores, such as those of a head that only pads, keep the search from ending."""
+    monkeypatch.setattr("lacuna.kernels.kth_score.stored.fused.MOST_ROWS", most)
+    monkeypatch.setattr("lacuna.kernels.kth_score.stored.fused.PART", 32)
     q, k = torch.ones(1, 1, 40, 16, device=device), torch.ones(1, 1, 40, 16, device=device)
     k[:, :, ::4] = 2.0
     budget = torch.tensor([[[row % 3 * 6 for row in range(40)]]], dtype=torch.int32, device=device)

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 from conftest_models import make_model
-from transformers import CohereConfig, CohereForCausalLM
+from transformers import CohereConfig, CohereForCausalLM, GptOssConfig, GptOssForCausalLM
 
 from lacuna.models.rotation import Rotation, pairs_halves
 
@@ -18,8 +18,16 @@ def cohere():
     return CohereForCausalLM(CohereConfig(num_attention_heads=4, num_key_value_heads=4, **sizes)).eval()
 
 
-MODELS = {"llama": make_model, "gpt_neox": lambda: make_model("gpt_neox"), "cohere": cohere}
-HALVES = {"llama": True, "gpt_neox": True, "cohere": False}
+def gpt_oss():
+    """A model whose angles have half the width, with angles that do not depend on length."""
+    sizes = {"hidden_size": 4 * DIM, "intermediate_size": 8, "vocab_size": 9, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": DIM, "num_local_experts": 2}
+    plain = {"rope_type": "default", "rope_theta": 10000.0}
+    return GptOssForCausalLM(GptOssConfig(**heads, **sizes, rope_parameters=plain)).eval()
+
+
+MODELS = {"llama": make_model, "gpt_neox": lambda: make_model("gpt_neox"), "cohere": cohere, "gpt_oss": gpt_oss}
+HALVES = {"llama": True, "gpt_neox": True, "cohere": False, "gpt_oss": False}
 
 
 def own(model, x, by):

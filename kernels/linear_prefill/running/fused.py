@@ -1,6 +1,6 @@
 """What runs over the whole text: the largest factor so far, and sums of chunks as states before each of them.
 
-Shape legend: B batch, G KV heads, T rows, chunks of M rows.
+Shape legend: B batch, G KV heads, T rows, chunks of M rows, F features, D head dim.
 """
 
 import torch
