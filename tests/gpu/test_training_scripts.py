@@ -12,9 +12,9 @@ from lacuna.results.plugins import ROOT
 HERE = ROOT / "tests" / "gpu"
 
 
-def training(key, losses, ranks=1):
+def training(key, losses, ranks=1, sums="ordered"):
     points = [{"step": n, "loss": loss, "tok_s": 1e6} for n, loss in enumerate(losses)]
-    cell = SimpleNamespace(task=SimpleNamespace(name="train"), ranks=ranks)
+    cell = SimpleNamespace(task=SimpleNamespace(name="train", args={"sums": sums}), ranks=ranks)
     return SimpleNamespace(key=key, cell=cell, status="ok", reason="", samples=points)
 
 
@@ -38,6 +38,8 @@ def test_curves_that_part_are_told(verdict):
     assert verdict(training("a", [5.0, 4.0]), training("b", [5.0, 4.5], ranks=2)) == 1
     assert verdict(training("a", [5.0, 4.0]), training("a", [5.0, 4.0])) == 0
     assert verdict(training("a", [5.0, 4.0]), training("a", [5.0, 4.0001])) == 1
+    assert verdict(*(training("a", [5.0, last], sums="free") for last in (4.0, 4.0001))) == 0
+    assert verdict(*(training("a", [5.0, last], sums="free") for last in (4.0, 4.5))) == 1
     with pytest.raises(SystemExit, match="other points"):
         verdict(training("a", [5.0, 4.0]), training("b", [5.0]))
     with pytest.raises(SystemExit, match="there is no training"):

@@ -79,7 +79,7 @@ def test_a_replay_that_gives_other_logits_is_invalid(sweep, run, monkeypatch):
 
 def test_times_of_a_gpu_that_another_process_uses_are_invalid(sweep, run, monkeypatch):
     """A run that was left behind on the GPU would take every other time slice, and a step would be told as twice as long."""
-    shared = Readings(sm_mhz=[1980.0], power_w=[600.0], processes=[os.getpid(), 17])
+    shared = Readings(at_ms=[0.1], sm_mhz=[1980.0], power_w=[600.0], processes=[os.getpid(), 17])
 
     class Watch(nullcontext):
         readings = shared
