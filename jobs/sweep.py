@@ -6,6 +6,7 @@ In short: `model`, `method` and `task` take a name, {name: {argument: value}} or
 
 from __future__ import annotations
 
+import functools
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,6 +73,7 @@ class _Reader:
         self.recipes = Recipes(self.arguments, faults, SETTINGS)
         self.needed: dict[str, Cell] = {}
         self.checked: dict[int, Spec] = {}
+        self.sources: dict[tuple[Any, ...], tuple[Spec, Cell]] = {}  # the Spec is held, so that its id stays its own
 
     def sweep(self, root: Node, stem: str) -> Sweep:
         top = self._keys(root, "the sweep", ("name", *BLOCK_KEYS, "blocks"))
@@ -215,17 +217,17 @@ class _Reader:
             for one in plugins.describe(kind, spec.name).fields:
                 needed = mark(one.kind, Needs)
                 if needed and spec.args[one.name] is not None:
-                    args = {**spec.args[one.name], **{name: spec.args[name] for name in needed.same}}
-                    needs.append((one.name, self._source(cell, needed.task, args, block, told or spec).key))
+                    needs.append((one.name, self._source(cell, spec, one.name, needed, block, told or spec).key))
         recipe = self.recipes.known.get(cell.model.digest)
         if recipe is not None:
-            training = self._complete(recipe.cell(cell, self._full()), block, told or cell.model)
+            training = self._complete(recipe.cell(cell, self._full), block, told or cell.model)
             if training.key not in self.needed:
                 self._check("tasks", training.task, block, told or cell.model)
             made = self.needed.setdefault(training.key, training).key
             cell, needs = replace(cell, model=replace(cell.model, digest=made)), [*needs, ("model", made)]
         return replace(cell, needs=tuple(needs)) if needs else cell
 
+    @functools.cached_property
     def _full(self) -> Spec:
         full = self.arguments.choice("method", Node("full", 1))
         if full is None:
@@ -233,10 +235,17 @@ class _Reader:
         assert full is not None
         return full.spec((), self.inputs)
 
-    def _source(self, cell: Cell, task: str, args: Mapping[str, Any], block: Block, told: Spec) -> Cell:
-        method = self._full()
+    def _source(self, cell: Cell, spec: Spec, argument: str, needed: Needs, block: Block, told: Spec) -> Cell:
+        """The cell whose artifact an argument of `spec` takes; thousands of cells share one, so it is made once."""
+        asked = (id(spec), argument, id(cell.model), *(getattr(cell, name) for name in SETTINGS))
+        if asked not in self.sources:
+            args = {**spec.args[argument], **{name: spec.args[name] for name in needed.same}}
+            self.sources[asked] = spec, self._made(cell, needed.task, args, block, told)
+        return self.sources[asked][1]
+
+    def _made(self, cell: Cell, task: str, args: Mapping[str, Any], block: Block, told: Spec) -> Cell:
         spec = pinned(plugins.describe("tasks", task), args, self.inputs)
-        other = self._complete(replace(cell, method=method, task=spec, query_aware=False), block, told)
+        other = self._complete(replace(cell, method=self._full, task=spec, query_aware=False), block, told)
         if other.key not in self.needed:
             self._check("tasks", spec, block, told)
         return self.needed.setdefault(other.key, other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import secrets
@@ -17,6 +18,7 @@ from .cell import FORMAT
 from .record import STATUSES, Record
 
 MARK, DRAFT = "lacuna-store.json", ".tmp-"
+KEYS_OF_A_THREAD = 256  # one key a call would spend longer on the pool's locks than on its file
 
 
 class StoreError(ValueError):
@@ -125,8 +127,11 @@ class Store:
 
     def heads(self, keys: Iterable[str]) -> dict[str, Head]:
         """Heads of those keys that have a record; threads hide a network file system's latency."""
+        asked = list(keys)
+        parts = [asked[start : start + KEYS_OF_A_THREAD] for start in range(0, len(asked), KEYS_OF_A_THREAD)]
         with ThreadPoolExecutor(8) as pool:
-            return {h.key: h for h in pool.map(self.head, keys, chunksize=256) if h is not None}
+            found = itertools.chain.from_iterable(pool.map(lambda part: [self.head(key) for key in part], parts))
+            return {head.key: head for head in found if head is not None}
 
     def get(self, key: str) -> Record:
         """Read a record and check it.

@@ -53,14 +53,19 @@ def test_torch_is_left_alone(here, argv):
     assert console(*argv.split(), cwd=here).endswith("HEAVY []\n")
 
 
-def test_list_answers_at_once(here):
-    """Completion and curiosity would have to wait."""
+def quickest(*argv, cwd):
+    """What a command printed, and the shortest of three times it took: other work of the machine is not its own."""
     took = []
     for _ in range(3):
         start = time.perf_counter()
-        console("list", "methods", cwd=here)
+        out = console(*argv, cwd=cwd)
         took.append(time.perf_counter() - start)
-    assert min(took) < 1
+    return out, min(took)
+
+
+def test_list_answers_at_once(here):
+    """Completion and curiosity would have to wait."""
+    assert quickest("list", "methods", cwd=here)[1] < 1
 
 
 def test_status_of_ten_thousand_cells(here):
@@ -77,7 +82,6 @@ def test_status_of_ten_thousand_cells(here):
         path.write_text(
             json.dumps({"key": cell.key, "status": "ok", "reason": "", "sha256": ""})[:-1] + ',\n"record":{}}\n'
         )
-    start = time.perf_counter()
-    out = console("status", "big.yaml", cwd=here)
+    out, took = quickest("status", "big.yaml", cwd=here)
     assert "10010" in out
-    assert time.perf_counter() - start < 3
+    assert took < 3

@@ -128,7 +128,7 @@ def test_ten_thousand_cells_are_planned_in_seconds(root):
     Path("s.yaml").write_text(
         f"model: pocket\nmethod: {{loki: {{k: {numbers}, d: {numbers}}}}}\ntask: {{needle: {{length: {numbers}}}}}\nseed: {numbers}\n"
     )
-    start = time.perf_counter()
+    start = time.process_time()
     found = plan(read(Path("s.yaml"), Store("store")), Store("store"))
     assert len(found.cells) == 10_010
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
