@@ -7,7 +7,8 @@ process that the GPU serves in turns. Without these readings such times look lik
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from threading import Event, Thread
@@ -104,6 +105,25 @@ class GpuWatch:
             self.readings.processes = sorted(found.union(self.readings.processes))
 
 
+class GpuWatches:
+    """One `GpuWatch` for each part of a run that is timed: what makes one part's times wrong makes its row wrong.
+
+    Attributes:
+        parts: this rank's readings, by part, in the order of time.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.parts: dict[str, Readings] = {}
+
+    @contextmanager
+    def over(self, part: str) -> Iterator[None]:
+        """Watch while this is entered."""
+        with GpuWatch(self._device) as watch:
+            yield
+        self.parts[part] = watch.readings
+
+
 def summary(ranks: list[Readings]) -> dict[str, float]:
     """The slowest GPU's clocks and the power of all of them; what a rank was not told is left out."""
     found = {}
@@ -115,20 +135,29 @@ def summary(ranks: list[Readings]) -> dict[str, float]:
     return found
 
 
-def samples(ranks: list[Readings]) -> list[dict[str, Any]]:
-    """{"phase": "gpu", "rank", and all `Readings`} for each rank that read anything."""
-    return [{"phase": "gpu", "rank": rank} | asdict(one) for rank, one in enumerate(ranks) if one.at_ms]
+def samples(ranks: list[dict[str, Readings]]) -> list[dict[str, Any]]:
+    """{"phase": "gpu", "rank", "timed": the part, and all `Readings`} for each part in which a rank read anything."""
+    return [
+        {"phase": "gpu", "rank": rank, "timed": part} | asdict(one)
+        for rank, parts in enumerate(ranks)
+        for part, one in parts.items()
+        if one.at_ms
+    ]
 
 
-def intruders(ranks: list[Readings], own: list[int]) -> str:
+def intruders(ranks: list[dict[str, Readings]], own: list[int]) -> str:
     """What is wrong with times of a GPU that others use; empty if nobody is known to.
 
     Args:
-        ranks: of each rank.
+        ranks: readings of each rank, by part.
         own: process ids of all ranks.
     """
-    strange = sorted({process for one in ranks for process in one.processes}.difference(own))
+    met = [(process, part) for parts in ranks for part, one in parts.items() for process in one.processes]
+    strange = [(process, part) for process, part in met if process not in own]
     if not strange:
         return ""
-    named = ", ".join(map(str, strange))
-    return f"other processes had a GPU open while steps were timed (process ids {named}): end them, then time again"
+    parts = ", ".join(dict.fromkeys(part for _, part in strange))
+    named = ", ".join(map(str, sorted({process for process, _ in strange})))
+    return (
+        f"other processes had a GPU open while it was timed ({parts}; process ids {named}): end them, then time again"
+    )

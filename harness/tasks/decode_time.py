@@ -16,7 +16,7 @@ from ...models import ledger
 from ...results.fields import Data, Within
 from ..dense_cost import against_dense, dense_attention_ms
 from ..engine import WARM_UP, Engine, Pick, Sampled, copied, engine, greedy
-from ..gpu_watch import GpuWatch, Readings, intruders, samples, summary
+from ..gpu_watch import GpuWatches, intruders, samples, summary
 from ..lm import Session, State
 from ..parity import Parity, checked
 from ..stages import stage_ms
@@ -39,11 +39,11 @@ class DecodeTime(Task):
     (ideal) and if attention cost nothing (Amdahl), the time of each stage, and, with dense attention over as many rows
     timed in the same process, the gain, its part of the ideal, and the context from which on there is one. Beside each
     step's time stands how long the host took to launch it; beside all of them, where NVML is, the clock of the slowest
-    GPU, the power of all and what held a clock down (samples of phase `gpu`); a GPU that another process had open makes
-    the record invalid. Samples of phase `memory` are what the cache holds after the prompt and after steps: each on a
-    CPU; on a GPU those of the warm-up and the last that is timed, since nothing comes between timed ones. Timed steps
-    are held against their budgets once the time is taken, so that methods with a budget do nothing in a step that dense
-    attention does not.
+    GPU and the power of all. Samples of phase `gpu` say what held a clock down in each part that is `timed`; a GPU
+    that another process had open in any makes the record invalid. Samples of phase `memory` are what the cache
+    holds after the prompt and after steps: each on a CPU; on a GPU those of the warm-up and the last that is timed,
+    since nothing comes between timed ones. Timed steps are held against their budgets once the time is taken, so
+    that methods with a budget do nothing in a step that dense attention does not.
 
     Before anything is timed, the ops of one step are held against float64 on this run's own cache, and a replayed step
     against the same step made eagerly; the record has the digest of that, and is invalid where it failed.
@@ -78,18 +78,20 @@ class DecodeTime(Task):
     def run(self, session: Session) -> Outcome:
         """Time prefills, then steps; one sample each."""
         refuse_other_gpu(self.gpu, session.device)
-        ceiling = copy_gb_s(session.device) if session.device.type == "cuda" else None
+        watches = GpuWatches(session.device)
+        with watches.over("copy"):
+            ceiling = copy_gb_s(session.device) if session.device.type == "cuda" else None
         session.binding.room = self.prompt + self._room
         texts = self._prompts(session)
         memory = MemoryMeter(session.device)
-        first, state = self._prefilled(session, texts)
+        first, state = self._prefilled(session, texts, watches)
         session.binding.reset()
-        held = Timeline(session, state.cache)
-        held.note("prefill")
+        beside = _Beside(Timeline(session, state.cache), watches)
+        beside.held.note("prefill")
         if self.engine == "dynamic":
-            return self._outcome(session, first, ceiling, memory, self._dynamic(session, state, held))
+            return self._outcome(session, first, ceiling, memory, self._dynamic(session, state, beside))
         with engine(session, state, self._room, self._pick, self.layers) as steps:
-            return self._outcome(session, first, ceiling, memory, self._fixed(session, steps, held))
+            return self._outcome(session, first, ceiling, memory, self._fixed(session, steps, beside))
 
     @property
     def _room(self) -> int:
@@ -105,7 +107,7 @@ class DecodeTime(Task):
         count = 1 if self.fill == "copy" else self.batch
         return [list(islice(stream, self.prompt)) for _ in range(count)]
 
-    def _prefilled(self, session: Session, texts: list[list[int]]) -> tuple[list[float], State]:
+    def _prefilled(self, session: Session, texts: list[list[int]], watches: GpuWatches) -> tuple[list[float], State]:
         """Times of the prefills, and what the last of them left: a long prompt is not read again to fill a cache."""
         made: list[State] = []
 
@@ -114,11 +116,13 @@ class DecodeTime(Task):
             made.append(session.prefill(texts))
 
         session.prefill([text[:WARM_UP_TOKENS] for text in texts])
-        first = _slowest(session, times_ms(prefill, self.prefills, 0, session.device))
+        with watches.over("prefill"):
+            mine = times_ms(prefill, self.prefills, 0, session.device)
+        first = _slowest(session, mine)
         state = made.pop()
         return first, copied(session, state, self.batch) if self.fill == "copy" else state
 
-    def _dynamic(self, session: Session, state: State, held: Timeline) -> _Steps:
+    def _dynamic(self, session: Session, state: State, beside: _Beside) -> _Steps:
         token = self._pick(state.logits)
 
         def step() -> None:
@@ -127,15 +131,15 @@ class DecodeTime(Task):
 
         with checked() as parity:
             step()
-        return self._timed(session, step, parity, lambda: state.logits, held)
+        return self._timed(session, step, parity, lambda: state.logits, beside)
 
-    def _fixed(self, session: Session, steps: Engine, held: Timeline) -> _Steps:
+    def _fixed(self, session: Session, steps: Engine, beside: _Beside) -> _Steps:
         with checked() as parity:
             steps.step()
         if self.engine == "graph":
             steps.capture()
             parity.replay = steps.agrees()
-        return self._timed(session, steps.step, parity, lambda: steps.logits, held)
+        return self._timed(session, steps.step, parity, lambda: steps.logits, beside)
 
     def _timed(
         self,
@@ -143,48 +147,56 @@ class DecodeTime(Task):
         step: Callable[[], None],
         parity: Parity,
         logits: Callable[[], torch.Tensor],
-        held: Timeline,
+        beside: _Beside,
     ) -> _Steps:
-        note = partial(held.note, "decode")
+        note = partial(beside.held.note, "decode")
         for _ in range(self.warmup):
             step()
             note()
-        host, watch = HostClock(step), GpuWatch(session.device)
-        with session.binding.ledger.audit.put_off(), watch:  # `full` has no budget to be held against: none takes time
+        host, audit = HostClock(step), session.binding.ledger.audit
+        with audit.put_off(), beside.gpus.over("decode"):  # `full` has no budget to be held against: none takes time
             meter = EnergyMeter(session.device)
             mine = times_ms(host, self.steps, 0, session.device, note)
             spent = meter.joules()
         times, launches = _slowest(session, mine), _slowest(session, host.ms)
-        gpus = session.lm.world.gather(watch.readings)
         joules = [j for j in session.lm.world.gather(spent) if j is not None]
         energy = sum(joules) if joules and sum(times) >= ENERGY_MS else None
-        stages = stage_ms(step, PROFILED) if session.device.type == "cuda" else {}
-        complaints = [c for c in (*session.lm.world.gather(parity.complaint), *_others(session, gpus)) if c]
+        with beside.gpus.over("stages"):
+            stages = _stages(session.device, step)
+        complaints = [c for c in session.lm.world.gather(parity.complaint) if c]
         if not logits().isfinite().all():
             complaints.append("the last step's logits are not finite")
         told = "; ".join(sorted(set(complaints)))
-        return _Steps(times, launches, energy, stages, parity.sample(), told, held.samples(), gpus)
+        return _Steps(times, launches, energy, stages, parity.sample(), told, beside)
 
     def _outcome(
         self, session: Session, first: list[float], ceiling: float | None, memory: MemoryMeter, steps: _Steps
     ) -> Outcome:
         metrics = self._metrics(first, steps.ms) | memory.read() | _bytes(session, self.batch, steps.ms, ceiling)
-        metrics |= {f"stage_{name}_ms": ms for name, ms in steps.stages.items()} | summary(steps.gpus)
+        metrics |= {f"stage_{name}_ms": ms for name, ms in steps.stages.items()}
         metrics["launch_ms_median"] = quantile(steps.launch_ms, 0.5)
         if steps.joules is not None:
             metrics["energy_j_per_token"] = steps.joules / (self.batch * self.steps)
         if steps.stages:
             metrics |= self._against_dense(session, metrics, steps)
-        raw = [{"phase": "prefill", "ms": ms} for ms in first]
+        gpus = session.lm.world.gather(steps.beside.gpus.parts)
+        metrics |= summary([parts["decode"] for parts in gpus])
+        told = [c for c in (steps.complaint, intruders(gpus, session.lm.world.gather(os.getpid()))) if c]
+        return Outcome(metrics, self._samples(session, first, steps) + samples(gpus), invalid="; ".join(told))
+
+    def _samples(self, session: Session, first: list[float], steps: _Steps) -> list[dict[str, Any]]:
+        raw: list[dict[str, Any]] = [{"phase": "prefill", "ms": ms} for ms in first]
         both = zip(steps.ms, steps.launch_ms, strict=True)
         raw += [{"phase": "decode", "ms": ms, "launch_ms": launch_ms} for ms, launch_ms in both]
         told = steps.parity | {"engine": self.engine, "sums": session.lm.shard.sums}
-        return Outcome(metrics, [*raw, *samples(steps.gpus), *steps.held, told], invalid=steps.complaint)
+        return [*raw, *steps.beside.held.samples(), told]
 
     def _against_dense(self, session: Session, metrics: dict[str, float], steps: _Steps) -> dict[str, float]:
         """The slowest rank's dense attention counts; nothing where it does not fit beside the cache."""
         rows = self.prompt + self._room - PROFILED
-        ranks = session.lm.world.gather(dense_attention_ms(session, self.batch, rows))
+        with steps.beside.gpus.over("dense"):
+            mine = dense_attention_ms(session, self.batch, rows)
+        ranks = session.lm.world.gather(mine)
         known = [ms for ms in ranks if ms is not None]
         if len(known) < len(ranks):
             return {}
@@ -203,8 +215,16 @@ class DecodeTime(Task):
 
 
 @dataclass(frozen=True)
+class _Beside:
+    """What is noted beside the times: what the cache holds, and the state of this rank's GPU."""
+
+    held: Timeline
+    gpus: GpuWatches
+
+
+@dataclass(frozen=True)
 class _Steps:
-    """Raw times, launches, energy, times of stages, what was verified, what the cache held, the GPUs' state."""
+    """Raw times, launches, energy, times of stages, what was verified, and what was noted beside."""
 
     ms: list[float]
     launch_ms: list[float]
@@ -212,17 +232,15 @@ class _Steps:
     stages: dict[str, float]
     parity: dict[str, Any]
     complaint: str
-    held: list[dict[str, Any]]
-    gpus: list[Readings]
+    beside: _Beside
 
 
 def _slowest(session: Session, times: list[float]) -> list[float]:
     return torch.tensor(session.lm.world.gather(times), dtype=torch.float64).amax(0).tolist()
 
 
-def _others(session: Session, gpus: list[Readings]) -> list[str]:
-    """Whoever else had a GPU open; several ranks may share a host."""
-    return [intruders(gpus, session.lm.world.gather(os.getpid()))]
+def _stages(device: torch.device, step: Callable[[], None]) -> dict[str, float]:
+    return stage_ms(step, PROFILED) if device.type == "cuda" else {}
 
 
 def _bytes(session: Session, batch: int, ms: list[float], ceiling_gb_s: float | None) -> dict[str, float]:

@@ -8,7 +8,7 @@ from itertools import chain, repeat
 import pytest
 import torch
 
-from lacuna.harness.gpu_watch import GpuWatch, Readings, intruders, samples, summary
+from lacuna.harness.gpu_watch import GpuWatch, GpuWatches, Readings, intruders, samples, summary
 
 
 class NVMLError(Exception):
@@ -59,15 +59,15 @@ def test_another_process_on_the_gpu_is_named(nvml):
     """A GPU that serves two processes in turns would give times twice as long, and nobody would know why."""
     both = [types.SimpleNamespace(pid=os.getpid()), types.SimpleNamespace(pid=17)]
     nvml.nvmlDeviceGetComputeRunningProcesses = lambda _: both
-    ranks = [watched(1)]
-    assert "process ids 17" in intruders(ranks, [os.getpid()])
+    ranks = [{"prefill": watched(1), "decode": Readings()}]
+    assert "(prefill; process ids 17)" in intruders(ranks, [os.getpid()])
     assert intruders(ranks, [os.getpid(), 17]) == ""
 
 
 def test_process_ids_of_another_namespace_accuse_nobody(nvml):
     """In a container the driver may tell the host's ids, and every record of a run of one's own would be invalid."""
     nvml.nvmlDeviceGetComputeRunningProcesses = lambda _: [types.SimpleNamespace(pid=17)]
-    assert intruders([watched(1)], [os.getpid()]) == ""
+    assert intruders([{"decode": watched(1)}], [os.getpid()]) == ""
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,9 @@ def test_nothing_is_told_that_the_driver_does_not_know(nvml, monkeypatch, name, 
     with GpuWatch(torch.device("cuda"), every_s=0.001) as watch:
         pass
     told = watch.readings
-    assert intruders([told], [os.getpid()]) == ""
+    assert intruders([{"decode": told}], [os.getpid()]) == ""
     assert summary([told]).keys() == told_of
-    assert bool(samples([told])) == bool(told_of)
+    assert bool(samples([{"decode": told}])) == bool(told_of)
 
 
 def test_a_cpu_has_no_readings():
@@ -95,3 +95,18 @@ def test_a_cpu_has_no_readings():
     with GpuWatch(torch.device("cpu")) as watch:
         pass
     assert watch.readings == Readings()
+
+
+def test_each_part_has_readings_of_its_own(nvml, monkeypatch):
+    """The clock beside a step would be that of the prefill before it, which draws other power."""
+    told, ask = [], nvml.nvmlDeviceGetClockInfo
+    monkeypatch.setattr(nvml, "nvmlDeviceGetClockInfo", lambda *of: told.append(ask(*of)) or told[-1])
+    watches = GpuWatches(torch.device("cuda"))
+    for part in ("prefill", "decode"):
+        with watches.over(part):
+            pass
+    first, then = samples([watches.parts])
+    assert (first["rank"], first["timed"], then["timed"]) == (0, "prefill", "decode")
+    assert first["sm_mhz"]
+    assert then["sm_mhz"]
+    assert [*first["sm_mhz"], *then["sm_mhz"]] == told

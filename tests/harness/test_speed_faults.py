@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
+from lacuna.harness import gpu_watch
 from lacuna.harness.engine import Engine
 from lacuna.harness.gpu_watch import Readings
 from lacuna.harness.parity import Parity
@@ -77,19 +78,28 @@ def test_a_replay_that_gives_other_logits_is_invalid(sweep, run, monkeypatch):
     assert "other logits than the same step made eagerly" in record.reason
 
 
-def test_times_of_a_gpu_that_another_process_uses_are_invalid(sweep, run, monkeypatch):
-    """A run that was left behind on the GPU would take every other time slice, and a step would be told as twice as long."""
+PARTS = ("copy", "prefill", "decode", "stages", "dense")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_times_of_a_gpu_that_another_process_uses_are_invalid(part, sweep, run, monkeypatch):
+    """A run left behind on the GPU would take every other time slice of any time in the row, and nobody would be told."""
     shared = Readings(at_ms=[0.1], sm_mhz=[1980.0], power_w=[600.0], processes=[os.getpid(), 17])
+    alone = Readings(at_ms=[0.1], sm_mhz=[1755.0], power_w=[500.0], processes=[os.getpid()])
+    left = [shared if one == part else alone for one in PARTS]
 
     class Watch(nullcontext):
-        readings = shared
+        @property
+        def readings(self):
+            return left.pop(0)
 
-    monkeypatch.setattr(decode_time, "GpuWatch", Watch)
+    monkeypatch.setattr(gpu_watch, "GpuWatch", lambda _: Watch(Watch()))
+    monkeypatch.setattr(decode_time, "_stages", lambda *_: {"attend": 0.01})
     record = record_of(sweep, run)
     assert record.status == "invalid"
-    assert "process ids 17" in record.reason
-    assert {sample.get("phase") for sample in record.samples} >= {"decode", "gpu"}
-    assert record.metrics["sm_mhz_min"] == 1980.0
+    assert f"({part}; process ids 17)" in record.reason
+    assert [sample["timed"] for sample in record.samples if sample.get("phase") == "gpu"] == list(PARTS)
+    assert record.metrics["sm_mhz_min"] == (1980.0 if part == "decode" else 1755.0)
 
 
 def test_a_step_says_how_long_the_host_took_to_launch_it(sweep, run):
