@@ -39,7 +39,7 @@ class Binding:
     """A method inside a model, while the context manager lasts.
 
     Attributes:
-        prefill: whether prompt rows are attended densely or by the method.
+        prefill: whether prompt rows are attended densely or by the method; `rotation` is what all caches turn by.
         ledger: what was read and held since the binding began, or since `reset`.
         first: [B] number of the first token of each text that is no padding.
         feeding: the phase of the next calls where somebody says so; else the first call of a cache is the prompt.
@@ -56,6 +56,7 @@ class Binding:
     shard: Shard
     artifacts: Mapping[str, Path]
     prefill: Literal["dense", "sparse"]
+    rotation: Rotation
     ledger: Ledger = field(default_factory=Ledger)
     first: Tensor | None = None
     causal: bool = False
@@ -140,7 +141,7 @@ class _Layer(CacheLayerMixin):
             kv_heads=binding.shard.heads(key_states.shape[1]),
             kv_heads_real=binding.shard.kv_heads_real or key_states.shape[1],
             head_dim=key_states.shape[3],
-            rotate=Rotation(binding.model),
+            rotate=binding.rotation,
             artifacts=binding.artifacts,
             config=binding.model.config,
         )
@@ -282,7 +283,7 @@ def bind(
         raise ValueError("the model is bound to a method already; leave that context first")
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    binding = Binding(model, method, shard or Shard.whole(), artifacts or {}, prefill)
+    binding = Binding(model, method, shard or Shard.whole(), artifacts or {}, prefill, Rotation(model))
     before_it = model.base_model.register_forward_pre_hook(binding.hook, with_kwargs=True)
     after_it = model.base_model.register_forward_hook(lambda _module, _args, output: binding.feed.strip(output))
     try:

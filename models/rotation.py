@@ -18,7 +18,6 @@ from ..kernels.turn_rows import OP as TURN_ROWS
 
 RESCALED = ("dynamic", "longrope")  # their frequencies change with length: turning a key again is not a rotation
 Apply = Callable[..., tuple[Tensor, Tensor]]
-KEPT = 4  # intervals of which one layer keeps its angles
 
 
 @dataclass(frozen=True)
@@ -74,14 +73,35 @@ class Turning(Protocol):
         """Turns by any positions of [low, high), counted from low, each row by several; on the device of a tensor."""
 
 
+@dataclass(frozen=True)
+class _Table:
+    """Angles of the positions from `low` on."""
+
+    low: int
+    all: Turns
+
+    @property
+    def high(self) -> int:
+        return self.low + self.all.cos_PR.shape[0]
+
+    def between(self, low: int, high: int) -> Turns:
+        """Those of [low, high), a view."""
+        part = slice(low - self.low, high - self.low)
+        return Turns(self.all.cos_PR[part], self.all.sin_PR[part], self.all.apply)
+
+
 class Rotation:
-    """The model's own rotary embedding, as a turn by any number of positions (negative: back)."""
+    """The model's own rotary embedding, as a turn by any number of positions (negative: back).
+
+    All layers and caches of a binding share one. A table that was outgrown is kept, since a CUDA graph may go on to
+    read it; each is at least twice as long as the one before, so that the last is half of them all.
+    """
 
     def __init__(self, model: Any) -> None:
         base = model.base_model
         self._embedding = getattr(base, "rotary_emb", None)
         self._apply = getattr(sys.modules[type(base).__module__], "apply_rotary_pos_emb", None)
-        self._known: dict[tuple[int, int, torch.device], Turns] = {}
+        self._tables: dict[torch.device, list[_Table]] = {}
 
     def __call__(self, x_BnTD: Tensor, by_BT: Tensor) -> Tensor:
         """Turn rows by some positions; negative ones turn back.
@@ -106,18 +126,30 @@ class Rotation:
         return Turn(cos, sin, self._apply) if size == 1 else Turn(cos / size, sin / size, self._apply)
 
     def between(self, low: int, high: int, like: Tensor) -> Turns:
-        """Turns by any positions of [low, high), counted from low; on the device of `like`. A few intervals are kept.
+        """Turns by any positions of [low, high), counted from low; on the device of `like`.
 
         Raises:
             ValueError: the model has no rotary embedding, or one whose frequencies change with length.
         """
-        interval = (low, high, like.device)
-        if interval not in self._known:
-            turn = self.by(torch.arange(low, high, device=like.device)[None])
-            while len(self._known) >= KEPT:
-                del self._known[next(iter(self._known))]
-            self._known[interval] = Turns(turn.cos_BTR[0], turn.sin_BTR[0], turn.apply)
-        return self._known[interval]
+        tables = self._tables.setdefault(like.device, [])
+        if tables and tables[-1].low <= low and high <= tables[-1].high:
+            return tables[-1].between(low, high)
+        if like.is_cuda and torch.cuda.is_current_stream_capturing():
+            return self._table(low, high, like.device).all  # the graph's own, which holds nothing before it is replayed
+        tables.append(
+            self._wider(tables[-1], low, high, like.device) if tables else self._table(low, high, like.device)
+        )
+        return tables[-1].between(low, high)
+
+    def _wider(self, before: _Table, low: int, high: int, device: torch.device) -> _Table:
+        """A table of these positions as well, at least twice as long."""
+        low, high = min(low, before.low), max(high, before.high)
+        more = max(0, 2 * (before.high - before.low) - (high - low))
+        return self._table(low - more, high, device) if high == before.high else self._table(low, high + more, device)
+
+    def _table(self, low: int, high: int, device: torch.device) -> _Table:
+        turn = self.by(torch.arange(low, high, device=device)[None])
+        return _Table(low, Turns(turn.cos_BTR[0], turn.sin_BTR[0], turn.apply))
 
 
 @cache

@@ -24,8 +24,8 @@ def weights_of(score, place, block):
 
 
 def landmark_attention(q_BHTD, k_BGSD, v_BGSD, block, scale, start_BS=None):
-    """The definition, in float64 on the CPU; also the weights, which must sum to one."""
-    q, k, v = (part.detach().double().cpu() for part in (q_BHTD, k_BGSD, v_BGSD))
+    """The definition, in float64 on the CPU, differentiable; also the weights, which must sum to one."""
+    q, k, v = (part.double().cpu() for part in (q_BHTD, k_BGSD, v_BGSD))
     out, total = torch.zeros_like(q), torch.ones(q.shape[:3], dtype=torch.float64)
     rows, new, group = k.shape[2], q.shape[2], q.shape[1] // k.shape[1]
     for b, h, t in torch.cartesian_prod(*(torch.arange(n) for n in q.shape[:3])).tolist():

@@ -51,3 +51,25 @@ def test_any_block_behind_any_offset(block, device):
     wide = GRADIENT.eager(*(part.double() for part in (q, k, v, grad)), block, scale, starts)
     for one, other in zip(found, wide, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(("block", "new"), [(16, 23), (17, 40), (50, 12)])
+def test_packed_texts_behind_an_offset(block, new, device):
+    """Broken: a text that begins before the first query, or among them, is cut by another text's blocks."""
+    rows, dim = 2 * block + 21, 32
+    torch.manual_seed(block)
+    shapes = ((4, new), (2, rows), (2, rows), (4, new))
+    q, k, v, grad = (torch.randn(2, n, length, dim, device=device) for n, length in shapes)
+    # one text of the first sequence ends among the queries, one of the second with padding before the next
+    begins = [[0, block // 2, rows - new // 2], [5, block + 8, rows - new + 3]]
+    starts = torch.zeros(2, rows, dtype=torch.int32, device=device)
+    for sequence, firsts in enumerate(begins):
+        for first in firsts:
+            starts[sequence, first - 2 * sequence :] = first
+    wide = [part.double().requires_grad_() for part in (q, k, v)]
+    wanted, _ = definition.landmark_attention(*wide, block, dim**-0.5, starts)
+    gradients = torch.autograd.grad(wanted, wide, grad.double().cpu())
+    out, lse = landmark_forward(q, k, v, block, dim**-0.5, starts)
+    torch.testing.assert_close(out.double().cpu(), wanted.detach(), rtol=2e-4, atol=2e-5)
+    for one, other in zip(landmark_backward(q, k, v, out, lse, grad, block, dim**-0.5, starts), gradients, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=2e-3, atol=2e-4)

@@ -1,12 +1,14 @@
 """Rows turned by a model's own rotary embedding, whether or not the op `turn_rows` knows how it pairs dimensions."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest_models import make_model
+from conftest_models import make_method, make_model, tokens
 from transformers import CohereConfig, CohereForCausalLM, GptOssConfig, GptOssForCausalLM
 
+from lacuna.models.bind import bind
 from lacuna.models.rotation import Rotation, pairs_halves
 
 HEADS, DIM = 3, 16
@@ -64,10 +66,59 @@ def test_each_row_may_be_turned_several_times(name, sets):
         torch.testing.assert_close(found[:, head : head + 1, :, turn], want)
 
 
-def test_few_intervals_are_kept():
+def test_intervals_share_few_angles():
     """The angles of every length that a text once had would fill the memory."""
     rotation, x = Rotation(make_model()), torch.randn(1, 1, 2, DIM)
-    for high in range(3, 20):
+    for high in range(3, 300):
+        rotation.between(-high // 2, high, x)
         rotation.between(0, high, x)
-    assert len(rotation._known) <= 4
-    assert rotation.between(0, 19, x) is rotation.between(0, 19, x)
+    tables = rotation._tables[x.device]
+    assert sum(table.high - table.low for table in tables) <= 4 * 449  # the widest interval, twice too long at most
+    found, own_table = rotation.between(-7, 20, x), Rotation(make_model()).between(-7, 20, x)
+    assert torch.equal(found.cos_PR, own_table.cos_PR)
+    assert torch.equal(found.sin_PR, own_table.sin_PR)
+
+
+def test_angles_that_were_given_out_stay_where_they_are():
+    """A captured CUDA graph would read, in place of angles, whatever lies there since."""
+    rotation, x, given = Rotation(make_model()), torch.randn(1, 1, 2, DIM), set()
+    for high in (5, 40, 300, 7, 2000):
+        given.add(rotation.between(-high, high, x).cos_PR.untyped_storage().data_ptr())
+    held = {table.all.cos_PR.untyped_storage().data_ptr() for table in rotation._tables[x.device]}
+    assert given <= held
+
+
+def test_angles_worked_out_during_a_capture_are_not_kept(monkeypatch):
+    """They hold nothing before the first replay, and rows outside of the graph would be turned by that."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    rotation, on_gpu = Rotation(make_model()), SimpleNamespace(is_cuda=True, device=torch.device("cpu"))
+    before = rotation.between(0, 9, torch.zeros(1))
+    during = rotation.between(-5, 9, on_gpu)
+    assert torch.equal(during.cos_PR[5:], before.cos_PR)
+    assert [(table.low, table.high) for table in rotation._tables[on_gpu.device]] == [(0, 9)]
+    assert rotation.between(2, 8, on_gpu).cos_PR.data_ptr() == before.cos_PR[2:].data_ptr()
+
+
+def test_all_layers_and_caches_share_the_angles():
+    """Each layer of each batch of texts would work out, and hold, the same angles."""
+    model = make_model()
+    with bind(model, make_method("landmark", {"rows": 12, "chunk": 4})) as binding:
+        caches = [model(tokens(1, 9), use_cache=True).past_key_values for _ in range(2)]
+        rotations = {memory.site.rotate for cache in caches for memory in binding.memories(cache)}
+    assert rotations == {binding.rotation}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_captured_graph_reads_its_angles_for_good():
+    """A replay would turn rows by what took the place of the angles since."""
+    rotation, x = Rotation(make_model().to("cuda")), torch.randn(1, 1, 4, DIM, device="cuda")
+    by = torch.arange(4, device="cuda")[None, None, :, None]
+    rotation.between(0, 4, x)(x, by)  # compiled
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        known, new = rotation.between(0, 4, x)(x, by), rotation.between(-3, 400, x)(x, by)
+    wanted = rotation.between(-3, 4000, x)(x, by).clone()
+    torch.full((2**24,), float("nan"), device="cuda")  # over whatever was freed
+    graph.replay()
+    torch.testing.assert_close(new, wanted)
+    torch.testing.assert_close(known, rotation.between(0, 4, x)(x, by))
