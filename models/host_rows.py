@@ -70,13 +70,20 @@ class HostRows:
     def take(self, place_BR: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, G, R, D] at these places, on the places' device; a place beyond has any."""
         where = place_BR.clamp(0, max(0, self.count - 1)).cpu()
-        # whole rows, which an index over every element of them would copy one number at a time
-        found = (torch.stack([rows.index_select(1, w) for rows, w in zip(part, where, strict=True)])
-                 for part in (self.keys, self.values))  # fmt: skip
-        keys, values = (part.to(place_BR.device) for part in found)
+        keys, values = (_picked(part, where).to(place_BR.device) for part in (self.keys, self.values))
         return keys, values
 
     def __getitem__(self, batch: Tensor) -> HostRows:
         """Those of some sequences, a copy."""
         chosen = batch.cpu()
         return HostRows(self.keys[chosen], self.values[chosen])
+
+
+def _picked(rows_BGSD: Tensor, where_BR: Tensor) -> Tensor:
+    """Rows [B, G, R, D], whole ones at once: an index over every element of them would copy one number at a time."""
+    batch, groups, _, dim = rows_BGSD.shape
+    found = rows_BGSD.new_empty(batch, groups, where_BR.shape[1], dim)
+    for text, rows_GSD, where in zip(found, rows_BGSD, where_BR, strict=True):
+        for head, rows in zip(text, rows_GSD, strict=True):
+            torch.index_select(rows, 0, where, out=head)
+    return found
