@@ -52,14 +52,14 @@ def none() -> pd.DataFrame:
 
 
 def decode(bench: pd.DataFrame) -> pd.DataFrame:
-    """What was timed of decode attention, with `fastest` and `naive`: times of the dense baselines of its case.
+    """What was timed of decode attention, with `fastest` and `naive`: times of dense baselines of its case and dtype.
 
     `fastest_name` and `naive_name` say which these are; `bound` is the speed-up over the fastest that the bytes allow.
     """
     ok = bench[(bench["status"] == "ok") & bench["median_ms"].notna() & bench["context"].notna()]
     dense = ok[ok["op"].eq(DENSE)]
     dense = dense.assign(who=dense["baseline"].where(dense["baseline"].ne(""), DENSE))
-    keys = ["run", "device", "case"]
+    keys = ["run", "device", "dtype", "case"]
     fastest = dense.sort_values("median_ms", kind="stable").drop_duplicates(keys)
     naive = dense[dense["who"].str.contains("eager|naive", regex=True)].drop_duplicates(keys)
     names = {"median_ms": "fastest", "who": "fastest_name", "bytes": "dense_bytes"}

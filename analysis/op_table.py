@@ -15,6 +15,7 @@ import pandas as pd
 from .bench import DENSE, SHAPE, decode
 from .numbers import number
 
+ALIKE = ("run", "device", "versions", "dtype")  # of all times that stand under one shape
 HEADINGS = ("operation", "shape", "MB", "ms", "% of copy")
 
 
@@ -22,7 +23,8 @@ def to_markdown(bench: pd.DataFrame) -> str:
     """Both tables.
 
     Raises:
-        ValueError: no dense attention was timed, whose shapes make the columns.
+        ValueError: no dense attention was timed, whose shapes make the columns; or times of several runs, devices or
+            dtypes would stand in one column, or two of one operation and shape in one place.
     """
     named = bench.assign(who=bench["op"].where(bench["baseline"].eq(""), bench["baseline"]))
     shapes = list(dict.fromkeys(named.loc[named["op"].eq(DENSE), "case"]))
@@ -30,12 +32,27 @@ def to_markdown(bench: pd.DataFrame) -> str:
         raise ValueError(f"expected rows of {DENSE}, whose shapes make the columns of the table")
     gains = {(row["op"], row["case"]): row for row in decode(bench).to_dict("records") if not row["baseline"]}
     inside = named[named["case"].isin(shapes)]
+    _refuse_mixed(named, inside)
     order = sorted(dict.fromkeys(inside["who"]), key=lambda who: inside["op"][inside["who"].eq(who)].iloc[0] != DENSE)
     lines = [[f"`{who}`", *_cells(inside[inside["who"].eq(who)], shapes, gains)] for who in order]
     outside = [_line(row) for row in named[~named["case"].isin(shapes)].to_dict("records")]
     return _table(["operation", *map(_shape, shapes)], lines) + (
         "\n" + _table(HEADINGS, outside) if outside else ""
     )  # fmt: skip
+
+
+def _refuse_mixed(named: pd.DataFrame, inside: pd.DataFrame) -> None:
+    for name in ALIKE:
+        if len(found := sorted(inside[name].unique())) > 1:
+            raise ValueError(f"expected times of one {name} in a table, found {', '.join(found)}: give each its own")
+    for (who, case), rows in named.groupby(["who", "case"], sort=False):
+        if len(rows) > 1:
+            ways = {name: sorted(rows[name].unique()) for name in (*ALIKE, "twin")}
+            apart = "; ".join(f"{name} {', '.join(values)}" for name, values in ways.items() if len(values) > 1)
+            told = f" ({apart})" if apart else ""
+            raise ValueError(
+                f"{who} at {case} was timed {len(rows)} times{told}, a table has one place: keep one of them"
+            )
 
 
 def _cells(rows: pd.DataFrame, shapes: Iterable[str], gains: Mapping[tuple[str, str], Any]) -> list[str]:

@@ -63,6 +63,14 @@ def test_gains_are_over_the_fastest_of_the_same_case(path):
     assert found["bound"] == pytest.approx(2.5)
 
 
+def test_gains_are_over_dense_attention_of_the_same_dtype(path):
+    """A step in two bytes a number would be held against attention in four, and the gain be twice what it is."""
+    half = bench.read(path)
+    wide = half[half["op"].eq("dense_decode")].assign(dtype="float32", median_ms=0.1, bytes=2000.0)
+    found = bench.decode(pd.concat([wide, half], ignore_index=True)).set_index("op").loc["loki_pipeline"]
+    assert (found["gain"], found["bound"]) == (pytest.approx(0.40 / 0.25), pytest.approx(2.5))
+
+
 def test_the_table_names_baselines_and_failures(path):
     """Broken: a speed-up stands without the kernel it is over, or a baseline that did not run is a blank."""
     table = kernel_table.lay_out(bench.read(path))

@@ -2,6 +2,7 @@
 
 import csv
 
+import pandas as pd
 import pytest
 
 from lacuna.analysis import op_table
@@ -58,3 +59,27 @@ def test_times_without_dense_attention_make_no_table(path):
     only = read(path).query("op != 'dense_decode'")
     with pytest.raises(ValueError, match="dense_decode"):
         op_table.to_markdown(only)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"dtype": "float16"}, "one dtype in a table, found bfloat16, float16"),
+        ({"run": "other"}, "one run in a table, found ops, other"),
+        ({}, "dense_decode at b2_h8_g4_s1024 was timed 2 times, a table has one place"),
+    ],
+)
+def test_times_that_one_place_cannot_hold_are_refused(path, more, told):
+    """The last of two runs or dtypes would stand in the document, and its gain be over dense attention of the other."""
+    once = read(path).assign(dtype="bfloat16")
+    again = once[once["op"].eq("dense_decode")].assign(**more)
+    with pytest.raises(ValueError, match=told):
+        op_table.to_markdown(pd.concat([once, again], ignore_index=True))
+
+
+def test_two_lines_that_would_look_alike_are_refused(path):
+    """Of one operation timed in two dtypes at a shape of its own, two lines would differ in nothing but the time."""
+    once = read(path)
+    again = once[once["op"].eq("taylor_features")].assign(dtype="float16", median_ms=0.02)
+    with pytest.raises(ValueError, match=r"taylor_features at b16_g8_n1_w16 was timed 2 times \(dtype , float16\)"):
+        op_table.to_markdown(pd.concat([once, again], ignore_index=True))
