@@ -45,6 +45,9 @@ TIMED = (
 )  # fmt: skip
 COMPILED = (
     RetrieveCase("one", 1, 8, 2, 256, queries=8, block=64, kept=2, purpose="compile"),
+    RetrieveCase("small", 1, 6, 3, 250, head_dim=64, queries=8, block=50, kept=2, purpose="compile"),
+    RetrieveCase("shared", 1, 8, 2, 256, queries=64, block=64, kept=2, by="head", purpose="compile"),
+    RetrieveCase("group", 1, 8, 2, 256, queries=8, block=64, kept=2, by="token", purpose="compile"),
     RetrieveCase("head", 1, 2, 2, 256, queries=64, block=32, kept=2, by="head", dtype="float32", purpose="compile"),
 )
 

@@ -60,7 +60,8 @@ def launch(kernel, *arguments, grid=None, warmup=False, **keywords):
     compiled = triton.compile(source, target=TARGET, options=options)
     row = {"kernel": kernel.__name__, "dtype": " ".join(sorted(set(signature.values()))),
            "shared": compiled.metadata.shared, "cubin": len(compiled.asm["cubin"]),
-           "mma": "mma" in compiled.asm["ptx"], "cp_async": compiled.asm["ptx"].count("cp.async.cg"),
+           "product": "tt.dot" in compiled.asm["ttir"],
+           "mma": bool(re.search(r"\b(wgmma|mma)\.", compiled.asm["ptx"])), "cp_async": compiled.asm["ptx"].count("cp.async.cg"),
            "stack": stack_of(compiled.asm["cubin"]), **options}  # fmt: skip
     print(json.dumps(row), flush=True)
 
