@@ -1,7 +1,49 @@
-"""`python -m lacuna`."""
+"""`lacuna` and `python -m lacuna`: Ctrl-C ends in one line and code 130, at whatever moment it comes."""
 
+import os
 import sys
+from types import FrameType
+from typing import NoReturn
 
-from .cli import main
+STOPPED = "stopped; what was finished is kept, the same command goes on from there"
 
-sys.exit(main())
+
+def main() -> int:
+    """Entry point of the console script; exit codes are those of `cli.main`, and 130 where it was stopped.
+
+    Before this Python itself starts, for some 20 ms, and knows nothing of us.
+    """
+    try:
+        # imports take longest of all that most commands do: few stand above this line
+        from signal import SIGINT, default_int_handler, getsignal, signal  # noqa: PLC0415
+
+        heard = (
+            getsignal(SIGINT) is default_int_handler
+        )  # else who started us wants it ignored, as a script does in the background
+        if heard:
+            signal(SIGINT, _stop)
+        from .cli import main as answer  # noqa: PLC0415
+
+        code = answer()
+        if heard:
+            signal(SIGINT, _end)  # Python takes a while to end, too
+    except KeyboardInterrupt:
+        _end()
+    return code
+
+
+def _stop(_: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            _end()  # compiled modules end the process with a page of their own where their import is interrupted
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _end(*_: object) -> NoReturn:
+    os.write(2, f"{STOPPED}\n".encode())
+    os._exit(130)  # all of ours is put away by now, and libraries that end may wait for each other
+
+
+if __name__ == "__main__":
+    sys.exit(main())

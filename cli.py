@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the console script.
+    """Answer a command line; `__main__.main` is the entry point, which ends with 130 when it is stopped.
 
-    0 all is well, 1 a cell or comparison is not, 2 bad input, 130 stopped, 141 nobody reads the output any more.
+    Returns:
+        0 all is well, 1 a cell or comparison is not, 2 bad input, 141 nobody reads the output any more.
     """
     try:
         return _answer(argv)
@@ -46,8 +47,6 @@ def _answer(argv: Sequence[str] | None) -> int:
     try:
         args = parser(__version__).parse_args(argv)
         return COMMANDS[args.command](args)
-    except KeyboardInterrupt:
-        return _complain("stopped; what was finished is kept, the same command goes on from there", 130)
     except ModuleNotFoundError as error:
         return _complain(f"{error}; `lacuna doctor` says what this machine lacks", 2)
     except ValueError as error:

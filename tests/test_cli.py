@@ -145,18 +145,6 @@ def test_what_to_type_next_means_the_same_cells(runner, outcome):
     assert outcome(*shlex.split(command)[1:])[1].count("oom: because") == 2
 
 
-def test_interrupt(runner, monkeypatch, outcome):
-    """Ctrl-C would end in a traceback."""
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    stand_in(monkeypatch, "harness.run", run_cells=stop)
-    code, _, err = outcome("run", "tiny.yaml")
-    assert code == 130
-    assert err == "stopped; what was finished is kept, the same command goes on from there\n"
-
-
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device", "store/x"), ConnectionError("lost")]
 )
