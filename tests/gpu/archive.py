@@ -1,0 +1,122 @@
+"""Makes the archive of all kernels on your own GPU: one command verifies and times them, and says what came of it.
+
+    python3 tests/gpu/archive.py FOLDER [PART ...] [--tiny]
+
+From the repository's root, with torch for CUDA and triton. Parts are those of `decode.sh` and `prefill.sh`, which tell what
+they measure; without any: verify ops keys grid quick landmark columns thresholds, up to an hour. Each runs by itself in
+FOLDER/PART. What was finished is not run again, so the same command goes on where a machine was taken away; what was cut
+off or failed is kept beside, under another name. FOLDER/archive then has the CSVs under the names of `results/archive`, and
+a README.md with a line for each: the GPU, the command, the commit, and how many rows are verified and timed.
+"""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+DECODE = ("verify", "ops", "keys", "grid", "8b", "long", "linear", "tp", "company")
+MANY_ROWS = ("quick", "landmark", "columns", "thresholds", "scoring")
+KERNELS = ("verify", "ops", "keys", "grid", "quick", "landmark", "columns", "thresholds")
+DONE = "DONE"
+
+
+def command(part: str, folder: Path, *, tiny: bool) -> list[str]:
+    """The script that runs a part."""
+    if part in DECODE:
+        return ["bash", "tests/gpu/decode.sh", str(folder), part]
+    return ["bash", "tests/gpu/prefill.sh", str(folder), part, *(["--tiny"] if tiny else [])]
+
+
+def fresh(folder: Path) -> None:
+    """Make the folder of a part; what an earlier try left there is kept under another name."""
+    if folder.exists():
+        tries = len(list(folder.parent.glob(f"{folder.name}.try*")))
+        folder.rename(folder.with_name(f"{folder.name}.try{tries + 1}"))
+    folder.mkdir(parents=True)
+
+
+def run(part: str, folder: Path, *, tiny: bool) -> bool:
+    """Run a part, unless it is finished; whether it now is."""
+    if (folder / DONE).exists():
+        print(f"== {part}: finished before", flush=True)
+        return True
+    fresh(folder)
+    started = time.time()
+    environment = {"GPU": name_of_gpu().split()[-1], **os.environ, **({"TINY": "1"} if tiny else {})}
+    done = subprocess.run(command(part, folder, tiny=tiny), env=environment, check=False).returncode == 0
+    print(f"== {part}: {'finished' if done else 'FAILED'} after {time.time() - started:.0f} s", flush=True)
+    if done:
+        made = {"day": time.strftime("%Y-%m-%d"), "gpu": name_of_gpu(), "commit": commit()}
+        (folder / DONE).write_text(json.dumps(made), encoding="utf-8")
+    return done
+
+
+def told(*words: str) -> str:
+    """What a command prints, or nothing."""
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def commit() -> str:
+    """The commit of the tree, and whether that is what ran."""
+    changed = told("git", "status", "--porcelain", "--untracked-files=no")
+    return (told("git", "rev-parse", "--short", "HEAD") or "unknown") + (" with changes" if changed else "")
+
+
+def name_of_gpu() -> str:
+    """The GPU's name, or that there is none."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+
+
+def statuses(path: Path) -> str:
+    """How many rows of a CSV have which status."""
+    csv.field_size_limit(sys.maxsize)
+    with path.open(encoding="utf-8") as file:
+        counted = Counter(row.get("status") or "ok" for row in csv.DictReader(file))
+    return ", ".join(f"{number} {status}" for status, number in sorted(counted.items()))
+
+
+def collect(out: Path, parts: list[str]) -> list[str]:
+    """Copy the CSVs of finished parts under the names of an archive; a line of a table for each."""
+    lines = []
+    for part in (part for part in parts if (out / part / DONE).exists()):
+        made = json.loads((out / part / DONE).read_text(encoding="utf-8"))
+        source = " ".join(command(part, Path("FOLDER"), tiny=False)[1:])
+        for path in sorted((out / part).glob("*.csv")):
+            name = f"{made['day']}-{made['gpu'].split()[-1].lower()}-{path.stem.replace('_', '-')}.csv"
+            shutil.copyfile(path, out / "archive" / name)
+            lines.append(f"| `{name}` | {made['gpu']} | `{source}`, commit {made['commit']}: {statuses(path)} |")
+    return lines
+
+
+def main(words: list[str]) -> int:
+    """Run the parts, collect what they made; the exit code."""
+    tiny = "--tiny" in words
+    folder, *parts = [word for word in words if word != "--tiny"] or [""]
+    parts = parts or list(KERNELS)
+    unknown = [part for part in parts if part not in DECODE + MANY_ROWS]
+    if not folder or folder.startswith("-") or unknown:
+        print(f"archive.py FOLDER [PART ...] [--tiny]; parts: {' '.join(DECODE + MANY_ROWS)}", file=sys.stderr)
+        return 2
+    if not tiny and not torch.cuda.is_available():
+        print("expected a CUDA GPU, there is none: --tiny tries the commands on a CPU, timing nothing", file=sys.stderr)
+        return 2
+    out = Path(folder).resolve()
+    failed = [part for part in parts if not run(part, out / part, tiny=tiny)]
+    (out / "archive").mkdir(exist_ok=True)
+    table = "\n".join(["| file | where | what |", "|---|---|---|", *collect(out, parts)])
+    (out / "archive" / "README.md").write_text(table + "\n", encoding="utf-8")
+    print(table)
+    if failed:
+        print(f"not finished: {' '.join(failed)}; their logs are in {out}; the same command tries them again")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
