@@ -5,11 +5,9 @@ from __future__ import annotations
 import functools
 import math
 import shutil
-import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import groupby
@@ -25,18 +23,15 @@ from ..models.shard import Shard
 from ..results import plugins
 from ..results.cell import Cell, Spec
 from ..results.record import Record, Status
-from ..results.store import Store
+from ..results.store import Head, Store
+from .deadline import CellTimeoutError, deadline
 from .journal import Journal
 from .lm import LM
 from .provenance import provenance
 from .ranks import Ranks
 from .task import Outcome
+from .turns import Turns
 from .world import World
-
-
-class CellTimeoutError(Exception):
-    """The cell took longer than it may."""
-
 
 HOST_FULL = "can't allocate memory"  # how torch says that a CPU has none left: a plain RuntimeError
 
@@ -59,10 +54,13 @@ def run_cells(
     ranks: Ranks,
     tell: Callable[[str], None],
     cell_timeout_s: float | None = None,
+    known: Mapping[str, Head] | None = None,
 ) -> dict[str, str]:
     """Run cells in the given order, one model load for each run of cells of one group; returns key -> status.
 
-    Every rank calls this with the same store; what rank 0 was given counts.
+    Every rank calls this with the same store; what rank 0 was given counts. Cells that another run is at are asked for
+    again after all others, as long as that changes anything, and then left to it. What another run has ended since
+    records were `known` (default: now) is not run again.
 
     Raises:
         ValueError: cells for another number of ranks, or for several kinds of device at once on several ranks.
@@ -75,7 +73,9 @@ def run_cells(
     world.join()
     try:
         cells = world.gather(cells)[0]
-        return _Run(world, store, tell, cell_timeout_s, len(cells)).all(cells)
+        heads = known if known is not None or ranks.rank > 0 else store.heads(cell.key for cell in cells)
+        turns = Turns(world, store, tell, heads or {})
+        return _Run(world, store, tell, cell_timeout_s, len(cells), turns).all(cells)
     finally:
         world.leave()
 
@@ -97,33 +97,51 @@ class _Run:
     tell: Callable[[str], None]
     timeout_s: float | None
     total: int
+    turns: Turns
     done: int = 0
 
     def all(self, cells: Sequence[Cell]) -> dict[str, str]:
         statuses: dict[str, str] = {}
-        for _, group in groupby(cells, key=lambda c: (c.group, _shared(c))):
-            self._group(list(group), statuses)
+        left, before = list(cells), -1
+        while left and len(left) != before:
+            before = len(left)
+            self.turns.elsewhere.clear()
+            groups = groupby(left, key=lambda c: (c.group, _shared(c)))
+            left = [cell for _, group in groups for cell in self._group(list(group), statuses)]
+        self.turns.sum_up(left)
         return statuses
 
-    def _group(self, cells: list[Cell], statuses: dict[str, str]) -> None:
+    def _group(self, cells: list[Cell], statuses: dict[str, str]) -> Iterator[Cell]:
+        """Run what is ours; gives the cells that others are at."""
         lm: LM | Try | None = None
         for cell in cells:
             stuck = [key for _, key in cell.needs if statuses.get(key, "ok") != "ok"]
             if stuck:  # no record: it runs once what it needs is mended
                 self.tell(f"{cell.key} {cell.method} x {cell.task} waits for {stuck[0]}, which is {statuses[stuck[0]]}")
                 continue
-            lm = _guarded(functools.partial(_load, cell, self.world, self.store)) if lm is None else lm
-            start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
-            attempt = lm if isinstance(lm, Try) else self._try(cell, lm)  # a model that cannot be loaded fails them all
-            record, agreed = self._join(cell, attempt)
-            seconds = round(time.perf_counter() - start, 3)
-            statuses[cell.key] = self._write(replace(record, started=started, seconds=seconds), attempt)
-            if not agreed:
-                self._recover()
-                lm = None
+            with self.turns.take(cell) as turn:
+                if turn.elsewhere:
+                    yield cell
+                elif turn.ended:
+                    statuses[cell.key] = turn.ended
+                else:
+                    lm = _guarded(functools.partial(_load, cell, self.world, self.store)) if lm is None else lm
+                    statuses[cell.key], agreed = self._one(cell, lm)
+                    lm = lm if agreed else None
+
+    def _one(self, cell: Cell, lm: LM | Try) -> tuple[Status, bool]:
+        """How the cell ended, and whether all ranks ended it alike."""
+        start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+        attempt = lm if isinstance(lm, Try) else self._try(cell, lm)  # a model that cannot be loaded fails them all
+        record, agreed = self._join(cell, attempt)
+        seconds = round(time.perf_counter() - start, 3)
+        status = self._write(replace(record, started=started, seconds=seconds), attempt)
+        if not agreed:
+            self._recover()
+        return status, agreed
 
     def _try(self, cell: Cell, lm: LM) -> Try:
-        with _deadline(self.timeout_s):
+        with deadline(self.timeout_s):
             attempt = _guarded(functools.partial(_measure, cell, lm, self.store, self.tell))
         if attempt.status != "ok" and self.world.device == "cuda":
             torch.cuda.empty_cache()  # what the failed cell held is not the next one's
@@ -159,6 +177,7 @@ class _Run:
             self.store.put(record)
             if record.status in ("ok", "invalid"):
                 self.store.unfinished(record.key).unlink(missing_ok=True)
+                self.turns.end(record.key)
                 shutil.rmtree(self.store.work(record.key), ignore_errors=True)
             self.tell(_line(record, self.done, self.total))
         self.world.gather(None)  # an artifact is there before the next cell asks for it
@@ -259,22 +278,3 @@ def _line(record: Record, done: int, total: int) -> str:
 def _headline(task: str) -> str:
     """The metric that stands for a task."""
     return str(plugins.describe("tasks", task).constants.get("headline", ""))
-
-
-@contextmanager
-def _deadline(seconds: float | None) -> Iterator[None]:
-    """Raise CellTimeoutError in this thread when time is up."""
-    if seconds is None:
-        yield
-        return
-
-    def ring(*_: Any) -> None:
-        raise CellTimeoutError(f"took longer than {seconds:g} s (--cell-timeout)")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

@@ -15,4 +15,4 @@ def run_here(
 ) -> dict[str, str]:
     """Run, wave after wave, the cells that want as many ranks as there are; key -> status of those that ran."""
     cells = [cell for wave in plan.waves for group in wave for cell in group.cells if cell.ranks == ranks.size]
-    return run_cells(cells, store, ranks, tell, cell_timeout_s)
+    return run_cells(cells, store, ranks, tell, cell_timeout_s, plan.heads)

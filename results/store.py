@@ -79,6 +79,10 @@ class Store:
         """The lines that a cell under way writes, so that a killed one goes on where it was."""
         return self._path("unfinished", key, ".jsonl")
 
+    def claim(self, key: str) -> Path:
+        """The file whose lock the process that is at a cell holds."""
+        return self._path("unfinished", key, ".claim")
+
     def start(self, key: str) -> None:
         """Say that a cell is begun: until it has ended well it has a file of lines, be it empty."""
         self.begin()

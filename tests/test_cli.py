@@ -34,7 +34,7 @@ def runner(here, monkeypatch):
     """Stand-ins for the rooms that run and draw: what is tested is who is called with what; gives what `run_cells` got."""
     calls, fate = [], {}
 
-    def run_cells(cells, store, ranks, tell, cell_timeout_s):
+    def run_cells(cells, store, ranks, tell, cell_timeout_s, known):
         calls.append(([c.task.name for c in cells], cell_timeout_s))
         statuses = {}
         for cell in cells:

@@ -61,7 +61,7 @@ def test_a_killed_cell_goes_on_where_it_was(sweep, run, store, monkeypatch):
 
 def test_a_timed_out_cell_keeps_what_it_has(sweep, run, store, monkeypatch):
     """A cell that is longer than its time limit would never end, however often it is run again."""
-    from lacuna.harness.run import CellTimeoutError
+    from lacuna.harness.deadline import CellTimeoutError
 
     def start(_self, _texts):
         raise CellTimeoutError("took longer than 1 s")
