@@ -110,8 +110,9 @@ def sees_all_held(memory: Memory, call: Call) -> bool:
     """Whether each of the last rows sees every row held before it: no padding, no hole, no sliding window."""
     if call.visible is not None and not call.causal:
         return False
-    first = call.first if memory.columns is None else call.first[:, None, None]
-    return not bool(((0 if memory.columns is None else memory.columns) < first).any())
+    if memory.columns is None:
+        return call.once("no padding", lambda: not bool((call.first > 0).any()))
+    return not bool((memory.columns < call.first[:, None, None]).any())
 
 
 def masked(q_BHTD: Tensor, memory: Memory, keep_BNTS: Tensor, call: Call) -> Tensor:
@@ -158,9 +159,13 @@ def _floor(scores_BNTS: Tensor, k_BNT1: Tensor) -> Tensor:
     return best.gather(-1, (k_BNT1 - 1).clamp(0, best.shape[-1] - 1))
 
 
-def rows_of(keep_BNS: Tensor) -> Tensor:
-    """Indices of the rows to keep, ascending, [B, N, K]; sets with fewer rows than others begin with -1."""
-    widest = int(keep_BNS.sum(-1).max())
+def rows_of(keep_BNS: Tensor, most: int | None = None) -> Tensor:
+    """Indices of the rows to keep, ascending, [B, N, K]; sets with fewer rows than others begin with -1.
+
+    K is the rows of the fullest set, or, where the host knows that no set has more than `most`, so many: then the
+    device is not asked.
+    """
+    widest = int(keep_BNS.sum(-1).max()) if most is None else min(most, keep_BNS.shape[2])
     index = torch.arange(keep_BNS.shape[2], device=keep_BNS.device).expand_as(keep_BNS)
     return index.masked_fill(~keep_BNS, -1).sort(-1).values[..., keep_BNS.shape[2] - widest :]
 

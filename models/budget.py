@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..results import rules
-from .memory import Site
+from .call import Call
+from .memory import Memory, Site
 
 Amount = float | Sequence[float] | None
 
@@ -106,6 +107,12 @@ def in_rows(method: Budgeted, site: Site, base: Tensor, cost: Cost) -> Tensor:
         return share(amount, base)
     left = amount - cost.fixed - base.double() * cost.visible
     return (left / cost.row).floor().long().clamp(min=1).minimum(base)
+
+
+def rows_once(method: Budgeted, memory: Memory, call: Call, cost: Cost) -> Tensor:
+    """Rows that the budget allows a head for each query row, by its own causal length, [B, T]; once for all layers."""
+    key = ("budget by context", word_of(method), amount_of(method, memory.site), cost)
+    return call.once(key, lambda: in_rows(method, memory.site, call.context_BT, cost))
 
 
 def widest(method: Budgeted, site: Site, base: int, cost: Cost) -> int:

@@ -91,8 +91,14 @@ class Call:
     query_in: Literal["model", "memory"] = "model"
 
     def once(self, key: Hashable, work: Callable[[], T]) -> T:
-        """What does not depend on the layer; computed once a step where the memory is pinned."""
-        return work() if self.clock is None else self.clock.once(key, work)
+        """What does not depend on the layer but through its key: computed by the first layer that these rows reach."""
+        if self.clock is not None:
+            return self.clock.once(key, work)
+        place = ("once", key, self.seen, self.new)
+        known: tuple[Tensor, T] | None = self.shared.get(place)
+        if known is None or known[0] is not self.first:
+            known = self.shared[place] = (self.first, work())
+        return known[1]
 
     def in_pass(self, key: Hashable, work: Callable[[], T]) -> T:
         """What depends on nothing but its key, the method and the rows of the pass; once for all its layers."""

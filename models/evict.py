@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ..results import rules
 from . import attend, lifetime, many
-from .budget import Allowance, Amount, Budgeted, Cost, amount_of, asks_for_gaps, in_rows, word_of
+from .budget import Allowance, Amount, Budgeted, Cost, amount_of, asks_for_gaps, in_rows, widest, word_of
 from .call import Call
 from .ledger import Ledger
 from .memory import Memory
@@ -103,13 +103,32 @@ def sliding_rows_BT(method: Budgeted, memory: Memory, call: Call, cost: Cost) ->
 
     A share counts from the prompt, or without one from the row's own causal length.
     """
+    key = ("sliding rows", amount_of(method, memory.site), cost, call.phase, memory.prompt is None)
+    return call.once(key, lambda: _sliding_rows_BT(method, memory, call, cost))
+
+
+def _sliding_rows_BT(method: Budgeted, memory: Memory, call: Call, cost: Cost) -> Tensor:
     if call.phase == "prefill":
         base = call.context_BT[:, -1:]
-    elif memory.prompt is None or word_of(method) != "keep":
-        base = call.context_BT.clamp(min=1)
-    else:
+    elif _from_prompt(method, memory):
+        assert memory.prompt is not None
         base = memory.prompt[:, None]
+    else:
+        base = call.context_BT.clamp(min=1)
     return in_rows(method, memory.site, base, cost).expand(-1, call.new)
+
+
+def _from_prompt(method: Budgeted, memory: Memory) -> bool:
+    """Whether the rows after a prompt have a share of it."""
+    return memory.prompt is not None and word_of(method) == "keep"
+
+
+def widest_held(method: Budgeted, memory: Memory, call: Call, cost: Cost) -> int:
+    """The most rows that any head of such a method holds during the call, known without asking the device."""
+    assert isinstance(call.seen, int)
+    tokens = memory.prompt_seen if call.phase == "decode" and _from_prompt(method, memory) else call.seen
+    before = memory.keys.view.shape[2] - call.new
+    return max(before, widest(method, memory.site, tokens, cost))
 
 
 def marked_row_bytes(memory: Memory) -> int:
@@ -247,8 +266,8 @@ class Stepwise(Evict):
         """The same through kernels."""
         until = walk_at_once(self, q_BHTD, memory, call)
         out, _ = lifetime.attend_held(q_BHTD, memory, until, call.scale)
-        self._count(memory, call, ledger, lifetime.held_count(until, call.new))
-        memory.keep(attend.rows_of(until == call.new), call.new)
+        self._count(memory, call, ledger, lifetime.held_count(until, call))
+        memory.keep(attend.rows_of(until == call.new, self.most_rows(memory, call)), call.new)
         return out.to(q_BHTD.dtype)
 
     def _count(self, memory: Memory, call: Call, ledger: Ledger, read_BGT: Tensor) -> None:
@@ -269,6 +288,10 @@ class Stepwise(Evict):
     def rows_BT(self, memory: Memory, call: Call) -> Tensor:
         """Budget of each row."""
         return sliding_rows_BT(self, memory, call, self.cost(memory, call))
+
+    def most_rows(self, memory: Memory, call: Call) -> int:
+        """The most rows that a head holds during the call, known without asking the device."""
+        return widest_held(self, memory, call, self.cost(memory, call))
 
     def expects_gaps(self) -> bool:
         """Always: even a share of 1 is full at the end of the prompt."""

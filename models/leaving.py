@@ -44,10 +44,10 @@ def course(memory: Memory, call: Call, left_BNT: Tensor) -> Leaving:
     return course_until(call, left, until_of(memory, call, left))
 
 
-def course_until(call: Call, left: Tensor, until: Tensor) -> Leaving:
-    """The same where it is also known until when each row is held."""
+def course_until(call: Call, left: Tensor, until: Tensor, most: int | None = None) -> Leaving:
+    """The same where it is also known until when each row is held, and perhaps how many rows a head holds at most."""
     leaves = left >= 0
-    read, stay = held_count(until, call.new) + leaves, attend.rows_of(until >= call.new).contiguous()
+    read, stay = held_count(until, call) + leaves, attend.rows_of(until >= call.new, most).contiguous()
     return Leaving(left.clamp(min=0), leaves, until, read, stay)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.held_prefill import OP as HELD_PREFILL
+from .call import Call
 from .memory import Memory
 
 
@@ -30,15 +31,24 @@ def attend_held(q_BHTD: Tensor, memory: Memory, until_BNS: Tensor, scale: float)
     return out, lse
 
 
-def held_count(until_BNS: Tensor, new: int) -> Tensor:
-    """How many rows each of T query rows holds, itself included, [B, N, T]."""
-    held = until_BNS.shape[2]
-    arrival = (torch.arange(held, device=until_BNS.device) - (held - new)).clamp(min=0).expand_as(until_BNS)
-    stays = (until_BNS > arrival).long()
-    change = stays.new_zeros(*stays.shape[:2], new + 1)
-    change.scatter_add_(2, arrival, stays)
-    change.scatter_add_(2, until_BNS.clamp(0, new).long(), -stays)
-    return change[..., :new].cumsum(-1)
+def held_count(until_BNS: Tensor, call: Call) -> Tensor:
+    """How many rows each of T query rows holds, itself included, [B, N, T].
+
+    Of all rows that have come, those are missing that left since; what is never held leaves when it comes.
+    """
+    held, device = until_BNS.shape[2], until_BNS.device
+    arrival_S, never_S, come_T = call.in_pass(("arrival", held, call.new, device), lambda: _arrival(held, call, device))
+    leaves = until_BNS.long().clamp(min=arrival_S, max=never_S)
+    gone = leaves.new_zeros(*leaves.shape[:2], call.new + 1)
+    gone.scatter_add_(2, leaves, torch.ones_like(leaves))
+    return come_T - gone[..., : call.new].cumsum(-1)
+
+
+def _arrival(held: int, call: Call, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """[S] the query row with which each row held came, 0 for earlier ones, and T; [T] how many have come with each."""
+    arrival_S = (torch.arange(held, device=device) - (held - call.new)).clamp(min=0)
+    come_T = torch.arange(held - call.new + 1, held + 1, device=device)
+    return arrival_S, torch.full_like(arrival_S, call.new), come_T
 
 
 def beside(out_BHTD: Tensor, lse_BHT: Tensor, scores_BHTE: Tensor, values_BGED: Tensor) -> Tensor:

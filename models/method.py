@@ -17,7 +17,7 @@ from torch import Tensor
 from ..kernels.topk_decode import OP as TOPK_DECODE
 from ..results import rules
 from . import attend, many
-from .budget import Allowance, Amount, Cost, amount_of, asks_for_gaps, in_rows, widest, word_of
+from .budget import Allowance, Amount, Cost, amount_of, asks_for_gaps, in_rows, rows_once, widest, word_of
 from .call import Call
 from .inserted import Inserted
 from .landing import Landing
@@ -192,7 +192,9 @@ class Select(Method):
 
     def _budget(self, call: Call, memory: Memory) -> Tensor:
         rows = call.context_BT
-        base = rows if self.rule == "row" else torch.zeros_like(rows) + memory.keys.count
+        if self.rule == "row":
+            return rows_once(self, memory, call, self.cost(memory, call))
+        base = torch.zeros_like(rows) + memory.keys.count
         return in_rows(self, memory.site, base, self.cost(memory, call)).minimum(rows)
 
     def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:

@@ -20,7 +20,7 @@ from ..results import rules
 from . import attend, lifetime, many, residual_steps
 from .budget import Allowance, amount_of, share, widest, word_of
 from .call import Call
-from .evict import Stepwise, grouped, marked_row_bytes, sliding_rows_BT, text
+from .evict import Stepwise, grouped, marked_row_bytes, text
 from .feature_map import FeatureMap
 from .leaving import Leaving, course, course_until, dropped_of, left_of, until_of
 from .ledger import Ledger
@@ -127,14 +127,6 @@ class Residual(Stepwise):
         residual_steps.prepare(memory, self.protected(budget_B), self.state(memory).read_bytes(len(budget_B)))
         return 0
 
-    def rows_BT(self, memory: Memory, call: Call) -> Tensor:
-        """Budget of each row; the same in all layers of one budget whose rows cost the same."""
-        if call.clock is not None:
-            return super().rows_BT(memory, call)
-        cost = self.cost(memory, call)
-        key = ("rows", amount_of(self, memory.site), cost, call.seen, call.new, memory.prompt is None)
-        return call.in_pass(key, lambda: sliding_rows_BT(self, memory, call, cost))
-
     @property
     def windowed(self) -> bool:
         """Whether no row is held for the attention that it got: all but sinks are recent."""
@@ -184,7 +176,7 @@ class Residual(Stepwise):
         """By marks, row after row; marks are left."""
         if many.fits_hidden(q_BHTD, call):
             until = walk_at_once(self, q_BHTD, memory, call)
-            return course_until(call, left_of(memory, call, until), until)
+            return course_until(call, left_of(memory, call, until), until, self.most_rows(memory, call))
         walk, parts = Walk(self, memory, call), []
         before = torch.zeros_like(walk.held)
         for rows in attend.pieces(call):
@@ -203,7 +195,7 @@ class Residual(Stepwise):
         refuse_windows(call)
         none = torch.full((*memory.keys.view.shape[:2], call.new), -1, device=q_BHTD.device)
         leave_BGS = until_of(memory, call, none)
-        self._count(memory, call, ledger, lifetime.held_count(leave_BGS, call.new))
+        self._count(memory, call, ledger, lifetime.held_count(leave_BGS, call))
         self.mark_prompt(memory.aux["mark"].view[..., 0], q_BHTD, memory, call)
         exact = Share(*lifetime.attend_held(q_BHTD, memory, leave_BGS, call.scale))
         joined = self.state(memory).read(call.root_scaled(q_BHTD)).merge(exact)

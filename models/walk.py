@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..kernels.evict_walk import OP as EVICT_WALK
 from . import attend
+from .budget import amount_of
 from .call import Call
 from .memory import Memory
 
@@ -43,14 +44,21 @@ def walk_at_once(method: Stepwise, q_BHTD: Tensor, memory: Memory, call: Call) -
     marking = method.marking(q_BHTD.shape[1], groups)
     numbers = memory.numbers_BNS(q_BHTD.shape[0]).expand(-1, groups, -1)[:, : marking.sets]
     number = numbers.masked_fill(numbers < call.first[:, None, None], -1).int()
-    budget = method.rows_BT(memory, call)
+    budget, recent = call.once(("walk", amount_of(method, memory.site), method.cost(memory, call)),
+                               lambda: _bounds(method, memory, call))  # fmt: skip
     until, mark = EVICT_WALK(
-        q_BHTD, memory.keys.view, marks[:, : marking.sets], number, budget.int(), method.protected(budget).int(),
-        call.scale, marking.carry, marking.share,
+        q_BHTD, memory.keys.view, marks[:, : marking.sets], number, budget, recent, call.scale, marking.carry,
+        marking.share, method.most_rows(memory, call),
     )  # fmt: skip
     marks.copy_(mark.expand_as(marks))
     found: Tensor = until.expand(-1, groups, -1)
     return found
+
+
+def _bounds(method: Stepwise, memory: Memory, call: Call) -> tuple[Tensor, Tensor]:
+    """Most rows that each query row holds, and last ones that stay, int32."""
+    budget = method.rows_BT(memory, call)
+    return budget.int(), method.protected(budget).int()
 
 
 class Walk:

@@ -67,6 +67,7 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
     budget_BT = torch.full((case.batch, case.new), case.kept, dtype=torch.int32, device=device)
     recent_BT = torch.ones_like(budget_BT) if last else budget_BT // 2
     keep = {"carry": 0.0, "share": 1.0 / case.q_heads} if last else {"carry": 1.0, "share": 1.0}
+    keep["most"] = min(case.kept, case.rows)
     return inputs | {"mark_BNS": mark_BNS, "number_BNS": number_BNS.int(), "budget_BT": budget_BT,
                      "recent_BT": recent_BT, "scale": case.head_dim**-0.5} | keep  # fmt: skip
 

@@ -32,6 +32,7 @@ def evict_walk(
     scale: float,
     carry: float,
     share: float,
+    most: int,
 ) -> Walked:
     """Let the new rows in, one after the other (H2O, arXiv 2306.14048; TOVA, arXiv 2401.06104).
 
@@ -51,10 +52,12 @@ def evict_walk(
         scale: Factor of the scores.
         carry: 1 where marks add up, 0 where the last row alone marks.
         share: Factor of the weights.
+        most: At least as many keys as any set holds at any time; only the fused twin needs it, which asks no device.
 
     Returns:
         How long each key is held, and the marks in the end.
     """
+    del most
     wide = torch.promote_types(q_BHTD.dtype, torch.float32)
     keys, mark, number = k_BGSD.to(wide), mark_BNS.to(wide), number_BNS.long()
     sets, new, before = number.shape[1], q_BHTD.shape[2], keys.shape[2] - q_BHTD.shape[2]

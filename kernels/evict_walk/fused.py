@@ -115,6 +115,7 @@ def evict_walk(
     scale: float,
     carry: float,
     share: float,
+    most: int,
 ) -> Walked:
     """Walk as the eager twin does: two launches for as many rows as 32 MB, and columns beside the cache, have room for.
 
@@ -130,6 +131,7 @@ def evict_walk(
         scale: Factor of the scores.
         carry: Factor of marks.
         share: Factor of weights.
+        most: At least as many keys as any set holds at any time.
 
     Returns:
         How long each key is held, and the marks in the end.
@@ -140,8 +142,6 @@ def evict_walk(
     check_contiguous_rows(q_BHTD, k_BGSD)
     number, begun = number_BNS.int().contiguous(), mark_BNS.float().contiguous()
     budget, recent = budget_BT.int().contiguous(), recent_BT.int().contiguous()
-    before = k_BGSD.shape[2] - q_BHTD.shape[2]
-    most = max(int((number[..., :before] >= 0).sum(-1).max()), int(budget.max()))
     job = Job(q_BHTD, k_BGSD, begun, number, budget, recent, scale, (carry, share), power_of_2(max(most, 32)))
     if _wide(most, q_BHTD.shape[2]) <= MOST_COLUMNS:
         walked, lost = _walk_ahead(job._replace(places=most))

@@ -16,7 +16,7 @@ from ...kernels.tiling import gather_plan, multiprocessors
 from ...results import rules
 from ...results.fields import ByteCount, Keep, Needs, RowCount, Share, Within
 from .. import attend, many, running, threshold
-from ..budget import Allowance, Cost, asks_for_gaps, in_rows, widest
+from ..budget import Allowance, Cost, amount_of, asks_for_gaps, rows_once, widest
 from ..call import Call
 from ..landing import Landing
 from ..ledger import Ledger
@@ -128,7 +128,7 @@ class LokiTheta(Method):
 
     def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         lead, (lo, hi) = memory.aux["lead"].view, attend.span(memory, call)
-        key = (self._cost(memory, call), memory.site.live)
+        key = (amount_of(self, memory.site), self._cost(memory, call))
         least, most = call.once(("bounds", key), lambda: self._row_bounds(memory, call))
         theta = threshold.look_up(memory.constants["theta"], call, lead.shape[1])[..., 0]
         index, count, share = THETA_ROWS(
@@ -199,6 +199,10 @@ class LokiTheta(Method):
 
     def _bounds(self, memory: Memory, call: Call) -> tuple[Tensor, Tensor, Tensor]:
         """Which query rows stay dense, and the fewest and most rows that each may choose; all [B, T]."""
+        key = ("least and most", amount_of(self, memory.site), self._cost(memory, call))
+        return call.once(key, lambda: self._bounds_of_rows(memory, call))
+
+    def _bounds_of_rows(self, memory: Memory, call: Call) -> tuple[Tensor, Tensor, Tensor]:
         context, k = call.context_BT, self._aim(memory, call)
         dense = context <= k
         least = torch.where(dense, context, (k * self.least).floor().long().clamp(min=1))
@@ -211,7 +215,7 @@ class LokiTheta(Method):
 
     def _aim(self, memory: Memory, call: Call) -> Tensor:
         """What the thresholds aim at, [B, T]."""
-        return in_rows(self, memory.site, call.context_BT, self._cost(memory, call))
+        return rows_once(self, memory, call, self._cost(memory, call))
 
     def _cost(self, memory: Memory, call: Call) -> Cost:
         row = (memory.keys.row_bytes + memory.values.row_bytes) * (call.group if self.heads == "query" else 1)
@@ -220,8 +224,12 @@ class LokiTheta(Method):
     def allowance(self, memory: Memory, call: Call) -> Allowance:
         """A row's own count may stray from the aim up to `most` of it."""
         sets = call.group if self.heads == "query" else 1
+        key = ("allowance", amount_of(self, memory.site), self._cost(memory, call))
+        return Allowance(attended_BT=call.once(key, lambda: self._most_attended(memory, call, sets)))
+
+    def _most_attended(self, memory: Memory, call: Call, sets: int) -> Tensor:
         most = (self._aim(memory, call) * self.most).ceil().minimum(call.context_BT)
-        return Allowance(attended_BT=(most * sets).minimum(call.context_BT))
+        return (most * sets).minimum(call.context_BT)
 
     def _count(self, memory: Memory, call: Call, ledger: Ledger, read_BGT: Tensor) -> None:
         site, theta = memory.site, memory.constants["theta"]

@@ -14,7 +14,7 @@ from ...kernels.select_topk import OP as SELECT_TOPK
 from ...results import rules
 from ...results.fields import ByteCount, Keep, RowCount, Within
 from .. import attend, many
-from ..budget import Allowance, Cost, amount_of, asks_for_gaps, in_rows, widest, word_of
+from ..budget import Allowance, Cost, amount_of, asks_for_gaps, rows_once, widest, word_of
 from ..call import Call
 from ..ledger import Ledger
 from ..memory import Memory
@@ -164,14 +164,14 @@ class Quest(Method):
             least = self.page * cost.row + int(call.seen) * cost.visible
             return Allowance(read_bytes=max(amount_of(self, memory.site), least))
         sets = call.group if self.heads == "query" else 1
-        rows = in_rows(self, memory.site, call.context_BT, self.cost(memory, call))
+        rows = rows_once(self, memory, call, self.cost(memory, call))
         own = call.context_BT - self._own(call) * self.page
         return Allowance(attended_BT=((rows.maximum(own) - own) * sets + own).minimum(call.context_BT))
 
     def _budget(self, memory: Memory, call: Call) -> Tensor:
         """Rows of whole pages that fit into the budget beside the row's own page, and those of its own page; [B, T]."""
         begun = call.context_BT - self._own(call) * self.page
-        rows = in_rows(self, memory.site, call.context_BT, self.cost(memory, call))
+        rows = rows_once(self, memory, call, self.cost(memory, call))
         return begun + (rows - begun).clamp(min=0) // self.page * self.page
 
     def _by_row(self, bounds_BNTP: Tensor, memory: Memory, call: Call, rows: slice) -> Tensor:

@@ -14,7 +14,7 @@ from ...kernels.sparq_score import OP as SPARQ_SCORE
 from ...results import rules
 from ...results.fields import ByteCount, Keep, RowCount, Share
 from .. import attend, many, running
-from ..budget import Allowance, Cost, amount_of, asks_for_gaps, in_rows, share, widest, word_of
+from ..budget import Allowance, Cost, amount_of, asks_for_gaps, rows_once, share, widest, word_of
 from ..call import Call
 from ..ledger import Ledger
 from ..memory import Memory
@@ -89,10 +89,11 @@ class Sparq(Method):
         """Output [B, H, 1, D], and the approximate weight [B, H, 1] inside the rows chosen."""
         lo, hi = attend.span(memory, call)
         by_component = memory.aux["by_component"].view.transpose(2, 3)
-        key = self.cost(memory, call)
-        budget, local = call.once(("sparq", key), lambda: self._row_budget(memory, call))
+        cost = self.cost(memory, call)
+        key = ("sparq", amount_of(self, memory.site), cost)
+        budget, local = call.once(key, lambda: self._row_budget(memory, call))
         held = memory.keys.view.shape[2]
-        width = min(widest(self, memory.site, held, key) + self._more, held)
+        width = min(widest(self, memory.site, held, cost) + self._more, held)
         components = self._components(memory)
         rank, scores, lse = SPARQ_SCORE(q_BHTD[:, :, 0], by_component, lo, hi, local, components, call.scale)
         index, count = SELECT_TOPK(rank, budget, width)
@@ -103,10 +104,15 @@ class Sparq(Method):
         inside = torch.where(valid, weights, 0).sum(-1)
         return attend.gathered(q_BHTD, memory, index, count, call), inside[..., None]
 
+    def _wanted(self, memory: Memory, call: Call) -> tuple[Tensor, Tensor]:
+        """Rows to choose and local rows among them; [B, T] int32."""
+        kept = self._budget(memory, call)
+        return kept.int(), (share(self.local, kept - self._more) + self._more).int()
+
     def _row_budget(self, memory: Memory, call: Call) -> tuple[Tensor, Tensor]:
         """Rows to choose and local rows among them, of a single row; [B] int32."""
-        kept = self._budget(memory, call)[:, 0]
-        return kept.int(), (share(self.local, kept - self._more) + self._more).int()
+        budget, local = self._wanted(memory, call)
+        return budget[:, 0], local[:, 0]
 
     def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> tuple[Tensor, Tensor]:
         if ledger.watch is None and many.fits(q_BHTD, memory, call):
@@ -126,8 +132,9 @@ class Sparq(Method):
     def _through_bits(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> tuple[Tensor, Tensor]:
         """The same through kernels."""
         (lead, factor), budget, k = self._ranking(q_BHTD, memory, call), self._budget(memory, call), memory.keys.view
-        local = share(self.local, budget - self._more) + self._more
-        chosen = SPARQ_ROWS(lead, k, factor, budget.int(), local.int(), call.first.int())
+        key = ("bits", amount_of(self, memory.site), self.cost(memory, call))
+        wanted, local = call.once(key, lambda: self._wanted(memory, call))
+        chosen = SPARQ_ROWS(lead, k, factor, wanted, local, call.first.int())
         self._count(memory, call, ledger, budget[:, None].expand(-1, k.shape[1], -1))
         return many.chosen(q_BHTD, memory, call, chosen.bits_BGTW, 1), chosen.inside_BHT
 
@@ -179,8 +186,8 @@ class Sparq(Method):
         return Allowance(attended_BT=self._budget(memory, call))
 
     def _budget(self, memory: Memory, call: Call) -> Tensor:
-        asked = in_rows(self, memory.site, call.context_BT, self.cost(memory, call))
-        return (asked + self._more).minimum(call.context_BT)
+        asked = rows_once(self, memory, call, self.cost(memory, call))
+        return (asked + self._more).minimum(call.context_BT) if self._more else asked
 
     @property
     def _more(self) -> int:
@@ -190,4 +197,5 @@ class Sparq(Method):
     def _count(self, memory: Memory, call: Call, ledger: Ledger, read_BGT: Tensor) -> None:
         part = self._components(memory) * memory.aux["by_component"].view.element_size() * memory.site.live
         mean = running.mean_bytes(memory) if self.rest == "mean" else 0
-        ledger.count(memory, call, read_BGT, call.context_BT.double() * part + mean)
+        beside = call.once(("beside", part, mean), lambda: call.context_BT.double() * part + mean)
+        ledger.count(memory, call, read_BGT, beside)

@@ -167,7 +167,7 @@ class StreamingLlm(Method):
         sinks = (budget - 1).clamp(max=self.sinks)
         until = (place + (budget - sinks) - begun).clamp(min=0).masked_fill(place < 0, 0)
         is_sink = (place >= 0) & (place < sinks)
-        read = lifetime.held_count(torch.where(is_sink, call.new, until)[:, None], call.new)
+        read = lifetime.held_count(torch.where(is_sink, call.new, until)[:, None], call)
         ledger.count(memory, call, read.expand(-1, memory.keys.view.shape[1], -1), 0.0)
         # without sinks the window alone is left, and tiles of keys before it are not read
         out, lse = lifetime.attend_held(q_BHTD, memory, until.masked_fill(is_sink, 0)[:, None], call.scale)

@@ -13,7 +13,7 @@ from ...kernels.theta_decode import OP as THETA_DECODE
 from ...results import rules
 from ...results.fields import ByteCount, Keep, Needs, RowCount, Within
 from .. import attend, many, running, threshold
-from ..budget import Allowance, asks_for_gaps, in_rows
+from ..budget import Allowance, asks_for_gaps, rows_once
 from ..call import Call
 from ..ledger import Ledger
 from ..memory import Memory, Site
@@ -186,7 +186,7 @@ class TopTheta(Method):
         """What the thresholds aim at, [B, T]."""
         sets = call.group if self.heads == "query" else 1
         cost = threshold.cost(memory, memory.keys.row_bytes, memory.values.row_bytes * sets)
-        return in_rows(self, memory.site, call.context_BT, cost)
+        return rows_once(self, memory, call, cost)
 
     def allowance(self, memory: Memory, call: Call) -> Allowance | None:
         """Only a cap bounds a row's own count."""

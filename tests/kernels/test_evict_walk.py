@@ -101,7 +101,7 @@ def test_of_equal_marks_the_oldest_leaves(device):
     q, k = torch.zeros(1, 1, 30, 16, device=device), torch.ones(1, 1, 40, 16, device=device)
     number = torch.arange(40, dtype=torch.int32, device=device).view(1, 1, -1)
     budget = torch.full((1, 30), 10, dtype=torch.int32, device=device)
-    arguments = (q, k, torch.zeros(1, 1, 40, device=device), number, budget, torch.ones_like(budget), 1.0, 0.0, 1.0)
+    arguments = (q, k, torch.zeros(1, 1, 40, device=device), number, budget, torch.ones_like(budget), 1.0, 0.0, 1.0, 10)
     with poisoned_memory():
         found = OP.fused(*arguments)
     assert found.until_BNS[0, 0].tolist() == [*range(30), *[30] * 10]
@@ -119,7 +119,7 @@ def test_a_key_that_left_may_have_had_all_the_weight(far, device, monkeypatch):
     taken, slower = [], fused._walk_rows
     monkeypatch.setattr(fused, "_walk_rows", lambda *given: taken.append(1) or slower(*given))
     inputs["number_BNS"][0, 0, :10] = torch.arange(10, dtype=torch.int32)
-    inputs["budget_BT"][:] = 10
+    inputs["budget_BT"][:] = inputs["most"] = 10
     with poisoned_memory():
         found = OP.fused(**inputs)
     assert int(found.until_BNS[0, 0, 3]) == 0

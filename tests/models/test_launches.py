@@ -13,6 +13,7 @@ from lacuna.harness.lm import LM, Session
 from lacuna.harness.ranks import Ranks
 from lacuna.harness.world import World
 from lacuna.kernels.op import watched
+from lacuna.models import many
 from lacuna.models.bind import bind
 from lacuna.models.joined import joined
 from lacuna.models.shard import Shard
@@ -135,6 +136,22 @@ def test_many_rows_beside_a_state_make_few_launches(name, args, most, basis):
     assert more["sort"] == more["cumsum"] == 0
     assert all(more[op] == 1 for op in ("held_prefill", "linear_prefill")), more
     assert sum(more.values()) <= most, more
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "most"),
+    [("h2o", {}, 113), ("tova", {}, 113), ("linear_residual", {"sinks": 2}, 140), ("sparq", {}, 118),
+     ("loki_theta", {}, 130), ("topk", {}, 85)],
+)  # fmt: skip
+def test_many_rows_make_few_launches(name, args, most, basis, monkeypatch):
+    """A long text waits for its launches: budgets would be worked out in each layer; or a walk asks the device."""
+    monkeypatch.setattr(many, "fits", lambda _q, memory, call: call.new > 1 and many.plain(memory, call))
+    monkeypatch.setattr(many, "fits_hidden", lambda _q, call: call.new > 1)
+    args = {"keep": 0.25, **args}
+    more, fewer = (launches_of_a_piece(layers, name, args, basis(layers=layers)) for layers in (3, 2))
+    more.subtract(fewer)
+    assert sum(more.values()) <= most, more
+    assert name not in ("h2o", "tova") or not more["_local_scalar_dense"]
 
 
 def test_weights_that_are_joined_are_held_once(basis):

@@ -5,7 +5,8 @@ import torch
 from conftest_models import gap_cases, make_method, make_model, run_rows, tokens
 from safetensors.torch import load_file, save_file
 
-from lacuna.models import lifetime, many, residual
+from lacuna.kernels.evict_walk.eager import evict_walk
+from lacuna.models import lifetime, many, residual, walk
 from lacuna.models.ledger import summary
 
 WIRED = ("topk", "loki", "top_theta", "loki_theta", "snapkv", "pyramidkv", "h2o", "tova", "quest", "sparq")
@@ -96,6 +97,33 @@ def test_walks_need_no_masks(name, args, padded, prefill, basis, monkeypatch):
     for phase in ("prefill", "decode"):
         ours, theirs = (summary([book.sums()])[phase] for book in (ledger, counted))
         assert ours == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("prompt", [1, 25])
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [case for case in gap_cases() if case.values[0] in ("h2o", "tova") and case.values[1].get("positions") != "cache"],
+)
+def test_no_head_holds_more_rows_than_the_host_knows_of(name, args, padded, prompt, basis, monkeypatch):
+    """Broken: on a GPU, a cache that grows, or texts of different lengths, write beyond the places of a walk."""
+    model, ids, method, seen = make_model(), tokens(2, 60), make_method(name, args), []
+    mask = (torch.arange(60) >= torch.tensor([0, 6])[:, None]).long() if padded and prompt > 6 else None
+
+    def walked(*given):
+        out, number, new, most = evict_walk(*given), given[3], given[0].shape[2], given[-1]
+        row, column = torch.arange(new)[:, None], torch.arange(number.shape[2]) - (number.shape[2] - new)
+        held = ((out.until_BNS[:, :, None] > row) & (column <= row)).sum(-1)
+        seen.append((most, int(held.max())))
+        return out
+
+    monkeypatch.setattr(many, "fits_hidden", lambda _q, call: call.new > 1)
+    monkeypatch.setattr(walk, "EVICT_WALK", walked)
+    run_rows(model, method, ids, basis(), prompt, True, prefill="sparse", mask=mask)
+    run_rows(model, method, ids, basis(), prompt, True, mask=mask)
+    assert bool(seen) == (args.get("evict") != "once")
+    assert all(held <= most for most, held in seen)
+    assert not seen or any(held == most for most, held in seen)
 
 
 @pytest.mark.parametrize("padded", [False, True])
