@@ -149,7 +149,7 @@ def test_a_default_is_named_where_others_depart_from_it(tmp_path, monkeypatch, m
     assert set(label_cells(to_frame(records))["method_label"]) == {"lab window=1020", "lab window=60"}
 
 
-def test_a_thousand_groups_take_a_second_or_two(make):
+def test_a_thousand_groups_take_a_second_or_two(make, pace):
     """Broken: a report of 10,000 records takes minutes, because each point is computed in a table of its own."""
     records = [
         Record(**{**vars(r), "cell": Cell(**{**vars(r.cell), "model": Spec(f"m{i}", digest="d")})})
@@ -159,7 +159,7 @@ def test_a_thousand_groups_take_a_second_or_two(make):
     frame = to_frame(records)
     start = time.process_time()
     assert len(points(frame)) == 33 * 30
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 2 * pace
 
 
 def test_the_fastest_dense_is_the_baseline_and_the_naive_is_named(make):

@@ -122,7 +122,7 @@ def test_json_has_every_cell_once(swept):
     assert sorted(grouped) == sorted(cell["key"] for cell in found["cells"])
 
 
-def test_ten_thousand_cells_are_planned_in_seconds(root):
+def test_ten_thousand_cells_are_planned_in_seconds(root, pace):
     """A large sweep could not be looked at."""
     numbers = list(range(1, 11))
     Path("s.yaml").write_text(
@@ -131,4 +131,4 @@ def test_ten_thousand_cells_are_planned_in_seconds(root):
     start = time.process_time()
     found = plan(read(Path("s.yaml"), Store("store")), Store("store"))
     assert len(found.cells) == 10_010
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 2 * pace
