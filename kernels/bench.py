@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .baselines import Baseline, dense_baselines, versions
-from .clock import captured, copy_gb_s, percentiles, sample_ms
+from .clock import captured, copy_gb_s, empty_ms, percentiles, sample_ms
 from .drawn import Source, drawn_from, looks_at_keys
 from .op import Case, Inputs, Op, load_op
 from .pipeline import STAGES, make_pipeline, pipeline_bytes, pipeline_flops
@@ -209,7 +209,14 @@ def rows(op_names: Iterable[str], device: torch.device, cases: Sequence[Case] = 
         raise ValueError(f"expected operations of decoding for these shapes, got {', '.join(other)}")
     if set(STAGES) & set(names):
         _check_cuda(device)
-    ceiling_gb_s = copy_gb_s(device)
+    ceiling_gb_s, empty = copy_gb_s(device), empty_ms(device)
+    for row in _measured(names, ops, device, ceiling_gb_s, cases):
+        yield row | {"empty_ms": empty}
+
+
+def _measured(
+    names: list[str], ops: dict[str, Op], device: torch.device, ceiling_gb_s: float, cases: Sequence[Case]
+) -> Iterator[dict[str, Any]]:
     purpose = "time" if device.type == "cuda" else "test"
     for name, op in ops.items():
         if (name, device.type) != ("dense_decode", "cuda"):

@@ -137,3 +137,21 @@ def copy_gb_s(device: torch.device, repeats: int = 20) -> float:
     source = torch.randint(-128, 127, (size,), dtype=torch.int8, device=device)
     target = torch.empty_like(source)
     return 2 * size / median(sample_ms(lambda: target.copy_(source), device, repeats)) / 1e6
+
+
+def empty_ms(device: torch.device, repeats: int = 50) -> float:
+    """Time one launch that does next to nothing, as `sample_ms` times operations: what is left is the measure itself.
+
+    Args:
+        device: CUDA: captured into a graph, with a cold cache; CPU: a call of torch.
+        repeats: Samples, of which the median counts.
+
+    Returns:
+        Milliseconds.
+    """
+    one = torch.zeros(1, device=device)
+
+    def call() -> object:
+        return one.add_(0)
+
+    return median(sample_ms(captured(call) if device.type == "cuda" else call, device, repeats))

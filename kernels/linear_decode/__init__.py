@@ -13,6 +13,7 @@ TESTED = (
     Case("mha_64", 2, 2, 2, 1, head_dim=64, low_dims=64, dtype="float32"),
     Case("gqa3_96", 2, 3, 1, 1, head_dim=96, low_dims=153, dtype="float16"),
     Case("gqa4_128", 2, 8, 2, 1, head_dim=128, low_dims=257, dtype="bfloat16"),
+    Case("gqa8_128", 3, 16, 2, 1, head_dim=128, low_dims=40, dtype="bfloat16"),
     Case("gqa8_24", 1, 8, 1, 1, head_dim=24, low_dims=9, dtype="bfloat16"),
 )
 # Batch, query heads, KV heads, features: taylor of width 16, elu, ratchet; the length of a text costs nothing.

@@ -13,7 +13,7 @@ from lacuna.kernels import bench as bench_module
 from lacuna.kernels import verify as verify_module
 from lacuna.kernels.baselines import dense_baselines
 from lacuna.kernels.bench import bench, bench_baselines, bench_pipeline, rows
-from lacuna.kernels.clock import percentiles, refuse_other_gpu
+from lacuna.kernels.clock import empty_ms, percentiles, refuse_other_gpu, sample_ms
 from lacuna.kernels.grid import write_csv
 from lacuna.kernels.op import Case, load_op
 from lacuna.kernels.pipeline import make_pipeline
@@ -68,6 +68,17 @@ def test_a_row_says_where_from_and_how_near_the_ceiling():
     assert row["p10_ms"] <= row["median_ms"] <= row["p90_ms"]
     assert len(row["samples_ms"]) == 10
     assert row["percent_of_ceiling"] == pytest.approx(10 * row["bytes"] / row["median_ms"] / 1e6)
+
+
+def test_each_row_says_what_a_launch_of_nothing_takes(monkeypatch):
+    """Broken: a share of the bandwidth is read as a fault of a kernel where the launch alone is half of its time."""
+    source = torch.ones(2**24)
+    assert 0 < empty_ms(CPU) < min(sample_ms(lambda: source + 1.0, CPU, 5))
+    asked = []
+    monkeypatch.setattr(bench_module, "empty_ms", lambda device: asked.append(device) or 0.25)
+    monkeypatch.setattr(bench_module, "copy_gb_s", lambda _: 10.0)
+    assert [row["empty_ms"] for row in rows(["gate", "add_norm"], CPU, [SMALL])] == [0.25, 0.25]
+    assert asked == [CPU]
 
 
 def test_baselines_compute_the_same_attention():
