@@ -1,15 +1,17 @@
 """Queries and keys turned by their position, in plain torch.
 
-Shape legend: B batch, H query heads, G KV heads, n any of them, D head dim.
+Shape legend: B batch, H query heads, G KV heads, n either, D head dim.
 """
 
 import torch
+
+from ..turn_rows.eager import turn_rows
 
 
 def rotate_rows(
     q_BHD: torch.Tensor, k_BGD: torch.Tensor, cos_BD: torch.Tensor, sin_BD: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn each pair (i, i + D/2) by its angle.
+    """Turn each pair (i, i + D/2) by its angle: `turn_rows` of the one row of each text.
 
     Args:
         q_BHD: (B, H, D) queries.
@@ -19,12 +21,11 @@ def rotate_rows(
 
     Returns:
         Queries and keys, turned.
+
+    Raises:
+        ValueError: If there are fewer angles than texts, or they are not for whole heads.
     """
-    return _turned(q_BHD, cos_BD, sin_BD), _turned(k_BGD, cos_BD, sin_BD)
-
-
-def _turned(x_BnD: torch.Tensor, cos_BD: torch.Tensor, sin_BD: torch.Tensor) -> torch.Tensor:
-    wide = torch.promote_types(x_BnD.dtype, torch.float32)
-    first, second = x_BnD.to(wide).chunk(2, -1)
-    turned = x_BnD.to(wide) * cos_BD.to(wide)[:, None] + torch.cat([-second, first], -1) * sin_BD.to(wide)[:, None]
-    return turned.to(x_BnD.dtype)
+    if cos_BD.shape[1] != q_BHD.shape[2]:
+        raise ValueError(f"expected angles of width {q_BHD.shape[2]}, got {tuple(cos_BD.shape)}")
+    q_BH11D, k_BG11D = (turn_rows(x_BnD[:, :, None], cos_BD, sin_BD) for x_BnD in (q_BHD, k_BGD))
+    return q_BH11D[:, :, 0, 0], k_BG11D[:, :, 0, 0]

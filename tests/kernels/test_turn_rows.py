@@ -59,3 +59,22 @@ def test_angles_for_other_rows_are_refused(changed, words, device):
     for twin in (OP.eager, OP.fused):
         with pytest.raises(ValueError, match=words):
             twin(**inputs)
+
+
+@pytest.mark.parametrize("twin", ["eager", "fused"])
+def test_one_row_of_each_text_is_a_pair_of_complex_numbers(twin, device):
+    """Broken: a decode step turns queries or keys the other way, or by another text's angle."""
+    rotate = load_op("rotate_rows")
+    inputs = rotate.make(rotate.case("gqa3_96"), device, 2)
+    angle_BX = torch.complex(inputs["cos_BD"].double(), inputs["sin_BD"].double())[:, None, :48]
+    for name, found in zip(("q_BHD", "k_BGD"), getattr(rotate, twin)(**inputs), strict=True):
+        pair = torch.complex(*inputs[name].double().chunk(2, -1)) * angle_BX
+        torch.testing.assert_close(found.double(), torch.cat([pair.real, pair.imag], -1), atol=2e-2, rtol=1e-2)
+
+
+def test_angles_of_a_part_of_a_head_are_refused_for_whole_heads(device):
+    """Broken: a rotation of half a head runs on a CPU, where a GPU would read angles that are not there."""
+    rotate = load_op("rotate_rows")
+    inputs = rotate.make(rotate.case("mha_64"), device, 0)
+    with pytest.raises(ValueError, match="expected angles of width 64, got"):
+        rotate.eager(**inputs | {name: inputs[name][:, :32] for name in ("cos_BD", "sin_BD")})
