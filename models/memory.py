@@ -7,6 +7,7 @@ S rows held, D head dimension.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,7 @@ class Site:
     artifacts: Mapping[str, Path] = field(default_factory=dict)
     config: Any = None
 
-    @property
+    @functools.cached_property
     def live(self) -> int:
         """How many of this rank's key/value heads are real; only these are counted."""
         return sum(h < self.kv_heads_real for h in self.kv_heads)

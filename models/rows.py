@@ -119,7 +119,8 @@ class Rows:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row of one head."""
-        return self.view.shape[-1] * self.view.element_size()
+        assert self._buffer is not None, "nothing was appended yet"
+        return self._buffer.shape[-1] * self._buffer.element_size()
 
     def append(self, new_BGTW: Tensor) -> None:
         """Add T rows at the end."""

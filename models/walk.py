@@ -72,6 +72,7 @@ class Walk:
         self.text = self.numbers >= call.first[:, None, None]
         self.held = self.text & (self.numbers < call.seen - call.new)
         self.budget = method.rows_BT(memory, call)
+        self.latest = call.numbers_T - method.protected(self.budget)  # [B, T] of the rows that may be dropped
         self.visible = attend.visible_BNTS(memory, call)
 
     def rows(self, q_BHTD: Tensor, piece: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ class Walk:
         number, budget = self.call.numbers_T[row], self.budget[:, row]
         self.held = self.held | (self.text & (self.numbers == number))
         full = self.held.sum(-1, keepdim=True) > budget[:, None, None]
-        old = self.held & (self.numbers <= number - self.method.protected(budget)[:, None, None])
+        old = self.held & (self.numbers <= self.latest[:, row, None, None])
         lowest = self.marks.masked_fill(~old, torch.inf).argmin(-1, keepdim=True)
         self.held = self.held.scatter(2, lowest, self.held.gather(2, lowest) & ~full)
         return self.held & self.visible[:, :, row]
