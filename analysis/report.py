@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..results.plugins import load, names
-from ..results.store import write_atomically
+from ..results.store import MARK, write_atomically
 from .content import tabled
 from .drawings import begun, draw
 from .page import Page
@@ -34,8 +34,9 @@ def write_sources(
         workers: processes that draw figures (see `drawings.begun`).
 
     Raises:
-        ValueError: there are no records and no times.
+        ValueError: there are no records and no times, or the folder is a file or a store.
     """
+    _refuse(folder)
     with begun(sources.study, _wanted(paper), workers) as drawings:
         content = tabled(sources, paper)
         found = drawings()
@@ -44,6 +45,14 @@ def write_sources(
     contents |= paper_files(found, content.tables)
     page = Page(title, command, content, found, sources.archive)
     return [_write(folder / n, data) for n, data in {"index.html": page.html().encode(), **contents}.items()]
+
+
+def _refuse(folder: Path) -> None:
+    """Before minutes of drawing."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, a report is a folder: give another one")
+    if (folder / MARK).exists():
+        raise ValueError(f"{folder} is a store of records, in which a report would be lost: give another folder")
 
 
 def drawn(sources: Sources) -> dict[str, bytes]:

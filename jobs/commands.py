@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 from argparse import ArgumentParser as Parser
@@ -107,25 +108,27 @@ def _add_sweep_commands(commands: Commands) -> None:
 
 
 def seconds(text: str) -> float:
-    """A time-out; argparse names this function where the text is none.
+    """A time-out.
 
     Raises:
-        ValueError: it is no number above 0.
+        ArgumentTypeError: it is no number above 0.
     """
-    if not 0 < float(text) < float("inf"):
-        raise ValueError(text)
-    return float(text)
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}")
 
 
 def count(text: str) -> int:
-    """A number of things; argparse names this function where the text is none.
+    """A number of things.
 
     Raises:
-        ValueError: it is no whole number above 0.
+        ArgumentTypeError: it is no whole number above 0.
     """
-    if int(text) < 1:
-        raise ValueError(text)
-    return int(text)
+    with contextlib.suppress(ValueError):
+        if int(text) > 0:
+            return int(text)
+    raise ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
 
 
 def csv_file(text: str) -> Path:

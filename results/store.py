@@ -123,7 +123,7 @@ class Store:
         """Status and reason of a key, or None; reads one line."""
         try:
             with self._path("records", key, ".json").open("rb") as file:
-                return _head(file.readline(), key)
+                return _head(file.readline(), key, self._path("records", key, ".json"))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -208,14 +208,14 @@ def _encode(record: Record) -> bytes:
     return f'{json.dumps(head)[:-1]},\n"record":{body}}}\n'.encode()
 
 
-def _head(line: bytes, key: str) -> Head:
+def _head(line: bytes, key: str, path: Path) -> Head:
     try:
         raw = json.loads(line.rstrip().removesuffix(b",") + b"}")
         head = Head(raw["key"], raw["status"], raw["reason"])
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"the record {key} is damaged; delete its file to run the cell again") from error
+        raise StoreError(f"{path} is damaged; delete it to run the cell again") from error
     if head.key != key or head.status not in STATUSES:
-        raise StoreError(f"the record {key} names {head.key!r} ({head.status}); delete its file to run the cell again")
+        raise StoreError(f"{path} names {head.key!r} ({head.status}); delete it to run the cell again")
     return head
 
 

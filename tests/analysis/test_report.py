@@ -16,6 +16,7 @@ from lacuna.results.archive import of_frame
 from lacuna.results.cell import Cell, Spec
 from lacuna.results.frame import to_frame
 from lacuna.results.record import Record
+from lacuna.results.store import Store
 
 COMMAND = "lacuna report <demo> & more"
 
@@ -193,3 +194,15 @@ def test_the_report_says_bound_and_energy(make, tmp_path):
 def test_points_are_computed_once(written):
     """Broken: every figure computes all intervals again, and a report takes ten times as long."""
     assert written[1] == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("store", "is a store of records"), ("sweep.yaml", "is a file, a report is")]
+)
+def test_a_report_is_not_written_into_a_store_or_a_file(demo, tmp_path, name, told):
+    """Pages and figures would lie among records, or an error of the system name the sweep after a minute of drawing."""
+    Store(tmp_path / "store").begin()
+    (tmp_path / "sweep.yaml").write_text("")
+    with pytest.raises(ValueError, match=told):
+        report.write_report(demo, tmp_path / name, "t", "c")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["lacuna-store.json", "store", "sweep.yaml"]
