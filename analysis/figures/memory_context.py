@@ -1,13 +1,15 @@
 """Memory against context: what the cache holds, and the peak that was measured.
 
-Solid: bytes that the method holds at the end of the cell, from the ledger, auxiliary rows included; dashed: the peak of
-the device's allocator over the run, which has the model and the work space in it. Both in GiB; the emptier a mark, the
-smaller the budget.
+Solid: bytes that the method holds for one text of this length at its end: the share of what full would hold, from the
+ledger, auxiliary rows included, of so many dense rows; how many texts a task feeds at a time does not count. Dashed:
+the peak of the device's allocator over the run, which has the model, all of its texts and the work space in it. Both
+in GiB; the emptier a mark, the smaller the budget.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -31,7 +33,7 @@ def draw(study: Study) -> Figure:
     """
     cells = study.cells
     good = cells[cells["status"] == "ok"].assign(order=lambda c: c["method"] != DENSE)
-    found = good.assign(context=_context(good), held=pd.to_numeric(good["bytes_held"]) / GIB)
+    found = good.assign(context=_context(good)).assign(held=_held_gib)
     found = found[found["context"].notna() & (found["held"] > 0)].sort_values(["order", "method", "method_label"])
     found = found[found.groupby(["model_label", "setting"])["context"].transform("nunique") > 1]
     if found.empty:
@@ -42,11 +44,20 @@ def draw(study: Study) -> Figure:
 
 
 def _context(cells: pd.DataFrame) -> pd.Series:
-    found = pd.Series(math.nan, index=cells.index)
-    for name in CONTEXT:
-        if name in cells:
-            found = found.fillna(pd.to_numeric(cells[name], errors="coerce"))
-    return found
+    """The longest of what is asked: a perplexity's prompt is a part of its window."""
+    known = [pd.to_numeric(cells[name], errors="coerce") for name in CONTEXT if name in cells]
+    return pd.concat(known, axis=1).max(axis=1) if known else pd.Series(math.nan, index=cells.index)
+
+
+def _held_gib(cells: pd.DataFrame) -> pd.Series:
+    share = pd.to_numeric(cells["bytes_held"]) / pd.to_numeric(cells["bytes_held_dense"])
+    return share * cells["context"] * [_row_bytes(ledger.get("decode", {})) for ledger in cells["ledger"]] / GIB
+
+
+def _row_bytes(decode: Mapping[str, float]) -> float:
+    """Of one dense row of a text, all layers: what full reads for a token over the rows that it sees."""
+    rows = decode.get("rows_visible_mean", 0.0)
+    return decode["bytes_dense_per_token"] / rows if rows else math.nan
 
 
 def _panel(axis: Axes, rows: pd.DataFrame) -> None:
@@ -65,6 +76,6 @@ def _panel(axis: Axes, rows: pd.DataFrame) -> None:
     axis.set_xticks(contexts, [f"{c:g}" for c in contexts])
     axis.minorticks_off()
     plain_ticks(axis, "y")
-    axis.set(xlabel="context (tokens)", ylabel="GiB (dashed: peak)")
+    axis.set(xlabel="context (tokens)", ylabel="GiB of one text (dashed: peak)")
     first = rows.iloc[0]
     axis.set_title(" ".join(text for text in (first["model_label"], first["setting"]) if text), fontsize=7)

@@ -148,12 +148,6 @@ def test_the_passkey_curve_is_by_length(make):
     assert list(line.get_ydata()) == pytest.approx([c.metrics["accuracy"] for c in cells])
 
 
-def test_memory_is_what_the_ledger_held(make):
-    """Broken: a method's memory is that of full, or in other units."""
-    axis = plugins.load("figures", "memory_context").draw(Study(to_frame(make.sweep(prompts=(256, 512))))).axes[0]
-    assert list(axis.lines[0].get_ydata()) == pytest.approx([2 * 800 * 1024 * 1.1 / 2**30] * 3)
-
-
 def test_times_have_a_table_in_the_terminal(path, capsys):
     """Broken: `lacuna table` of what `lacuna bench` wrote says that there is nothing to show, or is too wide."""
     from lacuna import cli

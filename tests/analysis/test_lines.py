@@ -8,6 +8,7 @@ from lacuna.analysis import bench
 from lacuna.analysis.study import Study
 from lacuna.results import plugins
 from lacuna.results.frame import to_frame
+from lacuna.results.record import Record
 
 TIME = {"case": "b1_h8_g4_s64", "twin": "fused", "baseline": "", "status": "ok", "device": "GPU", "run": "ops",
         "median_ms": 0.1, "ceiling_gb_s": 4000.0}  # fmt: skip
@@ -95,3 +96,31 @@ def test_budgets_above_nothing_are_on_a_logarithmic_axis(make):
     axis = budgets(make, 64, 128, 256)
     assert axis.get_xscale() == "log"
     assert list(axis.get_xticks()) == [64, 128, 256]
+
+
+def held(make, method, task, args, texts, context, share):
+    """A cell of rows of 1024 bytes, so many texts at a time."""
+    asked = make.cell(method, {}, task, args)
+    one = make.record(asked, {"accuracy": 0.5, "perplexity": 9.0, "decode_ms_median": 1.0}, [], share)
+    dense = 1024 * texts * context
+    decode = {"rows_visible_mean": context / 2, "bytes_dense_per_token": 1024 * context / 2, "density": share}
+    ledger = {"decode": decode, "bytes_held": share * dense, "bytes_held_dense": dense}
+    return Record(**{**vars(one), "ledger": ledger})
+
+
+def test_memory_is_of_one_text_of_its_context(make):
+    """A task that feeds sixteen short texts at a time would seem to hold as much for each as for a long one."""
+    cells = [
+        held(make, method, *rest, share)
+        for method, share in (("full", 1.0), ("topk", 0.25))
+        for rest in (
+            ("needle", {"length": 512}, 16, 512),
+            ("decode_time", {"prompt": 2048, "batch": 4}, 4, 2048),
+            ("perplexity", {"prompt": 1, "window": 1024}, 8, 1024),
+        )
+    ]
+    (axis,) = make.draw("memory_context", cells).axes
+    lines = {line.get_label(): line for line in axis.lines}
+    assert list(lines["full"].get_xdata()) == [512, 1024, 2048]
+    assert list(lines["full"].get_ydata()) == pytest.approx([2**-11, 2**-10, 2**-9])
+    assert list(lines["topk"].get_ydata()) == pytest.approx([2**-13, 2**-12, 2**-11])
