@@ -3,7 +3,7 @@
     python3 tests/gpu/archive.py FOLDER [PART ...] [--tiny]
 
 From the repository's root, with torch for CUDA and triton. Parts are those of `decode.sh` and `prefill.sh`, which tell what
-they measure; without any: verify ops keys grid quick landmark columns thresholds, up to an hour. Each runs by itself in
+they measure; without any: verify ops keys grid quick landmark columns thresholds, an hour or so at the most. Each runs by itself in
 FOLDER/PART. What was finished is not run again, so the same command goes on where a machine was taken away; what was cut
 off or failed is kept beside, under another name. FOLDER/archive then has the CSVs under the names of `results/archive`, and
 a README.md with a line for each: the GPU, the command, the commit, and how many rows are verified and timed.
@@ -49,7 +49,7 @@ def run(part: str, folder: Path, *, tiny: bool) -> bool:
         return True
     fresh(folder)
     started = time.time()
-    environment = {"GPU": name_of_gpu().split()[-1], **os.environ, **({"TINY": "1"} if tiny else {})}
+    environment = {"GPU": name_of_gpu(), **os.environ, **({"TINY": "1"} if tiny else {})}
     done = subprocess.run(command(part, folder, tiny=tiny), env=environment, check=False).returncode == 0
     print(f"== {part}: {'finished' if done else 'FAILED'} after {time.time() - started:.0f} s", flush=True)
     if done:
@@ -70,8 +70,8 @@ def commit() -> str:
 
 
 def name_of_gpu() -> str:
-    """The GPU's name, or that there is none."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    """The GPU's name without its maker's, or that there is none."""
+    return torch.cuda.get_device_name().removeprefix("NVIDIA ") if torch.cuda.is_available() else "no GPU"
 
 
 def statuses(path: Path) -> str:
@@ -89,7 +89,7 @@ def collect(out: Path, parts: list[str]) -> list[str]:
         made = json.loads((out / part / DONE).read_text(encoding="utf-8"))
         source = " ".join(command(part, Path("FOLDER"), tiny=False)[1:])
         for path in sorted((out / part).glob("*.csv")):
-            name = f"{made['day']}-{made['gpu'].split()[-1].lower()}-{path.stem.replace('_', '-')}.csv"
+            name = f"{made['day']}-{made['gpu'].replace(' ', '-').lower()}-{path.stem.replace('_', '-')}.csv"
             shutil.copyfile(path, out / "archive" / name)
             lines.append(f"| `{name}` | {made['gpu']} | `{source}`, commit {made['commit']}: {statuses(path)} |")
     return lines

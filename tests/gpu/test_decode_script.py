@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lacuna.results.plugins import ROOT
 
@@ -21,10 +22,13 @@ def archive(monkeypatch):
     spec.loader.exec_module(module)
 
     def command(part, folder, *, tiny):
-        measured = f"cd {folder}; echo ran >> ../{part}.ran; (echo status; echo ok; echo failed) > {part}_h200.csv"
+        measured = f"cd {folder}; echo $GPU >> ../{part}.ran; (echo status; echo ok; echo failed) > {part}_h200.csv"
         return ["bash", "-c", f"{measured}; [ {part} = ops ] || [ ! -e ../FAILS ] # {tiny}"]
 
     monkeypatch.setattr(module, "command", command)
+    monkeypatch.delenv("GPU", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     return module
 
 
@@ -35,10 +39,10 @@ def test_an_archive_goes_on_where_it_was_cut_off(archive, tmp_path, capsys):
     assert "not finished: grid" in capsys.readouterr().out
     made = [path.name for path in (tmp_path / "archive").glob("*.csv")]
     assert len(made) == 1
-    assert made[0].endswith("-ops-h200.csv")
+    assert made[0].endswith("-h100-80gb-hbm3-ops-h200.csv")
     (tmp_path / "FAILS").unlink()
     assert archive.main([str(tmp_path), "ops", "grid", "--tiny"]) == 0
-    assert (tmp_path / "ops.ran").read_text() == "ran\n"
+    assert (tmp_path / "ops.ran").read_text() == "H100 80GB HBM3\n"
     assert (tmp_path / "grid.try1" / "grid_h200.csv").exists()
     lines = (tmp_path / "archive" / "README.md").read_text().splitlines()[2:]
     assert [line.rpartition(": ")[2] for line in lines] == ["1 failed, 1 ok |"] * 2
