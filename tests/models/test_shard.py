@@ -1,12 +1,16 @@
 """Tensor parallelism by AxoNN: the same tokens, the same rows, the same logits as one rank."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest_models import LAYERS, make_model
+import tp_worker
+from conftest_models import LAYERS, calibrations, make_model
 
+from lacuna.harness.ranks import Ranks
+from lacuna.harness.world import World
 from lacuna.models import shard
 from lacuna.results import plugins
 
@@ -18,16 +22,33 @@ from mpirun import mpirun  # noqa: E402
 pytestmark = pytest.mark.mpi
 
 
-@pytest.mark.parametrize(("heads", "groups"), [(4, 2), (6, 3), (8, 4)])
-def test_two_ranks_equal_one(heads, groups, basis, tmp_path):
+HEADS = [(4, 2), (6, 3), (8, 4)]
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory):
+    """Calibrations for each number of heads."""
+    folders = {heads: tmp_path_factory.mktemp("basis") for heads in HEADS}
+    return {(heads, groups): calibrations(folder, groups, queries=heads) for (heads, groups), folder in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(calibrated, tmp_path_factory):
+    """What two ranks compute, for all numbers of heads: starting them takes longest."""
+    asked = [[*heads, {name: str(file) for name, file in files.items()}] for heads, files in calibrated.items()]
+    path = tmp_path_factory.mktemp("ranks") / "two.pt"
+    mpirun(2, HERE / "tp_worker.py", json.dumps(asked), path)
+    return torch.load(path, weights_only=False)
+
+
+@pytest.mark.parametrize(("heads", "groups"), HEADS)
+def test_two_ranks_equal_one(heads, groups, calibrated, on_two_ranks):
     """Heads, caches and bases live with their rank; a slip in any of them gives other tokens or other rows.
 
     Three groups do not divide by two ranks: a zero head pads them, and must neither change nor count.
     """
-    files = [f"{name}={path}" for name, path in basis(heads=groups, queries=heads).items()]
-    mpirun(1, HERE / "tp_worker.py", heads, groups, *files, tmp_path / "one.pt")
-    mpirun(2, HERE / "tp_worker.py", heads, groups, *files, tmp_path / "two.pt")
-    one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=False) for n in ("one", "two"))
+    one = tp_worker.seen(World(Ranks(), "cpu"), heads, groups, calibrated[heads, groups])
+    two = on_two_ranks[heads, groups]
     assert one.pop("sums") == (0, "")
     assert two.pop("sums") == (2 * LAYERS, "gloo all-reduce")  # those of one rank would add nothing, and cost as much
     for name in [name for name, found in two.items() if isinstance(found, str)]:

@@ -1,5 +1,6 @@
-"""Run by test_shard.py under mpirun: one rank of a split model; rank 0 writes what all of them computed."""
+"""Run by test_shard.py under mpirun: one rank of split models; rank 0 writes what all of them computed."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -49,21 +50,26 @@ def measured(model, method, held, world, artifacts):
         return torch.cat(logits, 1), torch.cat(words, 1), summary(world.gather(binding.ledger.sums()))
 
 
-def main(heads: int, groups: int, files: list[str], path: str) -> None:
-    world = World(find_ranks(), "cpu", 60.0)
-    world.join()
+def seen(world, heads, groups, files):
+    """What all ranks of a world compute with a model of so many heads; `files` are calibrations by argument."""
     model = make_model("llama", num_attention_heads=heads, num_key_value_heads=groups, hidden_size=16 * heads)
     held = shard.split(model, world.ranks.rank, world.ranks.size)
     sums, own = [], dist.all_reduce
     dist.all_reduce = lambda part, **kwargs: sums.append(part.shape) or own(part, **kwargs)
     model(tokens(2, 1))
     dist.all_reduce = own
-    found = outputs(model, held, world, {n: Path(p) for n, p in (f.split("=") for f in files)})
-    found["sums"] = (len(sums), held.sums)
+    return outputs(model, held, world, files) | {"sums": (len(sums), held.sums)}
+
+
+def main(asked: str, path: str) -> None:
+    world = World(find_ranks(), "cpu", 60.0)
+    world.join()
+    found = {(heads, groups): seen(world, heads, groups, {n: Path(p) for n, p in files.items()})
+             for heads, groups, files in json.loads(asked)}  # fmt: skip
     if world.ranks.rank == 0:
         torch.save(found, path)
     world.leave()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:-1], sys.argv[-1])
+    main(*sys.argv[1:])
