@@ -124,7 +124,8 @@ def gather_plan(pairs: int, rows: int, head_dim: int, item_bytes: int, multiproc
     Returns:
         The plan.
     """
-    # Blocks of one warp leave less to wait for: each SM holds three, with 64 KiB in flight each.
+    # Blocks of one warp leave less to wait for: each SM holds three, with two tiles of 16 KiB each, as half of the
+    # stages lie between an index and its rows.
     block_rows = max(16, attention_rows(head_dim, item_bytes) // 2)
     splits = choose_splits(pairs, -(-rows // block_rows), 3 * multiprocessor_count, GATHER_START_TILES)
     # Products in float32 are on the CUDA cores, and wide rows need more registers than one warp has.

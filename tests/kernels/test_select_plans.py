@@ -1,5 +1,11 @@
-"""How a selection is cut."""
+"""How a selection is cut, and what it chooses where its search cannot narrow down."""
 
+import math
+
+import pytest
+import torch
+
+from lacuna.kernels.op import load_op
 from lacuna.kernels.tiling import body_and_rest, select_plan
 
 
@@ -12,3 +18,20 @@ def test_selections_are_cut_into_powers_of_two():
             assert all(not size & (size - 1) for size in (body, rest, plan.num_warps, plan.part_rows))
             assert plan.num_warps <= 32
             assert plan.part_rows < 32768
+
+
+@pytest.mark.parametrize("rows", [100, 1100])
+@pytest.mark.parametrize("wanted", [0, 5, 40])
+@pytest.mark.parametrize("below", [0.0, -math.inf, math.nan])
+def test_of_more_forced_rows_than_are_wanted_the_lowest_are_chosen(rows, wanted, below, device):
+    """Broken: a search whose upper bound is beyond infinity ends with other rows, or with more."""
+    s_BNS = torch.full((1, 2, rows), below, device=device)
+    s_BNS[0, 0, 1::2] = math.inf
+    s_BNS[0, 1, -3:] = math.inf
+    k_B = torch.tensor([wanted], dtype=torch.int32, device=device)
+    index_BNK, count_BN = load_op("select_topk").fused(s_BNS=s_BNS, k_B=k_B, width=40)
+    last = [row for row in range(rows) if math.isfinite(below) or row >= rows - 3]
+    last = sorted(sorted(last, key=lambda row: (row < rows - 3, row))[:wanted])
+    for line, chosen in enumerate(([2 * place + 1 for place in range(wanted)], last)):
+        assert count_BN[0, line] == len(chosen)
+        assert index_BNK[0, line].tolist() == chosen + [-1] * (40 - len(chosen))
