@@ -15,7 +15,7 @@ import prefill
 from turns import run_in_turns
 
 BLOCK = 64
-LENGTHS = (24, 40) if prefill.TINY else (2048, 8192, 16384)
+LENGTHS = (24, 40) if prefill.TINY else (2048, 4096, 8192, 16384)
 HEADS, DIM = (2, 32) if prefill.TINY else (32, 128)
 # Seconds for what is done side by side, and for the timing of one job.
 PREPARE_S, TIME_S = (500, 300) if prefill.TINY else (120, 45)
