@@ -110,6 +110,24 @@ def between(score, lo, hi, middle):
 
 
 @triton.jit
+def part_left(lo_count, hi_count, k, slow):
+    """Tell which part of a range lies between its lower end and where k keys should be left, if keys lie evenly.
+
+    Args:
+        lo_count: Keys at or above the lower end.
+        hi_count: Keys at or above the upper end.
+        k: Keys wanted.
+        slow: Whether the last step did little: there is no margin then.
+
+    Returns:
+        The part, and how much is to be allowed for on both sides of it.
+    """
+    field = (lo_count - hi_count).to(tl.float32)
+    part = (lo_count - k + 0.5) / field
+    return part, tl.where(slow, 0.0, 0.7 * tl.sqrt(part * (1.0 - part) / field) + 0.5 / field)
+
+
+@triton.jit
 def next_guesses(lo, hi, lo_count, hi_count, k, slow):
     """Guess two keys between lo and hi, on both sides of where k keys should be left.
 
@@ -125,9 +143,7 @@ def next_guesses(lo, hi, lo_count, hi_count, k, slow):
         The two keys, in order.
     """
     middle = middle_of(lo, hi)
-    field = (lo_count - hi_count).to(tl.float32)
-    part = (lo_count - k + 0.5) / field
-    margin = tl.where(slow, 0.0, 0.7 * tl.sqrt(part * (1.0 - part) / field) + 0.5 / field)
+    part, margin = part_left(lo_count, hi_count, k, slow)
     lo_score, hi_score = score_of(lo), score_of(hi)
     first = between(lo_score + (hi_score - lo_score) * (part - margin), lo, hi, middle)
     second = between(lo_score + (hi_score - lo_score) * (part + margin), lo, hi, middle)

@@ -10,7 +10,7 @@ of a row, counted from the first key that is no padding, W words of 32 keys.
 import triton
 import triton.language as tl
 
-from ...select_topk.search.fused import first_guesses, middle_of, shrink
+from ...select_topk.search.fused import first_guesses, middle_of, part_left, shrink
 
 # Bits of 2^-15, about which ranks of a long text lie: squares of differences from it keep their digits.
 ABOUT = tl.constexpr(112 << 23)
@@ -91,9 +91,8 @@ def next_keys(lo, hi, lo_count, hi_count, k, slow):
     Returns:
         The two, in order.
     """
-    field, span = (lo_count - hi_count).to(tl.float32), (hi - lo).to(tl.float32)
-    part = (lo_count - k + 0.5) / field
-    margin = tl.where(slow, 0.0, 0.7 * tl.sqrt(part * (1.0 - part) / field) + 0.5 / field)
+    part, margin = part_left(lo_count, hi_count, k, slow)
+    span = (hi - lo).to(tl.float32)
     first = key_between(lo + span * (part - margin), lo, hi)
     second = tl.where(slow, middle_of(lo, hi), key_between(lo + span * (part + margin), lo, hi))
     return tl.minimum(first, second), tl.maximum(first, second)
