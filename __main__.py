@@ -17,9 +17,8 @@ def main() -> int:
         # imports take longest of all that most commands do: few stand above this line
         from signal import SIGINT, default_int_handler, getsignal, signal  # noqa: PLC0415
 
-        heard = (
-            getsignal(SIGINT) is default_int_handler
-        )  # else who started us wants it ignored, as a script does in the background
+        # else who started us wants it ignored, as a script does in the background
+        heard = getsignal(SIGINT) is default_int_handler
         if heard:
             signal(SIGINT, _stop)
         from .cli import main as answer  # noqa: PLC0415
@@ -41,6 +40,11 @@ def _stop(_: int, frame: FrameType | None) -> None:
 
 
 def _end(*_: object) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        try:  # noqa: SIM105 - nothing is imported any more
+            stream.flush()  # what was printed into a pipe or a file is still with us
+        except (OSError, ValueError, RuntimeError):
+            pass  # nobody reads it any more, or it was being written when we were stopped
     os.write(2, f"{STOPPED}\n".encode())
     os._exit(130)  # all of ours is put away by now, and libraries that end may wait for each other
 

@@ -79,6 +79,12 @@ def test_while_a_cell_runs(start, tmp_path):
     assert not list(tmp_path.glob("store/records/*/*.json"))
 
 
+def test_what_was_printed_is_there(start):
+    """The end of a log would be lost with the buffer that it stood in."""
+    process = start("lacuna.jobs.plan", f"print('half a line', end=''); {KILL}", "plan", "tiny.yaml")
+    assert process.communicate(timeout=120) == (b"half a line", STOPPED)
+
+
 def test_while_python_ends(start):
     """The last line of a command that had ended would be an error of the interpreter."""
     deed = f"import atexit; atexit.register(lambda: {KILL})"
