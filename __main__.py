@@ -40,13 +40,18 @@ def _stop(_: int, frame: FrameType | None) -> None:
 
 
 def _end(*_: object) -> NoReturn:
-    for stream in (sys.stdout, sys.stderr):
-        try:  # noqa: SIM105 - nothing is imported any more
-            stream.flush()  # what was printed into a pipe or a file is still with us
-        except (OSError, ValueError, RuntimeError):
-            pass  # nobody reads it any more, or it was being written when we were stopped
-    os.write(2, f"{STOPPED}\n".encode())
-    os._exit(130)  # all of ours is put away by now, and libraries that end may wait for each other
+    try:
+        if "multiprocessing" in sys.modules:
+            for child in sys.modules["multiprocessing"].active_children():
+                child.terminate()  # workers of a pool leave Ctrl-C to us
+        for stream in (sys.stdout, sys.stderr):
+            try:  # noqa: SIM105 - nothing is imported any more
+                stream.flush()  # what was printed into a pipe or a file is still with us
+            except (AttributeError, OSError, ValueError, RuntimeError):
+                pass  # closed, or nobody reads it any more, or it was being written when we were stopped
+        os.write(2, f"{STOPPED}\n".encode())
+    finally:
+        os._exit(130)  # all of ours is put away by now, and libraries that end may wait for each other
 
 
 if __name__ == "__main__":

@@ -55,12 +55,13 @@ def run_cells(
     tell: Callable[[str], None],
     cell_timeout_s: float | None = None,
     known: Mapping[str, Head] | None = None,
+    wait_s: float | None = None,
 ) -> dict[str, str]:
     """Run cells in the given order, one model load for each run of cells of one group; returns key -> status.
 
     Every rank calls this with the same store; what rank 0 was given counts. Cells that another run is at are asked for
-    again after all others, as long as that changes anything, and then left to it. What another run has ended since
-    records were `known` (default: now) is not run again.
+    again after all others: as long as that changes anything, and then left to it; or, with `wait_s`, each so many
+    seconds until none is left. What another run has ended since records were `known` (default: now) is not run again.
 
     Raises:
         ValueError: cells for another number of ranks, or for several kinds of device at once on several ranks.
@@ -75,7 +76,7 @@ def run_cells(
         cells = world.gather(cells)[0]
         heads = known if known is not None or ranks.rank > 0 else store.heads(cell.key for cell in cells)
         turns = Turns(world, store, tell, heads or {})
-        return _Run(world, store, tell, cell_timeout_s, len(cells), turns).all(cells)
+        return _Run(world, store, tell, cell_timeout_s, len(cells), turns, wait_s).all(cells)
     finally:
         world.leave()
 
@@ -98,12 +99,15 @@ class _Run:
     timeout_s: float | None
     total: int
     turns: Turns
+    wait_s: float | None = None
     done: int = 0
 
     def all(self, cells: Sequence[Cell]) -> dict[str, str]:
         statuses: dict[str, str] = {}
         left, before = list(cells), -1
-        while left and len(left) != before:
+        while left and (len(left) != before or self.wait_s is not None):
+            if len(left) == before and self.wait_s is not None:
+                self.turns.wait(left, self.wait_s)
             before = len(left)
             self.turns.elsewhere.clear()
             groups = groupby(left, key=lambda c: (c.group, _shared(c)))
@@ -123,7 +127,7 @@ class _Run:
                 if turn.elsewhere:
                     yield cell
                 elif turn.ended:
-                    statuses[cell.key] = turn.ended
+                    statuses[cell.key], self.done = turn.ended, self.done + 1
                 else:
                     lm = _guarded(functools.partial(_load, cell, self.world, self.store)) if lm is None else lm
                     statuses[cell.key], agreed = self._one(cell, lm)

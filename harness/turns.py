@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ class Turns:
             self._once(f"{_named(cell)} is left to {claim.holder}, which is at it")
             return Turn(elsewhere=claim.holder)
         head = self.store.head(cell.key)
-        if head is None or head == self.known.get(cell.key):
+        if head is None or head.status == "preempted" or head == self.known.get(cell.key):
             return Turn()
         self._once(f"{_named(cell)} was ended meanwhile by another run: {head.status}")
         if head.status in ("ok", "invalid"):
@@ -74,16 +75,24 @@ class Turns:
         """Nobody will ask for this cell's lock any more, or who does finds its record first."""
         self.store.claim(key).unlink(missing_ok=True)
 
+    def wait(self, left: Sequence[Cell], seconds: float) -> None:
+        """Wait before others are asked again for what they are at."""
+        self._once(f"{_counted(left)} left to other runs; this job waits for them")
+        time.sleep(seconds)
+
     def sum_up(self, left: Sequence[Cell]) -> None:
         """Say what this run has not done because others are at it."""
         if left:
-            it = "1 cell is" if len(left) == 1 else f"{len(left)} cells are"
-            self.tell(f"{it} left to other runs on this store; the same command takes over what they leave undone")
+            self.tell(f"{_counted(left)} left to other runs on this store; the same command takes over what they leave")
 
     def _once(self, line: str) -> None:
         if line not in self._told:
             self._told.add(line)
             self.tell(line)
+
+
+def _counted(left: Sequence[Cell]) -> str:
+    return "1 cell is" if len(left) == 1 else f"{len(left)} cells are"
 
 
 def _named(cell: Cell) -> str:

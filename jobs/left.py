@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from pathlib import Path
 
 from ..results.cell import Cell
+from ..results.claim import claimed, me
 from ..results.store import Head, Store
 
 
@@ -27,8 +29,19 @@ def left(cells: Sequence[Cell], store: Store, asked: str, tell: Callable[[str], 
 
 
 def at_work(cells: Sequence[Cell], store: Store) -> Cell | None:
-    """The cell that was begun last, or wrote last; the first where none was begun, and None of none."""
-    return max(cells, key=lambda cell: store.begun(cell.key), default=None)
+    """The cell that was begun last, or wrote last; the first where none was begun, and None of none.
+
+    A cell that another process is at is not this job's.
+    """
+    ours = (cell for cell in cells if not _is_elsewhere(store.claim(cell.key)))
+    return max(ours, key=lambda cell: store.begun(cell.key), default=None)
+
+
+def _is_elsewhere(claim: Path) -> bool:
+    if not claim.exists():
+        return False
+    with claimed(claim) as asked:
+        return asked.holder not in ("", me())
 
 
 def _ended(store: Store, head: Head | None, asked: str) -> bool:

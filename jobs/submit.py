@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 MAX_REQUEUES = 1000
 # who stops a job kills its ranks within this time of each other: rank 0 must not take that for a failure of the cell
 KILL_SPREAD_S = 3.0
+# how often a job asks for a cell that another run is at: jobs of a later wave count on it when this one ends
+ASK_AGAIN_S = 30.0
 RUNNER = f"{__name__}:run_on_ranks"
 
 
@@ -72,7 +74,11 @@ class GroupJob:
             time.sleep(KILL_SPREAD_S)
             why = f"its job broke off: {str(error) or type(error).__name__}"
             broken = self._note(store, "error", why, traceback.format_exc())
-            if broken is not None and store.begun(broken.key) != before[broken.key] and self._left(store, hush):
+            if (
+                broken is not None
+                and store.begun(broken.key) != before.get(broken.key, 0.0)
+                and self._left(store, hush)
+            ):
                 _requeue()  # those behind a cell that lost a rank need not wait for the next submit
             raise
         return statuses
@@ -109,12 +115,13 @@ def _requeue() -> None:
 
 
 def run_on_ranks(cells: Sequence[Cell], store: Store, cell_timeout_s: float | None) -> dict[str, str]:
-    """Run cells with the ranks that this process finds itself among."""
+    """Run cells with the ranks that this process finds itself among, and wait for those that another run is at."""
+    known = store.heads(cell.key for cell in cells)  # before imports, which take a while in which others end cells
     # imported on the compute node only: whoever submits needs no torch
     from ..harness.ranks import find_ranks  # noqa: PLC0415
     from ..harness.run import run_cells  # noqa: PLC0415
 
-    statuses: dict[str, str] = run_cells(cells, store, find_ranks(), say, cell_timeout_s)
+    statuses: dict[str, str] = run_cells(cells, store, find_ranks(), say, cell_timeout_s, known, ASK_AGAIN_S)
     return statuses
 
 

@@ -32,6 +32,7 @@ class Head:
     key: str
     status: str
     reason: str
+    sha256: str = ""  # of the record: two failures for the same reason are two
 
 
 class Store:
@@ -211,7 +212,7 @@ def _encode(record: Record) -> bytes:
 def _head(line: bytes, key: str, path: Path) -> Head:
     try:
         raw = json.loads(line.rstrip().removesuffix(b",") + b"}")
-        head = Head(raw["key"], raw["status"], raw["reason"])
+        head = Head(raw["key"], raw["status"], raw["reason"], raw.get("sha256", ""))
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} is damaged; delete it to run the cell again") from error
     if head.key != key or head.status not in STATUSES:

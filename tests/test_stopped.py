@@ -67,7 +67,10 @@ def test_a_moment_after_a_run_began(delay_s, start):
     assert process.stdout.read(1) == b"."
     time.sleep(delay_s)
     process.send_signal(signal.SIGINT)
-    assert end(process) == (130, STOPPED)
+    code, err = end(process)
+    assert code == 130
+    assert err.endswith(STOPPED)
+    assert b"Traceback" not in err
 
 
 def test_while_a_cell_runs(start, tmp_path):
@@ -83,6 +86,14 @@ def test_what_was_printed_is_there(start):
     """The end of a log would be lost with the buffer that it stood in."""
     process = start("lacuna.jobs.plan", f"print('half a line', end=''); {KILL}", "plan", "tiny.yaml")
     assert process.communicate(timeout=120) == (b"half a line", STOPPED)
+
+
+@pytest.mark.parametrize("closed", ["2>&1 | true", ">&- 2>&-"])
+def test_nobody_reads_any_more(closed, start):
+    """Ctrl-C in `lacuna run | tee log` stops tee as well: what is left to say would be an error of its own."""
+    shell = ["bash", "-c", f'("$@"; echo $? > code) {closed}; cat code', "bash"]
+    process = start("lacuna.jobs.plan", f"import time; time.sleep(.5); {KILL}", "plan", "tiny.yaml", before=shell)
+    assert process.communicate(timeout=120)[0].strip().endswith(b"130")
 
 
 def test_while_python_ends(start):

@@ -4,7 +4,7 @@
 
 From the repository's root, with torch for CUDA and triton. Parts are those of `decode.sh` and `prefill.sh`, which tell what
 they measure; without any: verify ops keys grid quick landmark columns thresholds, an hour or so at the most. Each runs by itself in
-FOLDER/PART. What was finished is not run again, so the same command goes on where a machine was taken away; what was cut
+FOLDER/PART. What was finished is not run again, so the same command goes on where it was cut off; what was cut
 off or failed is kept beside, under another name. FOLDER/archive then has the CSVs under the names of `results/archive`, and
 a README.md with a line for each: the GPU, the command, the commit, and how many rows are verified and timed.
 """
@@ -110,7 +110,7 @@ def main(words: list[str]) -> int:
     out = Path(folder).resolve()
     failed = [part for part in parts if not run(part, out / part, tiny=tiny)]
     (out / "archive").mkdir(exist_ok=True)
-    table = "\n".join(["| file | where | what |", "|---|---|---|", *collect(out, parts)])
+    table = "\n".join(["| file | where | what |", "|---|---|---|", *collect(out, [*DECODE, *MANY_ROWS])])
     (out / "archive" / "README.md").write_text(table + "\n", encoding="utf-8")
     print(table)
     if failed:

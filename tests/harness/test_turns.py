@@ -85,6 +85,31 @@ def test_what_another_run_has_ended_since_is_not_run_again(sweep, store):
     assert any("ended meanwhile by another run: ok" in line for line in told)
 
 
+def test_what_another_run_was_made_to_leave_is_run(sweep, store):
+    """A cell that was cut short, and all that needs it, would stay undone though this run is there."""
+    swept = sweep(TWO)
+    store.put(Record(swept.cells[0], "preempted"))
+    assert set(run_cells(swept.cells, store, Ranks(), lambda _: None, known={}).values()) == {"ok"}
+    assert store.get(swept.cells[0].key).status == "ok"
+
+
+def test_a_job_waits_for_what_others_are_at(sweep, store, other, monkeypatch):
+    """A wave that needs a calibration would begin, and do nothing, while another sweep's job is still at it."""
+    swept, told = sweep(TWO), []
+    leave, slept = other(swept.cells[0].key), []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) == 3:
+            leave()
+
+    monkeypatch.setattr(turns.time, "sleep", sleep)
+    statuses = run_cells(swept.cells, store, Ranks(), told.append, wait_s=7.0)
+    assert statuses == {cell.key: "ok" for cell in swept.cells}
+    assert slept == [7.0, 7.0, 7.0]
+    assert len([line for line in told if "this job waits" in line]) == 1
+
+
 def test_a_file_system_without_locks_is_told_once(sweep, run, store, monkeypatch):
     """Who counts on it would have cells computed twice and never know; or be told at every cell."""
     monkeypatch.setattr(turns, "claimed", lambda _: ExitStackOf(Claim(sure=False)))

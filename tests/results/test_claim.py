@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import socket
 import subprocess
 import sys
 
@@ -53,6 +54,22 @@ def test_what_a_killed_process_held_is_free(path, holder):
         with claimed(path) as claim:
             assert claim.holder == ""
             assert path.read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_file_that_was_removed_meanwhile_is_no_claim(path, monkeypatch):
+    """Two would have a lock each, on two files of one name."""
+    lock, times = fcntl.flock, []
+
+    def flock(file, how):
+        times.append(file.name)
+        if len(times) == 1:  # who had it ends the cell, and removes the file
+            path.unlink()
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with claimed(path) as claim, claimed(path) as second:
+        assert claim.holder == ""
+        assert second.holder == f"process {os.getpid()} on {socket.gethostname()}"
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])

@@ -12,6 +12,7 @@ import pytest
 from lacuna.jobs.batch import batches
 from lacuna.jobs.site import read_site
 from lacuna.jobs.submit import RUNNER, GroupJob, dry_run, submit
+from lacuna.results.claim import claimed
 from lacuna.results.record import Record
 
 GOLDEN = Path(__file__).with_name("golden.sbatch")
@@ -91,6 +92,18 @@ def test_a_job_that_comes_back_does_only_what_is_left(make_cells, store, runner,
     again()
     assert computed() == {c.key: 1 for c in (running, old, waiting)}
     assert store.head(broken.key).status == "error"
+
+
+def test_checkpoint_leaves_the_cell_of_another_run_alone(make_cells, store):
+    """A cell that a shell is computing would be called preempted, and that of the job be forgotten."""
+    own, other = make_cells(2)
+    store.start(own.key)
+    store.start(other.key)  # the last that wrote
+    with claimed(store.claim(other.key)), claimed(store.claim(own.key)):
+        store.claim(other.key).write_text("process 1 on another host\n")
+        job_of([own, other], store).checkpoint()
+    assert store.get(own.key).status == "preempted"
+    assert store.head(other.key) is None
 
 
 def test_checkpoint_after_the_last_cell_leaves_the_store_alone(make_cells, store):
