@@ -31,8 +31,8 @@ class Row:
         achieved_gb_s: Bytes over the median.
         ceiling_gb_s: Copy bandwidth of the device, measured first.
         percent_of_ceiling: Of the two.
-        empty_ms: Median of one launch that does next to nothing, in the same process and measure: no operation can be
-            faster, and few that take more than one launch can come near it.
+        empty_ms: Median of one launch that does next to nothing, in the same process and measure: what a time holds
+            beside its bytes, at least.
         against: What a pipeline is compared with: the fastest dense kernel of the same case.
         speed_up: Time of that over the median.
         break_even_rows: Of a pipeline on a grid: the rows from which on every longer cache of its batch and budget

@@ -157,7 +157,9 @@ def largest(scores_BNTS: Tensor, k_BT: Tensor) -> Tensor:
 
 def any_of(keep: Tensor) -> Tensor:
     """Whether a row has any; the last dimension stays, as 1. A CPU looks at bytes faster than at booleans."""
-    return keep.any(-1, keepdim=True) if keep.is_cuda else keep.view(torch.uint8).amax(-1, keepdim=True).bool()
+    if keep.device.type != "cpu" or not keep.shape[-1]:
+        return keep.any(-1, keepdim=True)
+    return keep.view(torch.uint8).amax(-1, keepdim=True).bool()
 
 
 def count_of(keep: Tensor) -> Tensor:

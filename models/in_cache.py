@@ -59,5 +59,6 @@ def _taken(part_BGSD: Tensor, rows_BGK: Tensor) -> Tensor:
 
 def _mean(weights_BH1K: Tensor, values_BGKD: Tensor) -> Tensor:
     batch, heads, _, held = weights_BH1K.shape
-    grouped = weights_BH1K.view(batch, values_BGKD.shape[1], -1, held) @ values_BGKD.float()
+    group = heads // values_BGKD.shape[1]  # not -1, which says nothing where no row is held
+    grouped = weights_BH1K.view(batch, values_BGKD.shape[1], group, held) @ values_BGKD.float()
     return grouped.view(batch, heads, 1, -1)

@@ -94,7 +94,7 @@ class Rotation:
     """The model's own rotary embedding, as a turn by any number of positions (negative: back).
 
     All layers and caches of a binding share one. A table that was outgrown is kept, since a CUDA graph may go on to
-    read it; each is at least twice as long as the one before, so that the last is half of them all.
+    read it; each is at least twice as long as the one before, so that the last is half of them all or more.
     """
 
     def __init__(self, model: Any) -> None:

@@ -44,8 +44,8 @@ def walk_at_once(method: Stepwise, q_BHTD: Tensor, memory: Memory, call: Call) -
     marking = method.marking(q_BHTD.shape[1], groups)
     numbers = memory.numbers_BNS(q_BHTD.shape[0]).expand(-1, groups, -1)[:, : marking.sets]
     number = numbers.masked_fill(numbers < call.first[:, None, None], -1).int()
-    budget, recent = call.once(("walk", amount_of(method, memory.site), method.cost(memory, call)),
-                               lambda: _bounds(method, memory, call))  # fmt: skip
+    key = ("walk", amount_of(method, memory.site), method.cost(memory, call), call.phase, memory.prompt is None)
+    budget, recent = call.once(key, lambda: _bounds(method, memory, call))
     until, mark = EVICT_WALK(
         q_BHTD, memory.keys.view, marks[:, : marking.sets], number, budget, recent, call.scale, marking.carry,
         marking.share, method.most_rows(memory, call),

@@ -6,7 +6,8 @@ From the repository's root, with torch for CUDA and triton. Parts are those of `
 they measure; without any: verify ops keys grid quick landmark columns thresholds, an hour or so at the most. Each runs by itself in
 FOLDER/PART. What was finished is not run again, so the same command goes on where it was cut off; what was cut
 off or failed is kept beside, under another name. FOLDER/archive then has the CSVs under the names of `results/archive`, and
-a README.md with a line for each: the GPU, the command, the commit, and how many rows are verified and timed.
+a README.md with a line for each: the GPU, the command, the commit, and how many rows are verified and timed. With --tiny all
+of it lies in FOLDER/trial.
 """
 
 import csv
@@ -48,30 +49,31 @@ def run(part: str, folder: Path, *, tiny: bool) -> bool:
         print(f"== {part}: finished before", flush=True)
         return True
     fresh(folder)
-    started = time.time()
-    environment = {"GPU": name_of_gpu(), **os.environ, **({"TINY": "1"} if tiny else {})}
+    started, made = time.time(), {"day": time.strftime("%Y-%m-%d"), "gpu": name_of_gpu(tiny=tiny), "commit": commit()}
+    own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # the scripts' python3 is this one
+    environment = {"GPU": made["gpu"], **os.environ, **own, **({"TINY": "1"} if tiny else {})}
     done = subprocess.run(command(part, folder, tiny=tiny), env=environment, check=False).returncode == 0
     print(f"== {part}: {'finished' if done else 'FAILED'} after {time.time() - started:.0f} s", flush=True)
     if done:
-        made = {"day": time.strftime("%Y-%m-%d"), "gpu": name_of_gpu(), "commit": commit()}
         (folder / DONE).write_text(json.dumps(made), encoding="utf-8")
     return done
 
 
 def told(*words: str) -> str:
-    """What a command prints, or nothing."""
-    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    """What a command prints, or nothing; nothing, too, where there is no such command."""
+    found = shutil.which(words[0])
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() if found else ""
 
 
 def commit() -> str:
-    """The commit of the tree, and whether that is what ran."""
+    """The commit of the tree, and whether that is what runs."""
     changed = told("git", "status", "--porcelain", "--untracked-files=no")
     return (told("git", "rev-parse", "--short", "HEAD") or "unknown") + (" with changes" if changed else "")
 
 
-def name_of_gpu() -> str:
-    """The GPU's name without its maker's, or that there is none."""
-    return torch.cuda.get_device_name().removeprefix("NVIDIA ") if torch.cuda.is_available() else "no GPU"
+def name_of_gpu(*, tiny: bool) -> str:
+    """The GPU's name without its maker's; a trial has none, whatever the machine."""
+    return "CPU trial" if tiny else torch.cuda.get_device_name().removeprefix("NVIDIA ")
 
 
 def statuses(path: Path) -> str:
@@ -82,14 +84,14 @@ def statuses(path: Path) -> str:
     return ", ".join(f"{number} {status}" for status, number in sorted(counted.items()))
 
 
-def collect(out: Path, parts: list[str]) -> list[str]:
+def collect(out: Path, *, tiny: bool) -> list[str]:
     """Copy the CSVs of finished parts under the names of an archive; a line of a table for each."""
     lines = []
-    for part in (part for part in parts if (out / part / DONE).exists()):
+    for part in (part for part in DECODE + MANY_ROWS if (out / part / DONE).exists()):
         made = json.loads((out / part / DONE).read_text(encoding="utf-8"))
-        source = " ".join(command(part, Path("FOLDER"), tiny=False)[1:])
+        source = " ".join(command(part, Path("FOLDER"), tiny=tiny)[1:])
         for path in sorted((out / part).glob("*.csv")):
-            name = f"{made['day']}-{made['gpu'].replace(' ', '-').lower()}-{path.stem.replace('_', '-')}.csv"
+            name = f"{made['day']}-{made['gpu'].replace(' ', '-').lower()}-{path.stem.replace('_h200', '').replace('_', '-')}.csv"
             shutil.copyfile(path, out / "archive" / name)
             lines.append(f"| `{name}` | {made['gpu']} | `{source}`, commit {made['commit']}: {statuses(path)} |")
     return lines
@@ -107,10 +109,10 @@ def main(words: list[str]) -> int:
     if not tiny and not torch.cuda.is_available():
         print("expected a CUDA GPU, there is none: --tiny tries the commands on a CPU, timing nothing", file=sys.stderr)
         return 2
-    out = Path(folder).resolve()
+    out = Path(folder).resolve() / ("trial" if tiny else "")  # apart, so that nobody takes it for a measurement
     failed = [part for part in parts if not run(part, out / part, tiny=tiny)]
     (out / "archive").mkdir(exist_ok=True)
-    table = "\n".join(["| file | where | what |", "|---|---|---|", *collect(out, [*DECODE, *MANY_ROWS])])
+    table = "\n".join(["| file | where | what |", "|---|---|---|", *collect(out, tiny=tiny)])
     (out / "archive" / "README.md").write_text(table + "\n", encoding="utf-8")
     print(table)
     if failed:

@@ -35,17 +35,28 @@ def archive(monkeypatch):
 def test_an_archive_goes_on_where_it_was_cut_off(archive, tmp_path, capsys):
     """An hour of a GPU would be spent again, or half of a part be taken for the whole."""
     (tmp_path / "FAILS").touch()
-    assert archive.main([str(tmp_path), "ops", "grid", "--tiny"]) == 1
+    assert archive.main([str(tmp_path), "ops", "grid"]) == 1
     assert "not finished: grid" in capsys.readouterr().out
     made = [path.name for path in (tmp_path / "archive").glob("*.csv")]
     assert len(made) == 1
-    assert made[0].endswith("-h100-80gb-hbm3-ops-h200.csv")
+    assert made[0].endswith("-h100-80gb-hbm3-ops.csv")
     (tmp_path / "FAILS").unlink()
-    assert archive.main([str(tmp_path), "ops", "grid", "--tiny"]) == 0
+    assert archive.main([str(tmp_path), "ops", "grid"]) == 0
     assert (tmp_path / "ops.ran").read_text() == "H100 80GB HBM3\n"
     assert (tmp_path / "grid.try1" / "grid_h200.csv").exists()
     lines = (tmp_path / "archive" / "README.md").read_text().splitlines()[2:]
     assert [line.rpartition(": ")[2] for line in lines] == ["1 failed, 1 ok |"] * 2
+
+
+def test_a_trial_is_no_archive(archive, tmp_path, monkeypatch):
+    """What a CPU tried would be handed out as measured, and never be measured; or be lost for want of git."""
+    monkeypatch.setattr(archive.shutil, "which", lambda _: None)
+    assert archive.main([str(tmp_path), "ops", "--tiny"]) == 0
+    (line,) = (tmp_path / "trial" / "archive" / "README.md").read_text().splitlines()[2:]
+    assert "| CPU trial |" in line
+    assert "commit unknown" in line
+    assert archive.main([str(tmp_path), "ops"]) == 0
+    assert (tmp_path / "ops.ran").read_text() == "H100 80GB HBM3\n"
 
 
 @pytest.mark.parametrize("words", [[], ["FOLDER", "opps", "--tiny"], ["--tinny"]])
@@ -60,7 +71,7 @@ def test_a_wrong_word_makes_no_archive(archive, words, tmp_path, monkeypatch, ca
 @pytest.mark.slow
 @pytest.mark.mpi
 def test_every_part_of_the_script_runs(tmp_path):
-    """Minutes of a borrowed GPU would be spent on a misspelt option, or on records that are kept nowhere."""
+    """Minutes of a GPU would be spent on a misspelt option, or on records that are kept nowhere."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the script's python3 is this one
     done = subprocess.run(
         ["bash", "tests/gpu/decode.sh", tmp_path, "ops", "keys", "8b", "long", "linear", "tp", "company", "grid"],

@@ -6,7 +6,7 @@ from conftest_models import gap_cases, make_method, make_model, run_rows, tokens
 from safetensors.torch import load_file, save_file
 
 from lacuna.kernels.evict_walk.eager import evict_walk
-from lacuna.models import lifetime, many, residual, walk
+from lacuna.models import attend, lifetime, many, residual, walk
 from lacuna.models.ledger import summary
 
 WIRED = ("topk", "loki", "top_theta", "loki_theta", "snapkv", "pyramidkv", "h2o", "tova", "quest", "sparq")
@@ -117,8 +117,13 @@ def test_no_head_holds_more_rows_than_the_host_knows_of(name, args, padded, prom
         seen.append((most, int(held.max())))
         return out
 
+    def seen_kept(keep, most):
+        assert most is None or int(keep.sum(-1).max()) <= most
+
     monkeypatch.setattr(many, "fits_hidden", lambda _q, call: call.new > 1)
     monkeypatch.setattr(walk, "EVICT_WALK", walked)
+    kept = attend.rows_of
+    monkeypatch.setattr(attend, "rows_of", lambda keep, most=None: seen_kept(keep, most) or kept(keep, most))
     run_rows(model, method, ids, basis(), prompt, True, prefill="sparse", mask=mask)
     run_rows(model, method, ids, basis(), prompt, True, mask=mask)
     assert bool(seen) == (args.get("evict") != "once")
