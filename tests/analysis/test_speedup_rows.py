@@ -16,8 +16,8 @@ def grid(*lengths):
     for batch in (1, 16):
         for length in lengths:
             size = float(batch * length)
-            shape = {"case": f"b{batch}_h32_g8_s{length}_1of4", "run": "grid", "device": "GPU", "status": "ok",
-                     "batch": batch, "heads": 32, "groups": 8, "context": length}  # fmt: skip
+            shape = {"case": f"b{batch}_h32_g8_s{length}_1of4", "run": "grid", "device": "GPU", "dtype": "bfloat16",
+                     "status": "ok", "batch": batch, "heads": 32, "groups": 8, "context": length}  # fmt: skip
             times = (("dense_decode", "", size, size + 10), ("dense_decode", "naive", size, 10 * (size + 10)))
             for op, baseline, nbytes, ms in (*times, ("loki_pipeline", "", size / 4, size / 4 + 30)):
                 rows.append(shape | {"op": op, "baseline": baseline, "bytes": nbytes, "median_ms": ms})
