@@ -47,6 +47,17 @@ def test_a_cache_of_many_columns_is_walked_in_pieces_too(case, device, monkeypat
     assert verdict.passed, verdict
 
 
+@pytest.mark.parametrize("case", CASES[1:], ids=lambda case: case.name)
+def test_a_walk_asks_the_device_once(case, device, monkeypatch):
+    """Broken: in each layer of a long text the host waits for the GPU, to learn what it knows."""
+    inputs, asked = OP.make(case, device, 2), []
+    for name in ("__bool__", "__int__", "item", "tolist"):
+        own = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda x, own=own, name=name: asked.append(name) or own(x))
+    OP.fused(**inputs)
+    assert asked == ["__bool__"]  # whether weights were lost
+
+
 def fails(*_):
     """Stands for a walk that is not to be taken."""
     raise AssertionError("walked again")

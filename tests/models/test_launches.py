@@ -144,7 +144,7 @@ def test_many_rows_beside_a_state_make_few_launches(name, args, most, basis):
      ("loki_theta", {}, 130), ("topk", {}, 85)],
 )  # fmt: skip
 def test_many_rows_make_few_launches(name, args, most, basis, monkeypatch):
-    """A long text waits for its launches: budgets would be worked out in each layer; or a walk asks the device."""
+    """A long text waits for its launches: budgets would be worked out in each layer; or what is around a walk asks the device."""
     monkeypatch.setattr(many, "fits", lambda _q, memory, call: call.new > 1 and many.plain(memory, call))
     monkeypatch.setattr(many, "fits_hidden", lambda _q, call: call.new > 1)
     args = {"keep": 0.25, **args}
