@@ -31,4 +31,8 @@ fi
 for file in "$root"/run/slurmd.*.pid "$root"/run/{slurmctld,slurmdbd,mariadbd,munged}.pid; do
   [ -e "$file" ] && stop "$file"
 done
+# who watches over a step may wait for ever for ranks that a requeue has ended
+for name in $(grep -lsx slurmstepd /proc/[0-9]*/comm); do
+  if [ "$(readlink "${name%comm}cwd")" = "$root/log" ]; then kill -9 "${name//[^0-9]/}"; fi
+done
 exit 0
