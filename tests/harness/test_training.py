@@ -273,6 +273,8 @@ def test_shipped_sweeps_are_read(tmp_path):
         "train-pocket",
         "train-pocket-landmark",
         "train-compare",
+        "train-ranks",
+        "train-speed",
         "landmark",
         "landmark-paper",
     ):
