@@ -122,5 +122,38 @@ def test_memory_is_of_one_text_of_its_context(make):
     (axis,) = make.draw("memory_context", cells).axes
     lines = {line.get_label(): line for line in axis.lines}
     assert list(lines["full"].get_xdata()) == [512, 1024, 2048]
-    assert list(lines["full"].get_ydata()) == pytest.approx([2**-11, 2**-10, 2**-9])
-    assert list(lines["topk"].get_ydata()) == pytest.approx([2**-13, 2**-12, 2**-11])
+    assert list(lines["full"].get_ydata()) == pytest.approx([2**19, 2**20, 2**21])
+    assert list(lines["topk"].get_ydata()) == pytest.approx([2**17, 2**18, 2**19])
+
+
+def sizes_of(axis):
+    """Tick -> the bytes that its label says."""
+    units = {"bytes": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+    said = [text.get_text().split() for text in axis.get_yticklabels()]
+    return dict(zip(axis.get_yticks(), (int(number) * units[unit] for number, unit in said), strict=True))
+
+
+@pytest.mark.parametrize(("contexts", "least"), [((512, 2**21), 512), ((520, 700), 512)])
+def test_ticks_of_memory_are_whole_numbers_of_their_unit(make, contexts, least):
+    """A small model's cache would be read off ticks like 0.00098 GiB, rounded, and within one doubling off none."""
+    cells = [held(make, "full", "needle", {"length": c}, 1, c, 1.0) for c in contexts]
+    (axis,) = make.draw("memory_context", cells).axes
+    found = sizes_of(axis)
+    assert all(tick == told for tick, told in found.items())
+    assert min(found) == least * 1024
+    assert 2 <= len(found) <= 8
+    low, high = axis.get_ylim()
+    assert low < min(found)
+    assert max(1024 * contexts[-1], *found) < high
+
+
+def test_a_peak_that_one_context_has_is_seen(make):
+    """Dashes between one point are none: the axis would reach to a peak that nobody sees."""
+    cells = [held(make, "topk", "needle", {"length": c}, 1, c, 0.0625) for c in (512, 1024)]
+    peak = Record(**{**vars(cells[1]), "metrics": {**cells[1].metrics, "peak_gib": 0.5}})
+    (axis,) = make.draw("memory_context", [cells[0], peak]).axes
+    (line,) = (one for one in axis.lines if one.get_linestyle() == "--")
+    assert (list(line.get_xdata()), list(line.get_ydata()), line.get_marker()) == ([1024], [2**29], "_")
+    (mark,) = (one for one in axis.lines if one.get_label().startswith("topk"))
+    assert mc.to_rgba(mark.get_markeredgecolor()) == mc.to_rgba(mark.get_color())  # the palest has a full edge
+    assert mc.to_rgba(mark.get_markerfacecolor())[3] < 0.1
