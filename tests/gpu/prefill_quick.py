@@ -36,9 +36,9 @@ def checks(writer):
     yield
 
 
-def landmark(writer, lengths, *, tries, dim=DIM):
+def landmark(writer, lengths, *, tries, dim=DIM, block=BLOCK):
     """Compile at a short length, then time beside dense attention; each shape is verified before it is timed."""
-    block, batch = (8, 1) if prefill.TINY else (BLOCK, 2)
+    block, batch = (8, 1) if prefill.TINY else (block, 2)
     if not prefill.TINY:
         prefill.landmark_case(Unkept(), (block, 512, batch, HEADS, HEADS, dim), passed=True, tries=tries)
     yield
@@ -58,6 +58,7 @@ JOBS = {
     "landmark": partial(landmark, lengths=LENGTHS, tries=False),
     "landmark_64": partial(landmark, lengths=LENGTHS, tries=False, dim=32 if prefill.TINY else 64),
     "landmark_96": partial(landmark, lengths=LENGTHS, tries=False, dim=32 if prefill.TINY else 96),
+    "landmark_block_128": partial(landmark, lengths=LENGTHS, tries=False, block=128),
     "tries": partial(landmark, lengths=LENGTHS[1:2], tries=True),
 } | {
     name: partial(operation, name)
