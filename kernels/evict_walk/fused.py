@@ -1,8 +1,8 @@
 """Eviction by one block of threads for each set of rows, which holds places and marks of all keys held in registers.
 
 A cache of few columns is walked by weights of the keys held and the next ones, made before (`ahead/`). What stands here
-is the slower walk of larger caches, and of those whose weights were lost: scores of some rows with all keys are
-products of tiles, written before, and the walk reads those of the keys it holds.
+is the slower walk of larger caches: scores of some rows with all keys are products of tiles, written before, and the
+walk reads those of the keys it holds.
 
 Shape legend: B batch, H query heads, G KV heads, T query rows (the last T of the S key rows), t of them at a time, S
 key rows, W key rows that the last of those sees, D head dim, N = 1 or G sets of rows, C places of a cache, E query
@@ -30,7 +30,7 @@ SCORES_EACH = 16  # of a thread
 TILES = Tiles(16, 128, 4, 3)
 # Of the walk by weights made before: most columns, rows at a time at the least, and weights at once.
 MOST_COLUMNS, LEAST_ROWS, SCORES_OF_CHUNK = 8192, 256, 8192
-# Of a head's sum of weights over that of its best key, held or not: weights less than 1e-26 of the sum count as none.
+# Of a head's sum of weights, 2^100 for its best key, held or not: weights less than 1e-26 of the sum count as none.
 LEAST = 1e-12
 
 
@@ -119,7 +119,7 @@ def evict_walk(
 ) -> Walked:
     """Walk as the eager twin does: two launches for as many rows as 32 MB, and columns beside the cache, have room for.
 
-    Where the keys held weigh next to nothing beside one that left before, all rows are walked again, more slowly.
+    Where the keys held weigh next to nothing beside one that left before, a row is weighed again, more slowly.
 
     Args:
         q_BHTD: (B, H, T, D) queries; any strides, the last dim contiguous.
@@ -144,9 +144,7 @@ def evict_walk(
     budget, recent = budget_BT.int().contiguous(), recent_BT.int().contiguous()
     job = Job(q_BHTD, k_BGSD, begun, number, budget, recent, scale, (carry, share), power_of_2(max(most, 32)))
     if _wide(most, q_BHTD.shape[2]) <= MOST_COLUMNS:
-        walked, lost = _walk_ahead(job._replace(places=most))
-        if not bool(lost.any()):
-            return walked
+        return _walk_ahead(job._replace(places=most))
     return _walk_rows(job)
 
 
@@ -164,24 +162,24 @@ class Job(NamedTuple):
     places: int
 
 
-def _walk_ahead(job: Job) -> tuple[Walked, torch.Tensor]:
-    """Walk, and say of each set whether its weights were lost, (B, N) int32."""
+def _walk_ahead(job: Job) -> Walked:
     state, q, k, sets = _State.of(job), job.q_BHTD, job.k_BGSD, job.number_BNS.shape[1]
-    (batch, heads, new, _), rows, lost = q.shape, k.shape[2], torch.zeros_like(state.held)
+    (batch, heads, new, _), rows = q.shape, k.shape[2]
     wide = _wide(job.places, new)
     step = max(1, min(new, wide - job.places, SCORES_AT_ONCE // (batch * heads * wide)))
     weight = torch.empty(batch * heads * step * wide, dtype=torch.float32, device=k.device)
     after, products, shape = torch.empty_like(state.place), _tiles(job, wide), _columns(job, wide)
+    scale, strides = job.scale * LOG2_E, (*q.stride()[:3], *k.stride()[:3])
     for begin in range(0, new, step):
         size = (begin, min(step, new - begin), new, rows, job.places)
         weights_kernel[(triton.cdiv(size[1], products["M"]), batch * heads)](
-            q, k, state.place, weight, job.scale * LOG2_E, *size, *q.stride()[:3], *k.stride()[:3], **products
+            q, k, state.place, weight, scale, *size, *strides, **products
         )
         walk_ahead_kernel[(batch * sets,)](
-            weight, *job[2:6], state.place, after, *state[1:], lost, *size, *job.factors, **shape
+            q, k, weight, *job[2:6], state.place, after, *state[1:], scale, *size, *job.factors, *strides, **shape
         )
         state, after = state._replace(place=after), state.place
-    return state.ended(new), lost
+    return state.ended(new)
 
 
 def _wide(places: int, new: int) -> int:
@@ -193,6 +191,7 @@ def _columns(job: Job, wide: int) -> dict[str, Any]:
     """Constants of that walk."""
     each = _heads(job)
     return {
+        "GROUP": job.q_BHTD.shape[1] // job.k_BGSD.shape[1], "DIM": job.q_BHTD.shape[3],
         "SETS": job.number_BNS.shape[1], "HEADS": each, "CHUNK": min(power_of_2(each), max(1, SCORES_OF_CHUNK // wide)),
         "WIDE": wide, "LEAST": LEAST, "num_warps": max(1, min(8, wide // 128)),
     }  # fmt: skip

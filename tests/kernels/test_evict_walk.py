@@ -48,14 +48,14 @@ def test_a_cache_of_many_columns_is_walked_in_pieces_too(case, device, monkeypat
 
 
 @pytest.mark.parametrize("case", CASES[1:], ids=lambda case: case.name)
-def test_a_walk_asks_the_device_once(case, device, monkeypatch):
+def test_a_walk_asks_nothing_of_the_device(case, device, monkeypatch):
     """Broken: in each layer of a long text the host waits for the GPU, to learn what it knows."""
     inputs, asked = OP.make(case, device, 2), []
     for name in ("__bool__", "__int__", "item", "tolist"):
         own = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda x, own=own, name=name: asked.append(name) or own(x))
     OP.fused(**inputs)
-    assert asked == ["__bool__"]  # whether weights were lost
+    assert not asked
 
 
 def fails(*_):
@@ -119,22 +119,22 @@ def test_of_equal_marks_the_oldest_leaves(device):
     assert torch.equal(found.until_BNS, OP.eager(*arguments).until_BNS)
 
 
-@pytest.mark.parametrize("far", [2.0, 40.0])
-def test_a_key_that_left_may_have_had_all_the_weight(far, device, monkeypatch):
+@pytest.mark.parametrize("least", [fused.LEAST, 3e38])  # rows weighed again: those with nothing left, or all of them
+@pytest.mark.parametrize("far", [2.0, 15.0, 40.0])
+def test_a_key_that_left_may_have_had_all_the_weight(far, least, device, monkeypatch):
     """Broken: where a key that left stands far above all others, the rest weigh nothing, and any of them is dropped."""
     case = RowsCase("far", 1, 2, 1, 40, head_dim=16, kept=6, queries=30, dtype="float32", layout="plain")
     inputs = OP.make(case, device, 3)
     inputs["mark_BNS"][0, 0, :10] += 9.0
     inputs["mark_BNS"][0, 0, 3] = 0.0  # leaves first, and is what all later queries look for
     inputs["q_BHTD"][..., 0], inputs["k_BGSD"][..., 0], inputs["k_BGSD"][0, 0, 3, 0] = far, 0.0, far
-    taken, slower = [], fused._walk_rows
-    monkeypatch.setattr(fused, "_walk_rows", lambda *given: taken.append(1) or slower(*given))
+    monkeypatch.setattr(fused, "_walk_rows", fails)
+    monkeypatch.setattr(fused, "LEAST", least)
     inputs["number_BNS"][0, 0, :10] = torch.arange(10, dtype=torch.int32)
     inputs["budget_BT"][:] = inputs["most"] = 10
     with poisoned_memory():
         found = OP.fused(**inputs)
     assert int(found.until_BNS[0, 0, 3]) == 0
-    assert bool(taken) == (far > 10)
     compared = compare_walks(inputs, found, found)
     assert not compared.reason
     assert compared.error < 1e-5
@@ -146,7 +146,7 @@ def test_a_key_that_left_may_have_had_all_the_weight(far, device, monkeypatch):
 def test_a_cache_over_several_warps_is_walked_as_a_small_one(slower, reduce, device, monkeypatch):
     """Broken: what the compiler holds in several layouts differs between them, and a key leaves in one of them only."""
     case = RowsCase("large", 1, 4, 2, 1500, head_dim=64, kept=1000, queries=460, visible="full", reduce=reduce)
-    monkeypatch.setattr(fused, "LEAST", 1e30 if slower else fused.LEAST)
+    monkeypatch.setattr(fused, "LEAST", 3e38 if slower else fused.LEAST)
     inputs = OP.make(case, device, 3)
     found = OP.fused(**inputs)
     compared = compare_walks(inputs, found, found)

@@ -15,6 +15,8 @@ from ...grouped_rows.fused import load_keys
 
 NONE = tl.constexpr(0x7FFFFFFFFFFFFFFF)  # no key: after all others
 LATE = tl.constexpr(0x7FFFFFFF)  # of a column that is not held: never old
+# Weights are stored times two to this, so that float32 holds those of keys far below one that left: 2^-226 of the best.
+RAISED = tl.constexpr(100.0)
 
 
 @triton.jit
@@ -61,8 +63,8 @@ def weights_kernel(q_ptr, k_ptr, place_ptr, weight_ptr, scale_log2, begin, some,
         q_ptr: Queries.
         k_ptr: Keys.
         place_ptr: (B, N, C) which key lies at each place, S none.
-        weight_ptr: (B, H, t, W) weights over that of the best of these keys; 0 of no key, and of those that a row does
-            not see, up to the end of its tile.
+        weight_ptr: (B, H, t, W) weights over that of the best of these keys, times 2^100; 0 of no key, and of those
+            that a row does not see, up to the end of its tile.
         scale_log2: Factor of the scores, times log2(e).
         begin: First of the t query rows.
         some: t.
@@ -103,19 +105,63 @@ def weights_kernel(q_ptr, k_ptr, place_ptr, weight_ptr, scale_log2, begin, some,
         score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
         column = (at + tl.arange(0, N))[None, :]
         seen = there[None, :] & (column <= (places + row)[:, None])
-        weight = tl.where(seen, tl.exp2(score - top[:, None]), 0.0)
+        weight = tl.where(seen, tl.exp2(score - top[:, None] + RAISED), 0.0)
         tl.store(line[:, None] + column, weight, mask=(row < some)[:, None] & (column < WIDE))
 
 
 @triton.jit
-def walk_ahead_kernel(weight_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, place_ptr, after_ptr, count_ptr,
-                      until_ptr, last_ptr, lost_ptr, begin, some, new, rows, places, carry, share, SETS: tl.constexpr,
+def weigh_again(q_base, k_base, place_base, held, head, end, first, places, q_head, k_head, k_row, scale_log2,
+                GROUP: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
+    """Weigh the keys held for some heads of one row by their own scores: slow, one head and dim after the other.
+
+    Args:
+        q_base: Pointer to the row of head 0 of its sequence.
+        k_base: Pointer to key 0 of KV head 0.
+        place_base: Pointer to the C keys of the set.
+        held: (WIDE,) 1 for the columns that are held, else 0.
+        head: First head.
+        end: One past the last.
+        first: First new key.
+        places: C.
+        q_head: Stride of the queries.
+        k_head: Stride of the keys.
+        k_row: Stride of the keys.
+        scale_log2: Factor of the scores, times log2(e).
+        GROUP: Query heads of a KV head.
+        DIM: D.
+        WIDE: Columns.
+
+    Returns:
+        (WIDE,) weights summed over these heads, 0 where nothing is held.
+    """
+    column, here, sums = tl.arange(0, WIDE), held > 0.0, tl.zeros([WIDE], tl.float32)
+    key = tl.load(place_base + column, mask=column < places, other=0)
+    at = tl.where(column < places, key, first + column - places).to(tl.int64) * k_row
+    for one in range(head, end):
+        q_at, k_at = q_base + tl.cast(one, tl.int64) * q_head, k_base + tl.cast(one // GROUP, tl.int64) * k_head
+        score = tl.zeros([WIDE], tl.float32)
+        for dim in range(DIM):
+            k = tl.load(k_at + at + dim, mask=here, other=0.0).to(tl.float32)
+            score += tl.load(q_at + dim).to(tl.float32) * k
+        score = tl.where(here, score * scale_log2, float("-inf"))
+        weight = tl.exp2(score - tl.maximum(tl.max(score, 0), -1e30))
+        total = tl.sum(weight, 0)
+        sums += weight * (1.0 / tl.where(total == 0.0, 1.0, total))
+    return sums
+
+
+@triton.jit
+def walk_ahead_kernel(q_ptr, k_ptr, weight_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, place_ptr, after_ptr,
+                      count_ptr, until_ptr, last_ptr, scale_log2, begin, some, new, rows, places, carry, share, q_batch,
+                      q_head, q_row, k_batch, k_head, k_row, GROUP: tl.constexpr, DIM: tl.constexpr, SETS: tl.constexpr,
                       HEADS: tl.constexpr, CHUNK: tl.constexpr, WIDE: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
     """Walk as `walk_rows_kernel` does; the grid is (B * N,).
 
     Args:
-        weight_ptr: (B, H, t, W) weights over that of the best key of the row, held or not; 0 of no key, and of those
-            that a row does not see, up to a multiple of 16 columns.
+        q_ptr: Queries.
+        k_ptr: Keys.
+        weight_ptr: (B, H, t, W) weights over that of the best key of the row, held or not, times 2^100; 0 of no key,
+            and of those that a row does not see, up to a multiple of 16 columns.
         mark_ptr: (B, N, S) marks that keys begin with.
         number_ptr: (B, N, S) token numbers; negative: never held.
         budget_ptr: (B, T) most keys held.
@@ -125,7 +171,7 @@ def walk_ahead_kernel(weight_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, 
         count_ptr: (B, N) keys held; read and written.
         until_ptr: (B, N, S) rows at which keys leave; written for those that do.
         last_ptr: (B, N, S) marks of held keys; read and written.
-        lost_ptr: (B, N) 1 where the keys held weigh next to nothing beside one that is not; else not written.
+        scale_log2: Factor of the scores, times log2(e).
         begin: First of the t query rows.
         some: t.
         new: T.
@@ -133,11 +179,19 @@ def walk_ahead_kernel(weight_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, 
         places: C.
         carry: Factor of marks.
         share: Factor of weights.
+        q_batch: Stride of the queries.
+        q_head: Stride of the queries.
+        q_row: Stride of the queries.
+        k_batch: Stride of the keys.
+        k_head: Stride of the keys.
+        k_row: Stride of the keys.
+        GROUP: Query heads of a KV head.
+        DIM: D.
         SETS: N.
         HEADS: E.
         CHUNK: Heads that are weighed at once, a power of two.
         WIDE: W, a power of two.
-        LEAST: Sum of the weights of a head below which they are lost.
+        LEAST: Sum of the weights of a head below which some may be lost: the row is weighed again.
     """
     pair = tl.program_id(0).to(tl.int64)
     batch, column, each = pair // SETS, tl.arange(0, WIDE), tl.arange(0, CHUNK)
@@ -155,7 +209,8 @@ def walk_ahead_kernel(weight_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, 
         line[:, None] + column[None, :], mask=(each < HEADS)[:, None] & (column < reach)[None, :], other=0.0
     )
     now_next, begun_next = tl.load(now_base), tl.load(mark_base)
-    budget_next, recent_next, lost = tl.load(budget_base), tl.load(recent_base), count * 0
+    budget_next, recent_next = tl.load(budget_base), tl.load(recent_base)
+    q_base, k_base = q_ptr + batch * q_batch + tl.cast(begin, tl.int64) * q_row, k_ptr + batch * k_batch
     for t in range(some):
         own, now, begun, budget, recent = places + t, now_next, begun_next, budget_next, recent_next
         after = tl.minimum(t + 1, some - 1)
@@ -187,8 +242,16 @@ def walk_ahead_kernel(weight_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, 
             )
             total = tl.sum(weight * held[None, :], 1)
             least = tl.min(tl.where(head + each < HEADS, total, 1.0), 0)
-            lost = tl.where((least < LEAST) & real, 1, lost)
-            added += tl.sum(weight * (1.0 / tl.where(total == 0.0, 1.0, total))[:, None], 0)
+            if (least < LEAST) & real:
+                # Beside a key that left, those held weigh nothing that float32 could tell.
+                begins = pair % SETS * HEADS + head
+                added += weigh_again(
+                    q_base + t * q_row, k_base, place_ptr + pair * places, held, begins,
+                    begins + tl.minimum(CHUNK, HEADS - head), first, places, q_head, k_head, k_row, scale_log2, GROUP,
+                    DIM, WIDE,
+                )  # fmt: skip
+            else:
+                added += tl.sum(weight * (1.0 / tl.where(total == 0.0, 1.0, total))[:, None], 0)
         mark = tl.where(real, carry * mark + share * added, mark)
     here = held > 0.0
     key = tl.where(column < places, key, first + column - places)
@@ -199,5 +262,3 @@ def walk_ahead_kernel(weight_ptr, mark_ptr, number_ptr, budget_ptr, recent_ptr, 
     tl.store(after_ptr + pair * places + place, key, mask=here)
     tl.store(after_ptr + pair * places + column, rows + column * 0, mask=(column >= count) & (column < places))
     tl.store(count_ptr + pair, count)
-    if lost > 0:
-        tl.store(lost_ptr + pair, lost)
