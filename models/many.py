@@ -13,6 +13,7 @@ from ..kernels.chosen_prefill import OP as CHOSEN_PREFILL
 from ..kernels.column_sums import OP as COLUMN_SUMS
 from ..kernels.column_sums import row_sums
 from ..kernels.kth_score import OP as KTH_SCORE
+from ..kernels.rank_counts import OP as RANK_COUNTS
 from ..kernels.threshold_prefill import OP as THRESHOLD_PREFILL
 from ..kernels.threshold_prefill.eager import Kept
 from ..kernels.window_votes import OP as WINDOW_VOTES
@@ -76,7 +77,7 @@ def border(q_BHTW: Tensor, k_BGSW: Tensor, budget: Tensor, call: Call, how: str)
     Args:
         q_BHTW: queries that rank.
         k_BGSW: keys that rank.
-        budget: rows of each query row, [B, T], or of each set, [B, N, T].
+        budget: rows of each query row, [B, T], or of each set, [B, N, T]; negative where the border is not asked for.
         call: the call.
         how: "max" ranks once for the query heads of a group, "none" for each.
     """
@@ -94,6 +95,7 @@ def above(
     how: str,
     shift_BHT: Tensor | None = None,
     rank: tuple[Tensor, Tensor] | None = None,
+    weigh: str = "scores",
 ) -> Kept:
     """Attend the rows that rank strictly above a threshold.
 
@@ -105,19 +107,20 @@ def above(
         how: "max" ranks once for the query heads of a group, "none" for each.
         shift_BHT: subtracted from each head's ranks.
         rank: queries and keys that rank; default those that attend.
+        weigh: by what sums are: "scores" or "ranks".
 
     Returns:
         What `threshold_prefill` returns.
     """
     k, v = memory.keys.view, memory.values.view
     rank_q, rank_k = rank or (q_BHTD, k)
-    arguments = (threshold_BNT.float(), shift_BHT, call.first.int(), call.scale, how)
+    arguments = (threshold_BNT.float(), shift_BHT, call.first.int(), call.scale, how, weigh)
     kept: Kept = THRESHOLD_PREFILL(q_BHTD, k, v, rank_q, rank_k, *arguments)
     return kept
 
 
-def ranks_above(rank: tuple[Tensor, Tensor], call: Call, threshold_BNT: Tensor, how: str) -> Kept:
-    """Count what ranks strictly above a threshold, and weigh it by the ranks themselves; the output means nothing.
+def count_above(rank: tuple[Tensor, Tensor], call: Call, threshold_BNT: Tensor, how: str) -> Tensor:
+    """Count what ranks strictly above a threshold, [B, N, T].
 
     Args:
         rank: queries and keys that rank.
@@ -125,10 +128,8 @@ def ranks_above(rank: tuple[Tensor, Tensor], call: Call, threshold_BNT: Tensor, 
         threshold_BNT: in units of scaled scores.
         how: "max" ranks once for the query heads of a group, "none" for each.
     """
-    queries, keys = rank
-    arguments = (threshold_BNT.float(), None, call.first.int(), call.scale, how)
-    kept: Kept = THRESHOLD_PREFILL(queries, keys, keys, queries, keys, *arguments)
-    return kept
+    count: Tensor = RANK_COUNTS(*rank, threshold_BNT.float(), call.first.int(), call.scale, how)
+    return count
 
 
 def chosen(q_BHTD: Tensor, memory: Memory, call: Call, bits_BNTW: Tensor, page: int) -> Tensor:

@@ -25,14 +25,14 @@ def kth_score(
     Args:
         q_BHTR: (B, H, T, R) queries of the last T rows.
         k_BGSR: (B, G, S, R) keys.
-        k_BNT: (B, N, T) int32, how many rows each query row keeps.
+        k_BNT: (B, N, T) int32, how many rows each query row keeps; negative where the border is not asked for.
         first_B: (B,) int32, first row that is no padding.
         scale: Factor of the scores.
         reduce: "max" ranks once for the query heads of a KV head (N = G), "none" for each (N = H).
 
     Returns:
         Two (B, N, T), at least float32: the k-th largest score, +inf where k < 1, the smallest where there are no k;
-        and the next, -inf where there is none.
+        and the next, -inf where there is none, or where k is negative.
 
     Raises:
         ValueError: If `reduce` is neither.
@@ -54,16 +54,17 @@ def border(sorted_BNtS: torch.Tensor, k_BNt: torch.Tensor) -> tuple[torch.Tensor
 
     Args:
         sorted_BNtS: (B, N, t, S) ranks; -inf is never kept.
-        k_BNt: (B, N, t) integers, how many of each row are kept.
+        k_BNt: (B, N, t) integers, how many of each row are kept; negative where the border is not asked for.
 
     Returns:
-        Two (B, N, t): the k-th largest, +inf where k < 1, and the next, -inf where there is none.
+        Two (B, N, t): the k-th largest, +inf where k < 1, and the next, -inf where there is none or k is negative.
     """
     many_BNt = (sorted_BNtS > -torch.inf).sum(-1)
-    k_BNt = k_BNt.long().minimum(many_BNt)
+    asked_BNt, k_BNt = k_BNt >= 0, k_BNt.long().clamp(min=0).minimum(many_BNt)
     ended = sorted_BNtS.new_full((*sorted_BNtS.shape[:3], 1), torch.inf)
     bounded = torch.cat([ended, sorted_BNtS, -ended], -1)
-    return bounded.gather(-1, k_BNt[..., None])[..., 0], bounded.gather(-1, k_BNt[..., None] + 1)[..., 0]
+    kth_BNt, next_BNt = (bounded.gather(-1, k_BNt[..., None] + more)[..., 0] for more in (0, 1))
+    return kth_BNt, next_BNt.masked_fill(~asked_BNt, -torch.inf)
 
 
 def ranks(

@@ -60,7 +60,7 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
     shift = torch.randn(heads, generator=generator, device=device) if case.reduce == "none" else None
     more = {"shift_BHT": shift, "first_B": draw_first(case, device), "scale": case.head_dim**-0.5}
     return inputs | {"rank_q_BHTR": rank_q, "rank_k_BGSR": rank_k, "threshold_BNT": threshold_BNT} | more | {
-        "reduce": case.reduce
+        "reduce": case.reduce, "weigh": "ranks" if case.reduce == "max" and not exact else "scores"
     }  # fmt: skip
 
 

@@ -4,12 +4,27 @@ Shape legend: B batch, H query heads, G KV heads, T query rows (the last T of th
 rows, D head dim, R dims of the ranks, N = G or H sets of rows.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
 from ..kth_score.eager import ROWS_AT_ONCE, causal
 from ..op import Reduce
+
+Weigh = Literal["scores", "ranks"]
+
+
+def check_weigh(weigh: str) -> None:
+    """Refuse weights that have no kernel.
+
+    Args:
+        weigh: What a user asked for.
+
+    Raises:
+        ValueError: If it is neither "scores" nor "ranks".
+    """
+    if weigh not in ("scores", "ranks"):
+        raise ValueError(f"expected weigh among scores, ranks, got {weigh!r}")
 
 
 class Kept(NamedTuple):
@@ -17,7 +32,7 @@ class Kept(NamedTuple):
 
     Attributes:
         out_BHTD: Attention to the keys kept, weights of which sum to one; zeros where none was.
-        top_BHT: Largest scaled score of all visible keys; -inf where none is visible.
+        top_BHT: Largest scaled score (or rank) of all visible keys; -inf where none is visible.
         kept_BHT: Sum of exp(score - top) over the keys kept.
         total_BHT: The same over all visible keys.
         count_BNT: Keys kept, int32.
@@ -43,6 +58,7 @@ def threshold_prefill(
     first_B: torch.Tensor,
     scale: float,
     reduce: Reduce,
+    weigh: Weigh = "scores",
 ) -> Kept:
     """Attend, causally, exactly the keys whose rank exceeds the threshold of their row.
 
@@ -60,10 +76,15 @@ def threshold_prefill(
         first_B: (B,) int32, first row that is no padding.
         scale: Factor of the scores and of the ranks.
         reduce: "max": one set for the query heads of a KV head (N = G); "none": one for each (N = H).
+        weigh: By what the largest score and both sums are: "scores", or each head's own "ranks", not shifted.
 
     Returns:
         What was kept and what was left.
+
+    Raises:
+        ValueError: If `weigh` is neither.
     """
+    check_weigh(weigh)
     wide = torch.promote_types(q_BHTD.dtype, torch.float32)
     tensors = [part.to(wide) for part in (k_BGSD, v_BGSD, rank_k_BGSR)]
     parts = []
@@ -72,9 +93,11 @@ def threshold_prefill(
         queries = q_BHTD[:, :, rows].to(wide), rank_q_BHTR[:, :, rows].to(wide)
         shift = 0.0 if shift_BHT is None else shift_BHT[:, :, rows, None]
         seen = causal(first_B, queries[0].shape[2], k_BGSD.shape[2], k_BGSD.shape[2] - q_BHTD.shape[2] + at)
-        rank = _scores(queries[1], tensors[2], scale) - shift
-        keep, count = _keep(rank, threshold_BNT[:, :, rows], seen, k_BGSD.shape[1], reduce)
-        parts.append(_attend(queries[0], tensors[0], tensors[1], keep, seen, scale) + count)
+        rank = _scores(queries[1], tensors[2], scale)
+        keep, count = _keep(rank - shift, threshold_BNT[:, :, rows], seen, k_BGSD.shape[1], reduce)
+        score = _scores(queries[0], tensors[0], scale)
+        out = _attend(score, tensors[1], keep & seen)
+        parts.append((out, *_sums(rank if weigh == "ranks" else score, keep, seen), *count))
     out, *rest = (torch.cat(part, 2) for part in zip(*parts, strict=True))
     return Kept(out.to(q_BHTD.dtype), *rest)
 
@@ -97,21 +120,17 @@ def _keep(
     return keep_BHtS, (keep_BNtS.sum(-1).int(), read_BGt.int())
 
 
-def _attend(
-    q_BHtD: torch.Tensor,
-    k_BGSD: torch.Tensor,
-    v_BGSD: torch.Tensor,
-    keep: torch.Tensor,
-    seen: torch.Tensor,
-    scale: float,
-) -> tuple[torch.Tensor, ...]:
-    """Output, largest score, and sums of the weights kept and of all."""
-    score_BHtS = _scores(q_BHtD, k_BGSD, scale).masked_fill(~seen, -torch.inf)
-    top_BHt1 = score_BHtS.amax(-1, keepdim=True)
-    weight_BHtS = (score_BHtS - top_BHt1.clamp(min=torch.finfo(score_BHtS.dtype).min)).exp()
-    kept_BHtS = weight_BHtS.masked_fill(~keep, 0.0)
-    kept_BHt, batch, groups = kept_BHtS.sum(-1), k_BGSD.shape[0], k_BGSD.shape[1]
-    # What may be far below the largest score of all is weighed among the keys kept, or it would be lost.
+def _attend(score_BHtS: torch.Tensor, v_BGSD: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """What may be far below the largest score of all is weighed among the keys kept, or it would be lost."""
+    batch, groups = v_BGSD.shape[:2]
     share_BHtS = score_BHtS.masked_fill(~keep, -torch.inf).softmax(-1).masked_fill(~keep, 0.0)
     out_BGJtD = share_BHtS.reshape(batch, groups, -1, share_BHtS.shape[-1]) @ v_BGSD
-    return out_BGJtD.view(q_BHtD.shape), top_BHt1[..., 0], kept_BHt, weight_BHtS.sum(-1)
+    return out_BGJtD.view(*score_BHtS.shape[:3], -1)
+
+
+def _sums(score_BHtS: torch.Tensor, keep: torch.Tensor, seen: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Largest score, and sums of the weights kept and of all."""
+    score_BHtS = score_BHtS.masked_fill(~seen, -torch.inf)
+    top_BHt1 = score_BHtS.amax(-1, keepdim=True)
+    weight_BHtS = (score_BHtS - top_BHt1.clamp(min=torch.finfo(score_BHtS.dtype).min)).exp()
+    return top_BHt1[..., 0], weight_BHtS.masked_fill(~keep, 0.0).sum(-1), weight_BHtS.sum(-1)

@@ -19,7 +19,7 @@ from ..kth_score.stored.fused import shape_of
 from ..many_rows import Tiles, tiles_of
 from ..op import Reduce
 from ..tiling import power_of_2
-from .eager import Kept
+from .eager import Kept, Weigh, check_weigh
 
 LINES = Tiles(128, 64, 8, 2)
 
@@ -31,7 +31,7 @@ def attend_above_kernel(q_ptr, k_ptr, v_ptr, rank_q_ptr, rank_k_ptr, threshold_p
                         rk_batch, rk_head, rk_row, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
                         BLOCK_DIM: tl.constexpr, RANK_DIM: tl.constexpr, BLOCK_RANK: tl.constexpr, M: tl.constexpr,
                         JP: tl.constexpr, N: tl.constexpr, SHARED: tl.constexpr, APART: tl.constexpr,
-                        SHIFTED: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                        SHIFTED: tl.constexpr, BY_RANKS: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """Attend from one tile of tokens of one KV head; the grid is (tiles, B * G).
 
     Args:
@@ -80,6 +80,7 @@ def attend_above_kernel(q_ptr, k_ptr, v_ptr, rank_q_ptr, rank_k_ptr, threshold_p
         SHARED: Whether the group keeps one set.
         APART: Whether ranks have queries and keys of their own.
         SHIFTED: Whether ranks are shifted.
+        BY_RANKS: Whether ranks, before they are shifted, are weighed for the sums in place of scores.
         UPCAST: Cast to float32 after each load.
     """
     pair = tl.program_id(1)
@@ -105,7 +106,9 @@ def attend_above_kernel(q_ptr, k_ptr, v_ptr, rank_q_ptr, rank_k_ptr, threshold_p
     first, row = tl.load(first_ptr + batch), rows - new + token
     end = rows - new + tl.minimum(begin + M, new)
     top, kept_top = tl.full([M * JP], float("-inf"), tl.float32), tl.full([M * JP], float("-inf"), tl.float32)
-    total, kept = tl.zeros([M * JP], tl.float32), tl.zeros([M * JP], tl.float32)
+    total, kept, inside = (
+        tl.zeros([M * JP], tl.float32), tl.zeros([M * JP], tl.float32), tl.zeros([M * JP], tl.float32)
+    )  # fmt: skip
     count, read = tl.zeros_like(set_place).to(tl.int32), tl.zeros([M], tl.int32)
     acc = tl.zeros([M * JP, BLOCK_DIM], tl.float32)
     for key in range(first, end, N):
@@ -115,6 +118,7 @@ def attend_above_kernel(q_ptr, k_ptr, v_ptr, rank_q_ptr, rank_k_ptr, threshold_p
         if APART:
             rank_k = load_keys(rank_k_base, key, end, rk_row, RANK_DIM, BLOCK_RANK, N, UPCAST)
             rank = tl.dot(rank_q, tl.trans(rank_k), input_precision="ieee") * scale
+        weighed = rank
         if SHIFTED:
             rank = rank - shift[:, None]
         above = ranks_of(rank, GROUP, M, JP, N, SHARED) > threshold[:, None]
@@ -133,9 +137,15 @@ def attend_above_kernel(q_ptr, k_ptr, v_ptr, rank_q_ptr, rank_k_ptr, threshold_p
             count += found
             read += tl.sum(tl.max(tl.reshape(held, (M, JP, N)), 1), 1)
         score = tl.where(seen, product * scale_log2, float("-inf"))
-        new_top = tl.maximum(top, tl.max(score, 1))
+        told = score
+        if BY_RANKS:
+            told = tl.where(seen, weighed * (scale_log2 / scale), float("-inf"))
+        new_top = tl.maximum(top, tl.max(told, 1))
         base = tl.where(new_top == float("-inf"), 0.0, new_top)
-        total = total * tl.exp2(top - base) + tl.sum(tl.exp2(score - base[:, None]), 1)
+        weight_of_all, decay_of_all = tl.exp2(told - base[:, None]), tl.exp2(top - base)
+        total = total * decay_of_all + tl.sum(weight_of_all, 1)
+        if BY_RANKS:
+            inside = inside * decay_of_all + tl.sum(tl.where(keep, weight_of_all, 0.0), 1)
         top = new_top
         if tl.max(found, 0) > 0:
             score = tl.where(keep, score, float("-inf"))
@@ -153,7 +163,8 @@ def attend_above_kernel(q_ptr, k_ptr, v_ptr, rank_q_ptr, rank_k_ptr, threshold_p
     tl.store(out_ptr + line_place[:, None] * DIM + column[None, :], out.to(out_ptr.dtype.element_ty), mask=mask)
     base = tl.where(top == float("-inf"), 0.0, top)
     tl.store(top_ptr + line_place, top * (scale / scale_log2), mask=line_there)
-    tl.store(kept_ptr + line_place, kept * tl.exp2(tl.where(kept > 0.0, kept_top, base) - base), mask=line_there)
+    by_scores = kept * tl.exp2(tl.where(kept > 0.0, kept_top, base) - base)
+    tl.store(kept_ptr + line_place, tl.where(BY_RANKS == 1, inside, by_scores), mask=line_there)
     tl.store(total_ptr + line_place, total, mask=line_there)
     tl.store(count_ptr + set_place, count, mask=set_there)
     tl.store(read_ptr + token_place, read, mask=token_there)
@@ -170,6 +181,7 @@ def threshold_prefill(
     first_B: torch.Tensor,
     scale: float,
     reduce: Reduce,
+    weigh: Weigh = "scores",
     plan: Tiles | None = None,
 ) -> Kept:
     """Attend as the eager twin does, in one pass.
@@ -186,15 +198,18 @@ def threshold_prefill(
         first_B: (B,) int32, first row that is no padding.
         scale: Factor of the scores and of the ranks; positive.
         reduce: "max" (N = G) or "none" (N = H).
+        weigh: "scores" or "ranks".
         plan: How to cut the work, `queries` being lines; chosen from the shape if absent.
 
     Returns:
         What was kept and what was left.
 
     Raises:
-        ValueError: If `reduce` is neither, the scale is not positive, or the last dim of a tensor is not contiguous.
+        ValueError: If `reduce` or `weigh` is neither, the scale is not positive, or the last dim of a tensor is not
+            contiguous.
     """
     check_reduce(reduce)
+    check_weigh(weigh)
     check_contiguous_rows(q_BHTD, k_BGSD, v_BGSD, rank_q_BHTR, rank_k_BGSR)
     if scale <= 0:
         raise ValueError(f"expected a positive scale, got {scale}")
@@ -208,7 +223,8 @@ def threshold_prefill(
         threshold_BNT if shift_BHT is None else shift_BHT.float().contiguous(), first_B, *kept, scale, scale * LOG2_E,
         new, rows, *q_BHTD.stride()[:3], *k_BGSD.stride()[:3], *v_BGSD.stride()[:3], *rank_q_BHTR.stride()[:3],
         *rank_k_BGSR.stride()[:3], RANK_DIM=rank_q_BHTR.shape[3],
-        BLOCK_RANK=max(16, power_of_2(rank_q_BHTR.shape[3])), APART=apart, SHIFTED=int(shift_BHT is not None), **shape,
+        BLOCK_RANK=max(16, power_of_2(rank_q_BHTR.shape[3])), APART=apart, SHIFTED=int(shift_BHT is not None),
+        BY_RANKS=int(weigh == "ranks"), **shape,
     )  # fmt: skip
     return kept._replace(out_BHTD=kept.out_BHTD.to(q_BHTD.dtype))
 

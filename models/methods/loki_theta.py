@@ -149,17 +149,16 @@ class LokiTheta(Method):
         theta = threshold.look_up(memory.constants["theta"], call, lead.shape[1] if how == "max" else q_BHTD.shape[1])
         dense, least, most = (part[:, None] for part in self._bounds(memory, call))
         theta = theta.masked_fill(dense, -torch.inf)
-        low = many.ranks_above(ranked, call, theta, how)
-        wanted = low.count_BNT.maximum(least).minimum(most)
-        stray = wanted != low.count_BNT
+        count = many.count_above(ranked, call, theta, how)
+        wanted = count.maximum(least).minimum(most)
+        stray = wanted != count
         if bool(stray.any()):  # only those rows need a selection
-            kth, after = many.border(*ranked, wanted.masked_fill(~stray, 0), call, how)
+            kth, after = many.border(*ranked, wanted.masked_fill(~stray, -1), call, how)
             theta = torch.where(stray, (kth + after) / 2, theta)
-            low = many.ranks_above(ranked, call, theta, how)
-        kept = many.above(q_BHTD, memory, call, theta, how, rank=ranked)
+        kept = many.above(q_BHTD, memory, call, theta, how, rank=ranked, weigh="ranks")
         self._count(memory, call, ledger, kept.read_BGT)
-        dropped = (low.total_BHT - low.kept_BHT).clamp(min=0) * (0.0 if self.sdc == "none" else self.sdc_scale)
-        lack = dropped / (low.kept_BHT + dropped).clamp(min=torch.finfo(dropped.dtype).tiny)
+        dropped = (kept.total_BHT - kept.kept_BHT).clamp(min=0) * (0.0 if self.sdc == "none" else self.sdc_scale)
+        lack = dropped / (kept.kept_BHT + dropped).clamp(min=torch.finfo(dropped.dtype).tiny)
         return self._compensated(kept.out_BHTD.float() * (1 - lack)[..., None], lack, memory, call)
 
     def _segments(self, memory: Memory, call: Call) -> int:

@@ -12,7 +12,7 @@ from lacuna.kernels.many_rows import RowsCase, Tiles
 from lacuna.kernels.op import load_op
 from lacuna.kernels.verify import judge, poisoned_memory, verify
 
-OPS = ("chosen_prefill", "column_sums", "kth_score", "threshold_prefill", "window_votes")
+OPS = ("chosen_prefill", "column_sums", "kth_score", "rank_counts", "threshold_prefill", "window_votes")
 CASES = [(name, case) for name in OPS for case in load_op(name).cases if case.purpose == "test"]
 SMALL = Tiles(32, 16, 4, 2)
 
@@ -47,6 +47,32 @@ def test_borders_found_some_rows_at_a_time_are_the_same(case, device, monkeypatc
     monkeypatch.setattr("lacuna.kernels.kth_score.stored.fused.SCORES_AT_ONCE", 11 * case.batch * case.sets * case.rows)
     verdict = verify(load_op("kth_score"), case, device)
     assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("most", [32768, 0], ids=["held", "passes"])
+@pytest.mark.parametrize("case", [case for name, case in CASES if name == "kth_score"], ids=lambda case: case.name)
+def test_borders_that_are_not_asked_for_cost_the_others_nothing(case, most, device, monkeypatch):
+    """Broken: rows that stray from their thresholds beside rows that do not get a border of ranks never written."""
+    monkeypatch.setattr("lacuna.kernels.kth_score.stored.fused.MOST_ROWS", most)
+    monkeypatch.setattr("lacuna.kernels.kth_score.stored.fused.PART", 32)
+    op = load_op("kth_score")
+    inputs, small = op.make(case, device, 5), Tiles(32, 16, 4, 2)
+    inputs["k_BNT"][:, :, 9:] = -1
+    inputs["k_BNT"][:, :, 20] = 3
+    inputs["k_BNT"][:, :, ::5] = -1
+    with poisoned_memory():
+        found = op.fused(**inputs, plan=small)
+    for one, other, ended in zip(found, op.eager(**inputs), (torch.inf, -torch.inf), strict=True):
+        torch.testing.assert_close(one, other.to(one.dtype), atol=2e-2, rtol=0)
+        assert bool((one[inputs["k_BNT"] < 0] == ended).all())
+
+
+def test_counts_are_those_of_what_is_kept():
+    """Broken: where rows stray from their budget is looked for by another rule than rows are kept by."""
+    inputs = inputs_of("threshold_prefill", reduce="max")
+    names = ("rank_q_BHTR", "rank_k_BGSR", "threshold_BNT", "first_B", "scale", "reduce")
+    count = load_op("rank_counts").eager(**{name: inputs[name] for name in names})
+    assert torch.equal(count, load_op("threshold_prefill").eager(**inputs).count_BNT)
 
 
 def scores_of(q, k, first, scale, b, h, t):
@@ -172,6 +198,22 @@ def test_exactly_the_keys_above_the_threshold_are_attended(reduce):
             torch.testing.assert_close(kept.top_BHT[b, h, t], score.max())
             torch.testing.assert_close(kept.total_BHT[b, h, t], (score - score.max()).exp().sum())
             torch.testing.assert_close(kept.kept_BHT[b, h, t], (score - score.max()).exp()[above].sum())
+
+
+def test_sums_may_be_of_ranks():
+    """Broken: what lacks of the weight is told by exact scores, which lie apart from low-rank ones, or of other keys."""
+    inputs = inputs_of("threshold_prefill", low_dims=4)
+    assert inputs["weigh"] == "ranks"
+    kept = load_op("threshold_prefill").eager(**inputs)
+    q, k, first, scale = (inputs[name] for name in ("rank_q_BHTR", "rank_k_BGSR", "first_B", "scale"))
+    for b, h, t in torch.cartesian_prod(*(torch.arange(n) for n in q.shape[:3])).tolist():
+        seen, rank = scores_of(q, k, first, scale, b, h, t)
+        both = torch.stack([scores_of(q, k, first, scale, b, other, t)[1] for other in (h // 2 * 2, h // 2 * 2 + 1)])
+        above = both.amax(0) > inputs["threshold_BNT"][b, h // 2, t]
+        if len(seen):
+            torch.testing.assert_close(kept.top_BHT[b, h, t], rank.max())
+            torch.testing.assert_close(kept.total_BHT[b, h, t], (rank - rank.max()).exp().sum())
+            torch.testing.assert_close(kept.kept_BHT[b, h, t], (rank - rank.max()).exp()[above].sum())
 
 
 def test_what_a_group_reads_is_the_union_of_its_heads():

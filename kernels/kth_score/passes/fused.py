@@ -32,7 +32,7 @@ def long_border_kernel(rank_ptr, budget_ptr, kth_ptr, next_ptr, begin, some, new
 
     Args:
         rank_ptr: (B, N, t, W) ranks; -inf and NaN are never kept.
-        budget_ptr: (B, N, T) rows wanted.
+        budget_ptr: (B, N, T) rows wanted; of a row with a negative number no rank is read.
         kth_ptr: (B, N, T) k-th largest scores.
         next_ptr: (B, N, T) those after them.
         begin: First of the t query rows.
@@ -43,6 +43,7 @@ def long_border_kernel(rank_ptr, budget_ptr, kth_ptr, next_ptr, begin, some, new
     """
     at, sets = tl.program_id(0), tl.program_id(1).to(tl.int64)
     base, place = rank_ptr + (sets * some + at) * width, sets * new + begin + at
+    width = tl.where(tl.load(budget_ptr + place) < 0, 0, width)
     able, sums, squares = tl.zeros([PART], tl.int32), tl.zeros([PART], tl.float32), tl.zeros([PART], tl.float32)
     least, most = tl.full([PART], float("inf"), tl.float32), tl.full([PART], float("-inf"), tl.float32)
     for key in range(0, width, PART):

@@ -30,17 +30,19 @@ LEAST_ROWS = 1024
 
 
 @triton.jit
-def rank_rows_kernel(q_ptr, k_ptr, first_ptr, rank_ptr, scale, begin, some, new, rows, q_batch, q_head, q_row, k_batch,
-                     k_head, k_row, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
+def rank_rows_kernel(q_ptr, k_ptr, first_ptr, wanted_ptr, rank_ptr, scale, begin, some, new, rows, q_batch, q_head,
+                     q_row, k_batch, k_head, k_row, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
                      BLOCK_DIM: tl.constexpr, M: tl.constexpr, JP: tl.constexpr, N: tl.constexpr,
-                     SHARED: tl.constexpr, TILES: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                     SHARED: tl.constexpr, TILES: tl.constexpr, ASKED: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """Rank some keys for one tile of tokens of one KV head; the grid is (tiles of tokens, ranges of keys, B * G).
 
     Args:
         q_ptr: Queries.
         k_ptr: Keys.
         first_ptr: (B,) first row that is no padding.
-        rank_ptr: (B, N, t, W) float32, contiguous; -inf where a row does not see a key.
+        wanted_ptr: (B, N, T) rows wanted, negative where ranks are not asked for; not read if ASKED is 0.
+        rank_ptr: (B, N, t, W) float32, contiguous; -inf where a row does not see a key; tiles of tokens of which none
+            is asked for are left out.
         scale: Factor of the scores.
         begin: First of the t query rows.
         some: t.
@@ -61,6 +63,7 @@ def rank_rows_kernel(q_ptr, k_ptr, first_ptr, rank_ptr, scale, begin, some, new,
         N: Keys of a tile.
         SHARED: Whether the group ranks together.
         TILES: Tiles of keys of a range.
+        ASKED: Whether some tokens may not be asked for.
         UPCAST: Cast to float32 after each load.
     """
     pair, tile = tl.program_id(2), tl.program_id(0) * M
@@ -71,7 +74,12 @@ def rank_rows_kernel(q_ptr, k_ptr, first_ptr, rank_ptr, scale, begin, some, new,
     place, there, token = place_of_rows(pair, tile, some, GROUP, M, JP, SHARED)
     row, width = rows - new + begin + token, rows - new + begin + some
     low = tl.program_id(1) * (TILES * N)
-    for key in range(low, tl.minimum(low + TILES * N, width), N):
+    end = tl.minimum(low + TILES * N, width)
+    if ASKED:
+        own, own_there, _token = place_of_rows(pair, begin + tile, new, GROUP, M, JP, SHARED)
+        most = tl.max(tl.load(wanted_ptr + own, mask=own_there, other=-1), 0)
+        end = tl.where(most < 0, low, end)
+    for key in range(low, end, N):
         k = load_keys(k_base, key, width, k_row, DIM, BLOCK_DIM, N, UPCAST)
         rank = ranks_of(tl.dot(q, tl.trans(k), input_precision="ieee") * scale, GROUP, M, JP, N, SHARED)
         at = key + tl.arange(0, N)
@@ -124,7 +132,7 @@ def row_border_kernel(rank_ptr, budget_ptr, kth_ptr, next_ptr, begin, some, new,
 
     Args:
         rank_ptr: (B, N, t, W) ranks.
-        budget_ptr: (B, N, T) rows wanted.
+        budget_ptr: (B, N, T) rows wanted; of a row with a negative number no rank is read.
         kth_ptr: (B, N, T) k-th largest scores.
         next_ptr: (B, N, T) those after them.
         begin: First of the t query rows.
@@ -135,9 +143,11 @@ def row_border_kernel(rank_ptr, budget_ptr, kth_ptr, next_ptr, begin, some, new,
     """
     at, sets = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row = tl.arange(0, BLOCK_ROWS)
-    score = tl.load(rank_ptr + (sets * some + at) * width + row, mask=row < width, other=float("-inf"))
     place = sets * new + begin + at
-    k, lo, lo_count = search_row(score, tl.load(budget_ptr + place))
+    wanted = tl.load(budget_ptr + place)
+    mask = row < tl.where(wanted < 0, 0, width)
+    score = tl.load(rank_ptr + (sets * some + at) * width + row, mask=mask, other=float("-inf"))
+    k, lo, lo_count = search_row(score, wanted)
     usable = score > float("-inf")
     border = tl.where(k > 0, score_of(lo), float("inf"))
     kept = (score >= border) & usable
@@ -176,7 +186,7 @@ def border_of_stored(
     rank = torch.empty(sets * step * rows, dtype=torch.float32, device=q_BHTR.device)
     for begin in range(0, new, step):
         some = min(step, new - begin)
-        rank_some(q_BHTR, k_BGSR, first_B, rank, scale, begin, some, k_BNT.shape[1], plan)
+        rank_some(q_BHTR, k_BGSR, first_B, rank, scale, begin, some, k_BNT.shape[1], plan, k_BNT)
         _search(rank, k_BNT, kth_BNT, next_BNT, begin, some, rows - new + begin + some)
     return kth_BNT, next_BNT
 
@@ -221,6 +231,7 @@ def rank_some(
     some: int,
     sets: int,
     plan: Tiles | None = None,
+    wanted_BNT: torch.Tensor | None = None,
 ) -> None:
     """Write the ranks of some query rows, (B, N, t, W); -inf where a row does not see a key.
 
@@ -234,14 +245,16 @@ def rank_some(
         some: t; their last row sees W keys.
         sets: N; G ranks once for the query heads of a KV head, H for each.
         plan: How to cut the products, `queries` being lines; chosen from the shape if absent.
+        wanted_BNT: (B, N, T) int32, contiguous, negative where ranks are not asked for; absent if all are.
     """
     q, k = q_BHTR, k_BGSR
     (batch, _, new, _), (groups, rows) = q.shape, k.shape[1:3]
     shape = shape_of(q, groups, sets, plan or tiles_of(LINES, q.element_size(), q.shape[3]))
     ranges = triton.cdiv(rows - new + begin + some, shape["N"] * TILES_EACH)
     rank_rows_kernel[(triton.cdiv(some, shape["M"]), ranges, batch * groups)](
-        q, k, first_B, rank, scale, begin, some, new, rows, *q.stride()[:3], *k.stride()[:3], TILES=TILES_EACH, **shape
-    )
+        q, k, first_B, first_B if wanted_BNT is None else wanted_BNT, rank, scale, begin, some, new, rows,
+        *q.stride()[:3], *k.stride()[:3], TILES=TILES_EACH, ASKED=int(wanted_BNT is not None), **shape,
+    )  # fmt: skip
 
 
 def shape_of(q_BHTR: torch.Tensor, groups: int, sets: int, plan: Tiles) -> dict[str, Any]:
