@@ -141,4 +141,4 @@ def flops(case: Case) -> int:
     return 2 * case.batch * case.q_heads * case.new * case.kept * case.head_dim
 
 
-OP = Op("evict_walk", "2", __name__, evict_walk, make, moved_bytes, flops, TESTED + TIMED + COMPILED, compare_walks)
+OP = Op("evict_walk", "3", __name__, evict_walk, make, moved_bytes, flops, TESTED + TIMED + COMPILED, compare_walks)

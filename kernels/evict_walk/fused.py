@@ -29,7 +29,7 @@ SCORES_AT_ONCE, SCORES_OF_ROW = 2**23, 8192
 SCORES_EACH = 16  # of a thread
 TILES = Tiles(16, 128, 4, 3)
 # Of the walk by weights made before: most columns, rows at a time at the least, and weights at once.
-MOST_COLUMNS, LEAST_ROWS, SCORES_OF_CHUNK = 8192, 256, 8192
+MOST_COLUMNS, LEAST_ROWS, SCORES_OF_CHUNK = 8192, 256, 16384
 # Of a head's sum of weights, 2^100 for its best key, held or not: weights less than 1e-26 of the sum count as none.
 LEAST = 1e-12
 

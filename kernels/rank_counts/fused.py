@@ -18,7 +18,7 @@ from ..many_rows import Tiles, tiles_of
 from ..op import Reduce
 from ..tiling import power_of_2
 
-TILES = Tiles(128, 64, 8, 3)
+TILES = Tiles(64, 128, 4, 3)
 
 
 @triton.jit

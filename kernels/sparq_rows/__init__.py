@@ -115,4 +115,4 @@ def flops(case: Case) -> int:
     return 2 * case.batch * case.q_heads * case.pairs * case.head_dim
 
 
-OP = Op("sparq_rows", "2", __name__, sparq_rows, make, moved_bytes, flops, TESTED + TIMED + COMPILED, compare_choices)
+OP = Op("sparq_rows", "3", __name__, sparq_rows, make, moved_bytes, flops, TESTED + TIMED + COMPILED, compare_choices)

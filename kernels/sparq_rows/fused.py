@@ -24,7 +24,7 @@ from .eager import Rows
 TILES, INSIDE_TILES = Tiles(64, 128, 4, 3), Tiles(128, 64, 4, 3)
 # Ranks held at one time (256 MB), those of a row looked at at once, and warps that do: one block an SM, whose row of
 # 32768 ranks then stays in the first cache.
-RANKS_AT_ONCE, PART, WARPS = 2**26, 8192, 16
+RANKS_AT_ONCE, PART, WARPS = 2**26, 4096, 16
 # Rows of ranks are multiples of this, and so are rows at a time where many fit: odd ones would be kernels of their own.
 LINE, ROWS = 128, 128
 

@@ -125,5 +125,5 @@ def flops(case: Case) -> int:
     return case.batch * case.q_heads * case.pairs * (4 * case.head_dim + 2 * low)
 
 
-OP = Op("threshold_prefill", "1", __name__, threshold_prefill, make, moved_bytes, flops, TESTED + TIMED + COMPILED,
+OP = Op("threshold_prefill", "2", __name__, threshold_prefill, make, moved_bytes, flops, TESTED + TIMED + COMPILED,
         compare_kept)  # fmt: skip

@@ -21,7 +21,8 @@ from ..op import Reduce
 from ..tiling import power_of_2
 from .eager import Kept, Weigh, check_weigh
 
-LINES = Tiles(128, 64, 8, 2)
+# By scores, and by ranks, whose sums take more registers.
+LINES, LINES_BY_RANKS = Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2)
 
 
 @triton.jit
@@ -215,7 +216,8 @@ def threshold_prefill(
         raise ValueError(f"expected a positive scale, got {scale}")
     batch, _, new, dim = q_BHTD.shape
     groups, rows = k_BGSD.shape[1:3]
-    shape = shape_of(q_BHTD, groups, threshold_BNT.shape[1], plan or tiles_of(LINES, q_BHTD.element_size(), dim))
+    plan = plan or tiles_of(LINES_BY_RANKS if weigh == "ranks" else LINES, q_BHTD.element_size(), dim)
+    shape = shape_of(q_BHTD, groups, threshold_BNT.shape[1], plan)
     kept = _empty(q_BHTD, threshold_BNT, groups)
     apart = int(not (_same(rank_k_BGSR, k_BGSD) and _same(rank_q_BHTR, q_BHTD)))
     attend_above_kernel[(triton.cdiv(new, shape["M"]), batch * groups)](
