@@ -26,6 +26,7 @@ COMPILED = (
     Case("gqa4", 1, 8, 2, 1, low_dims=153, purpose="compile"),
     Case("gqa8", 1, 16, 2, 1, low_dims=153, purpose="compile"),
     Case("mha", 1, 2, 2, 1, head_dim=96, low_dims=128, dtype="float32", purpose="compile"),
+    Case("many", 2, 2, 2, 1, low_dims=153, purpose="compile"),
 )
 
 
@@ -92,5 +93,5 @@ def flops(case: Case) -> int:
     return case.batch * each * (case.head_dim + 1)
 
 
-OP = Op("linear_decode", "2", __name__, linear_decode, make, moved_bytes, flops, TESTED + TIMED + COMPILED, compare_all,
+OP = Op("linear_decode", "3", __name__, linear_decode, make, moved_bytes, flops, TESTED + TIMED + COMPILED, compare_all,
         ("state_BGFD",))  # fmt: skip

@@ -107,4 +107,4 @@ def compare(inputs: Inputs, output: tuple[torch.Tensor, ...], reference: tuple[t
     return max(out, lack, key=lambda found: (bool(found.reason), found.error))
 
 
-OP = Op("theta_decode", "2", __name__, theta_decode, make, moved_bytes, flops, CASES, compare)
+OP = Op("theta_decode", "3", __name__, theta_decode, make, moved_bytes, flops, CASES, compare)

@@ -139,7 +139,7 @@ def theta_decode(
     s_BHS = empty(batch, heads, rows, dtype=torch.float32)
     top, total, lack_BH = (empty(batch, heads, *more, dtype=torch.float32) for more in ((scored,), (scored,), ()))
     part, sums = (empty(batch, heads, splits, width, dtype=torch.float32) for width in (dim, 3))
-    row_BGS, count = (empty(batch, groups, width, dtype=torch.int32) for width in (rows, splits))
+    row_BGS, count, count_BG = (empty(batch, groups, *more, dtype=torch.int32) for more in ((rows,), (splits,), ()))
     out_BHD = empty(batch, heads, dim, dtype=storage_dtype(q_BHD.dtype))
     both = _shared(q_BHD, groups)
     theta_score_kernel[(pairs, scored)](
@@ -150,10 +150,10 @@ def theta_decode(
         SCORED=scored, BLOCK_SCORED=power_of_2(scored), SPLITS=splits, POST=placement == "post", TOGETHER=sets < heads,
         BLOCK_LOOK=LOOK, BLOCK_FEW=power_of_2(heads // groups), **_cut(value_plan), **both)  # fmt: skip
     theta_merge_kernel[(batch * heads,)](
-        part, sums, top, threshold_BN, given_BH, out_BHD, lack_BH, factor, SHARING=heads // sets, DIM=dim,
-        SCORED=scored, SPLITS=splits, MISSING=missing, BLOCK_SCORED=power_of_2(scored), BLOCK_SPLITS=power_of_2(splits),
-        BLOCK_DIM=power_of_2(dim), num_warps=4, **overlap(q_BHD.device))  # fmt: skip
-    return out_BHD.to(q_BHD.dtype), lack_BH, count.sum(-1, dtype=torch.int32)
+        part, sums, top, threshold_BN, given_BH, count, out_BHD, lack_BH, count_BG, factor, SHARING=heads // sets,
+        GROUP=heads // groups, DIM=dim, SCORED=scored, SPLITS=splits, MISSING=missing, BLOCK_SCORED=power_of_2(scored),
+        BLOCK_SPLITS=power_of_2(splits), BLOCK_DIM=power_of_2(dim), num_warps=4, **overlap(q_BHD.device))  # fmt: skip
+    return out_BHD.to(q_BHD.dtype), lack_BH, count_BG
 
 
 def value_plan_of(pairs: int, rows: int, head_dim: int, item_bytes: int, multiprocessor_count: int) -> Plan:

@@ -8,7 +8,9 @@ import math
 import pytest
 import torch
 
+from lacuna.kernels.linear_decode.fused import Cut, cut_of
 from lacuna.kernels.op import load_op
+from lacuna.kernels.verify import judge
 
 both = pytest.mark.parametrize("twin", ["eager", "fused"])
 JOIN, MARK, SWAP = (load_op(name) for name in ("linear_decode", "marked_decode", "swap_row"))
@@ -127,3 +129,17 @@ def test_products_of_features_are_the_expansion(case, twin, device):
     y = x @ projection if projection.shape[2] else x
     s = y @ y.mT
     torch.testing.assert_close(found @ found.mT, 1 + s + s**2 / 2, atol=1e-3, rtol=1e-3)
+
+
+def test_however_a_state_is_cut_it_is_the_same(device):
+    """Broken: a tile of a state is read after it was written, or one tile too late."""
+    for case in (case for case in JOIN.cases if case.purpose == "test"):
+        given = JOIN.make(case, device, 4)
+        for cut in (Cut(16, 16, 1), Cut(16, 64, 2), Cut(64, 32, 2)):
+            assert judge(JOIN, case, given, cut).passed, (case.name, cut)
+
+
+def test_many_states_are_cut_by_rows_and_few_by_columns():
+    """Broken: eight states of one text are stepped by eight blocks, or rows of 640 states are read in pieces."""
+    assert cut_of(640, 1, 132).columns == 128
+    assert cut_of(8, 4, 132).columns == cut_of(8, 1, 132).columns == 32

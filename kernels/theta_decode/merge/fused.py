@@ -12,8 +12,9 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def theta_merge_kernel(part_ptr, sums_ptr, top_ptr, threshold_ptr, given_ptr, out_ptr, lack_ptr, factor,
-                       SHARING: tl.constexpr, DIM: tl.constexpr, SCORED: tl.constexpr, SPLITS: tl.constexpr,
+def theta_merge_kernel(part_ptr, sums_ptr, top_ptr, threshold_ptr, given_ptr, count_ptr, out_ptr, lack_ptr, read_ptr,
+                       factor, SHARING: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
+                       SCORED: tl.constexpr, SPLITS: tl.constexpr,
                        MISSING: tl.constexpr, BLOCK_SCORED: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
                        BLOCK_DIM: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Put the splits of one query head together, and what is missing into the denominator; the grid is (B * H,).
@@ -24,10 +25,13 @@ def theta_merge_kernel(part_ptr, sums_ptr, top_ptr, threshold_ptr, given_ptr, ou
         top_ptr: (B * H, X) largest scores.
         threshold_ptr: (B, N) float32.
         given_ptr: (B, H) float32.
+        count_ptr: (B * G, Y) int32 rows read.
         out_ptr: (B, H, D) result.
         lack_ptr: (B, H) float32 result.
+        read_ptr: (B, G) int32 result: their sums.
         factor: Of what is missing.
         SHARING: H / N.
+        GROUP: H / G.
         DIM: D.
         SCORED: X.
         SPLITS: Y.
@@ -42,6 +46,10 @@ def theta_merge_kernel(part_ptr, sums_ptr, top_ptr, threshold_ptr, given_ptr, ou
     split, column = tl.arange(0, BLOCK_SPLITS), tl.arange(0, BLOCK_DIM)
     inside = split < SPLITS
     sums = sums_ptr + (head * SPLITS + split) * 3
+    if head % GROUP == 0:
+        pair = head // GROUP
+        count = tl.load(count_ptr + pair * SPLITS + split, mask=inside, other=0)
+        tl.store(read_ptr + pair, tl.sum(count, 0))
     kept = tl.sum(tl.load(sums, mask=inside, other=0.0), 0)
     number = tl.sum(tl.load(sums + 2, mask=inside, other=0.0), 0)
     miss = kept * 0.0
