@@ -26,6 +26,7 @@ COMPILED = (
     RowsCase("plain", 1, 8, 2, 256, block=64, purpose="compile"),
     RowsCase("packed", 2, 2, 2, 256, head_dim=96, block=51, layout="packed", purpose="compile"),
     RowsCase("long", 1, 2, 2, 256, block=128, purpose="compile"),
+    RowsCase("narrow", 1, 4, 2, 256, head_dim=64, block=64, purpose="compile"),
     RowsCase("wide", 1, 2, 2, 256, head_dim=64, block=32, dtype="float32", purpose="compile"),
 )
 CASES = TESTED + TIMED + COMPILED
@@ -76,7 +77,7 @@ def flops(case: Case) -> int:
 
 MOST_BLOCK = 128  # rows of the longest block that the fused twin takes
 
-OP = Op("landmark_attention", "1", __name__, landmark_attention, make, moved_bytes, flops, CASES)
+OP = Op("landmark_attention", "2", __name__, landmark_attention, make, moved_bytes, flops, CASES)
 
 
 def landmark_forward(

@@ -20,7 +20,7 @@ from ..tiling import power_of_2
 from .eager import check_shapes
 from .grouped.fused import block_softmax, load_tile, locate, mixed_logits
 
-FORWARD = Tiles(128, 64, 8, 3)
+FORWARD, NARROW = Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 2)  # the latter: of up to 64 dims and rows a block
 
 
 @triton.jit
@@ -194,7 +194,7 @@ def landmark_forward(
     check_fused(q_BHTD, k_BGSD, v_BGSD, block, scale, start_BS)
     batch, heads, new, dim = q_BHTD.shape
     groups, rows = k_BGSD.shape[1:3]
-    plan = plan or tiles_of(FORWARD, q_BHTD.element_size(), dim)
+    plan = plan or tiles_of(NARROW if max(dim, block) <= 64 else FORWARD, q_BHTD.element_size(), dim)
     padded = power_of_2(block)
     out_BHTD = q_BHTD.new_empty(q_BHTD.shape, dtype=storage_dtype(q_BHTD.dtype))
     lse_BHT = q_BHTD.new_empty(batch, heads, new, dtype=torch.float32)
