@@ -19,7 +19,7 @@ from torch import Tensor
 from .call import Call
 from .host_rows import HostRows
 from .rotation import Turning
-from .rows import Clock, Rows
+from .rows import Clock, Rows, keep_all
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,7 @@ class Memory:
         As many as `coming` are likely to be appended at once: their room is held.
         """
         rows = rows_BNK.clamp(min=0)
-        for part in (self.keys, self.values, *self.aux.values()):
-            part.keep(rows_BNK, coming)
+        keep_all((self.keys, self.values, *self.aux.values()), rows_BNK, coming)
         numbers = self.numbers_BNS(rows.shape[0])
         sets = max(numbers.shape[1], rows.shape[1])
         self.columns = numbers.expand(-1, sets, -1).gather(2, rows.expand(-1, sets, -1)).masked_fill(rows_BNK < 0, -1)

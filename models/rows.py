@@ -6,7 +6,7 @@ Shapes: B batch, G key/value heads of this rank, N sets of rows, T new rows, S r
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..kernels.keep_rows import OP as KEEP_ROWS
 
 T = TypeVar("T")
+MOVED = 3  # tensors whose rows one launch moves
 WIDE = 16  # rows beside each other in memory: each column begins at a multiple, so that loads are 16 bytes wide
 
 
@@ -151,19 +152,21 @@ class Rows:
         """The same, in this layout."""
         return rows if self._by == "rows" else rows.transpose(2, 3).contiguous().transpose(2, 3)
 
-    def keep(self, rows_BNK: Tensor, coming: int = 0) -> None:
-        """Hold only these rows from now on, in place; a buffer left mostly empty is given back.
+    @property
+    def by_rows(self) -> bool:
+        """Whether a row is contiguous."""
+        return self._by == "rows"
 
-        They ascend; -1, before all others, is a hole, of which nothing is known. Room for `coming` rows is no waste.
-        """
+    def gather(self, rows_BNK: Tensor) -> None:
+        """Move these rows to the beginning, through a copy of them; what becomes of holes is not known."""
+        view = self.view
+        index = rows_BNK.clamp(min=0)[..., None].expand(-1, view.shape[1], -1, view.shape[3])
+        view[:, :, : rows_BNK.shape[2]] = view.gather(2, index)
+
+    def cut(self, kept: int, coming: int) -> None:
+        """Hold only the first rows; a buffer left mostly empty is given back. Room for `coming` rows is no waste."""
         assert self._clock is None
         assert self._buffer is not None
-        kept = rows_BNK.shape[2]
-        if self._by == "rows":
-            KEEP_ROWS(self.view, rows_BNK)
-        else:
-            index = rows_BNK.clamp(min=0)[..., None].expand(-1, self.view.shape[1], -1, self.view.shape[3])
-            self._buffer[:, :, :kept] = self.view.gather(2, index)
         self._count = kept
         if self._buffer.shape[2] > max(2 * (kept + coming + 64), self._room):
             smaller = self._empty(self._buffer, max(kept + 64, self._room))
@@ -183,3 +186,18 @@ class Rows:
         """Rearrange the sequences of the batch (beam search)."""
         if self._buffer is not None:
             self._buffer, self._known = self._laid(self._buffer[batch]), None  # else the old one lives on beside it
+
+
+def keep_all(parts: Sequence[Rows], rows_BNK: Tensor, coming: int = 0) -> None:
+    """Hold only these rows of all parts from now on, in place, as many parts at a time as one launch moves.
+
+    They ascend; -1, before all others, is a hole, of which nothing is known. Room for `coming` rows is no waste.
+    """
+    whole = [part for part in parts if part.by_rows]
+    for first in range(0, len(whole), MOVED):
+        views = [part.view for part in whole[first : first + MOVED]]
+        KEEP_ROWS(*views, *[None] * (MOVED - len(views)), rows_BNK)
+    for part in parts:
+        if not part.by_rows:
+            part.gather(rows_BNK)
+        part.cut(rows_BNK.shape[2], coming)

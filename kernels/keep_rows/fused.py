@@ -3,8 +3,9 @@
 Numbers of rows ascend, so a row's number less its place never falls from one place to the next. Rows that move up are
 therefore the first ones, and are moved from the last of them to the first; rows that move down follow, and are moved
 from the first to the last: nothing is overwritten before it was read. A block owns some columns of all rows of a head.
+Up to three tensors that lose the same rows are moved by one launch.
 
-Shape legend: B batch, G KV heads, S rows in the cache, W width of a row, N = 1 or G sets of rows, K rows kept.
+Shape legend: B batch, G KV heads, S rows in the cache, D, W widths of a row, N = 1 or G sets of rows, K rows kept.
 """
 
 import torch
@@ -91,31 +92,69 @@ def move_run(rows_ptr, index_ptr, start, step, tiles, first, end, column, stride
 
 
 @triton.jit
-def keep_rows_kernel(rows_ptr, index_ptr, kept, rows_batch, rows_head, rows_row, KV_HEADS: tl.constexpr,
-                     SETS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
-                     BLOCK_KEPT: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
-    """Move some columns of the rows of one head; the grid is (B * G, W / BLOCK_WIDTH).
+def move_columns(rows_ptr, index_ptr, kept, up, part, batch, head, rows_batch, rows_head, rows_row,
+                 WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_WIDTH: tl.constexpr):  # fmt: skip
+    """Move some columns of the rows of one head of one tensor.
 
     Args:
-        rows_ptr: The cache, written.
-        index_ptr: (B, N, K) rows, contiguous.
+        rows_ptr: The tensor, written.
+        index_ptr: (K,) rows.
         kept: K.
-        rows_batch: Stride of the cache.
-        rows_head: Stride of the cache.
-        rows_row: Stride of the cache.
-        KV_HEADS: G.
-        SETS: N.
+        up: How many of them move up.
+        part: Number of the block of columns.
+        batch: Number of the sequence.
+        head: Number of the head.
+        rows_batch: Stride of the tensor.
+        rows_head: Stride of the tensor.
+        rows_row: Stride of the tensor.
         WIDTH: W.
         BLOCK: Rows of a tile.
         BLOCK_WIDTH: Columns of a block.
+    """
+    column = part * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
+    base = rows_ptr + batch * rows_batch + head * rows_head
+    move_run(base, index_ptr, up - BLOCK, -BLOCK, tl.cdiv(up, BLOCK), 0, up, column, rows_row, WIDTH, BLOCK)
+    move_run(base, index_ptr, up, BLOCK, tl.cdiv(kept - up, BLOCK), up, kept, column, rows_row, WIDTH, BLOCK)
+
+
+@triton.jit
+def keep_rows_kernel(k_ptr, v_ptr, more_ptr, index_ptr, kept, k_batch, k_head, k_row, v_batch, v_head, v_row,
+                     more_batch, more_head, more_row, KV_HEADS: tl.constexpr, SETS: tl.constexpr, K_WIDTH: tl.constexpr,
+                     V_WIDTH: tl.constexpr, MORE_WIDTH: tl.constexpr, BLOCK: tl.constexpr, K_BLOCK: tl.constexpr,
+                     V_BLOCK: tl.constexpr, MORE_BLOCK: tl.constexpr, BLOCK_KEPT: tl.constexpr,
+                     OVERLAP: tl.constexpr):  # fmt: skip
+    """Move some columns of the rows of one head; the grid is (B * G, blocks of columns of all tensors).
+
+    Args:
+        k_ptr: The first tensor, written.
+        v_ptr: The second, written.
+        more_ptr: The third, written.
+        index_ptr: (B, N, K) rows, contiguous.
+        kept: K.
+        k_batch: Stride of the first.
+        k_head: Stride of the first.
+        k_row: Stride of the first.
+        v_batch: Stride of the second.
+        v_head: Stride of the second.
+        v_row: Stride of the second.
+        more_batch: Stride of the third.
+        more_head: Stride of the third.
+        more_row: Stride of the third.
+        KV_HEADS: G.
+        SETS: N.
+        K_WIDTH: W of the first.
+        V_WIDTH: W of the second; 0 if there is none.
+        MORE_WIDTH: W of the third; 0 if there is none.
+        BLOCK: Rows of a tile.
+        K_BLOCK: Columns of a block of the first.
+        V_BLOCK: Columns of a block of the second.
+        MORE_BLOCK: Columns of a block of the third.
         BLOCK_KEPT: Numbers that are looked at together.
         OVERLAP: Whether the launch overlaps the kernel before.
     """
     start_after_others(OVERLAP)
-    pair = tl.program_id(0)
+    pair, part = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // KV_HEADS).to(tl.int64), (pair % KV_HEADS).to(tl.int64)
-    column = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
-    base = rows_ptr + batch * rows_batch + head * rows_head
     index = index_ptr + (batch * SETS + head % SETS) * kept
     many = tl.arange(0, BLOCK_KEPT)
     rising = tl.zeros([BLOCK_KEPT], tl.int32)
@@ -124,8 +163,15 @@ def keep_rows_kernel(rows_ptr, index_ptr, kept, rows_batch, rows_head, rows_row,
         source = tl.load(index + place, mask=place < kept, other=1 << 60)
         rising += (source < place).to(tl.int32)
     up = tl.sum(rising, 0)
-    move_run(base, index, up - BLOCK, -BLOCK, tl.cdiv(up, BLOCK), 0, up, column, rows_row, WIDTH, BLOCK)
-    move_run(base, index, up, BLOCK, tl.cdiv(kept - up, BLOCK), up, kept, column, rows_row, WIDTH, BLOCK)
+    k_parts, v_parts = tl.cdiv(K_WIDTH, K_BLOCK), tl.cdiv(V_WIDTH, V_BLOCK)
+    if part < k_parts:
+        move_columns(k_ptr, index, kept, up, part, batch, head, k_batch, k_head, k_row, K_WIDTH, BLOCK, K_BLOCK)
+    elif part < k_parts + v_parts:
+        move_columns(v_ptr, index, kept, up, part - k_parts, batch, head, v_batch, v_head, v_row, V_WIDTH, BLOCK,
+                     V_BLOCK)  # fmt: skip
+    else:
+        move_columns(more_ptr, index, kept, up, part - k_parts - v_parts, batch, head, more_batch, more_head, more_row,
+                     MORE_WIDTH, BLOCK, MORE_BLOCK)  # fmt: skip
 
 
 def columns_of(pairs: int, width: int, multiprocessor_count: int) -> int:
@@ -145,26 +191,34 @@ def columns_of(pairs: int, width: int, multiprocessor_count: int) -> int:
     return int(columns)
 
 
-def keep_rows(rows_BGSW: torch.Tensor, index_BNK: torch.Tensor) -> torch.Tensor:
+def keep_rows(
+    k_BGSD: torch.Tensor, v_BGSD: torch.Tensor | None, more_BGSW: torch.Tensor | None, index_BNK: torch.Tensor
+) -> tuple[torch.Tensor | None, ...]:
     """Move as the eager twin does, with no memory beside.
 
     Args:
-        rows_BGSW: (B, G, S, W), written; any strides, the last dim contiguous.
+        k_BGSD: (B, G, S, D), written; any strides, the last dim contiguous, as of all.
+        v_BGSD: (B, G, S, D) of another D, or nothing, written.
+        more_BGSW: (B, G, S, W), or nothing, written.
         index_BNK: (B, N, K) int64 rows, ascending, K at most S; -1, before all others, leaves what lies there.
 
     Returns:
-        (B, G, S, W), the same tensor.
+        The same three.
 
     Raises:
-        ValueError: If the last dim is not contiguous.
+        ValueError: If the last dim of a tensor is not contiguous.
     """
-    check_contiguous_rows(rows_BGSW)
-    batch, heads, _, width = rows_BGSW.shape
+    parts = (k_BGSD, v_BGSD, more_BGSW)
+    check_contiguous_rows(*(part for part in parts if part is not None))
+    batch, heads, device = k_BGSD.shape[0], k_BGSD.shape[1], k_BGSD.device
     sets, kept = index_BNK.shape[1:]
-    block_width = columns_of(batch * heads, width, multiprocessors(rows_BGSW.device))
-    keep_rows_kernel[(batch * heads, triton.cdiv(width, block_width))](
-        rows_BGSW, index_BNK.contiguous(), kept, *rows_BGSW.stride()[:3], KV_HEADS=heads, SETS=sets, WIDTH=width,
-        BLOCK=TILE, BLOCK_WIDTH=block_width, BLOCK_KEPT=min(1024, max(16, power_of_2(kept))), num_warps=8,
-        **overlap(rows_BGSW.device),
+    widths = [0 if part is None else part.shape[3] for part in parts]
+    blocks = [columns_of(batch * heads, width, multiprocessors(device)) for width in widths]
+    there = [k_BGSD if part is None else part for part in parts]
+    keep_rows_kernel[(batch * heads, sum(map(triton.cdiv, widths, blocks)))](
+        *there, index_BNK.contiguous(), kept, *(stride for part in there for stride in part.stride()[:3]),
+        KV_HEADS=heads, SETS=sets, K_WIDTH=widths[0], V_WIDTH=widths[1], MORE_WIDTH=widths[2], BLOCK=TILE,
+        K_BLOCK=blocks[0], V_BLOCK=blocks[1], MORE_BLOCK=blocks[2],
+        BLOCK_KEPT=min(1024, max(16, power_of_2(kept))), num_warps=8, **overlap(device),
     )  # fmt: skip
-    return rows_BGSW
+    return parts
