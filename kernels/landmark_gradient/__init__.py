@@ -88,7 +88,7 @@ def flops(case: Case) -> int:
 
 OP = Op(
     "landmark_gradient",
-    "1",
+    "2",
     __name__,
     landmark_gradient,
     make,

@@ -18,43 +18,12 @@ from ..landmark_attention.fused import check_fused, landmark_forward, outer_stri
 from ..landmark_attention.grouped.fused import load_tile, locate
 from ..many_rows import Tiles, tiles_of
 from ..tiling import power_of_2
+from . import by_sums
 from .of_keys.fused import OF_KEYS, ends_for, key_gradient_kernel, passes_of
+from .of_rows.fused import row_products
 from .of_tile.fused import logit_gradient, mixed_weights, past_weights
 
 OF_QUERIES = Tiles(128, 64, 8, 3)
-
-
-@triton.jit
-def row_products_kernel(out_ptr, grad_ptr, delta_ptr, count, new, heads, out_batch, out_head, out_row,
-                        grad_batch, grad_head, grad_row, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
-                        M: tl.constexpr):  # fmt: skip
-    """Sum output times gradient along D; the grid is (B * H * T / M,).
-
-    Args:
-        out_ptr: Outputs.
-        grad_ptr: Their gradients.
-        delta_ptr: (B * H * T,).
-        count: B * H * T.
-        new: T.
-        heads: H.
-        out_batch: Stride of the outputs.
-        out_head: Stride of the outputs.
-        out_row: Stride of the outputs.
-        grad_batch: Stride of the gradients.
-        grad_head: Stride of the gradients.
-        grad_row: Stride of the gradients.
-        DIM: D.
-        BLOCK_DIM: Power of two, at least D.
-        M: Rows of a tile.
-    """
-    at = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
-    column = tl.arange(0, BLOCK_DIM)
-    batch, head, row = at // new // heads, at // new % heads, at % new
-    mask = (at < count)[:, None] & (column < DIM)[None, :]
-    out_at = out_ptr + (batch * out_batch + head * out_head + row * out_row)[:, None] + column[None, :]
-    grad_at = grad_ptr + (batch * grad_batch + head * grad_head + row * grad_row)[:, None] + column[None, :]
-    out, grad = tl.load(out_at, mask=mask, other=0.0), tl.load(grad_at, mask=mask, other=0.0)
-    tl.store(delta_ptr + at, tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1), mask=at < count)
 
 
 @triton.jit
@@ -222,9 +191,11 @@ def landmark_backward(
     Raises:
         ValueError: As `landmark_attention`.
     """
+    if plans is None and start_BS is None and by_sums.suits(block, q_BHTD.shape[3]):
+        return by_sums.landmark_backward(q_BHTD, k_BGSD, v_BGSD, out_BHTD, lse_BHT, grad_BHTD, block, scale)
     check_fused(q_BHTD, k_BGSD, v_BGSD, block, scale, start_BS)
     grad_BHTD = grad_BHTD if grad_BHTD.stride(-1) == 1 else grad_BHTD.contiguous()
-    lse_BHT, delta_BHT = lse_BHT * LOG2_E, _row_products(out_BHTD, grad_BHTD)
+    lse_BHT, delta_BHT = lse_BHT * LOG2_E, row_products(out_BHTD, grad_BHTD)
     shape = (q_BHTD.element_size(), q_BHTD.shape[3])
     of_queries, of_keys = plans or (tiles_of(OF_QUERIES, *shape), tiles_of(OF_KEYS, *shape))
     start = starts_for(start_BS, lse_BHT)
@@ -233,16 +204,6 @@ def landmark_backward(
     dq_BHTD = _of_queries(*tensors, *common, of_queries)
     dk_BGSD, dv_BGSD = _of_keys(*tensors, *common, of_keys)
     return dq_BHTD.to(q_BHTD.dtype), dk_BGSD.to(k_BGSD.dtype), dv_BGSD.to(v_BGSD.dtype)
-
-
-def _row_products(out_BHTD: torch.Tensor, grad_BHTD: torch.Tensor) -> torch.Tensor:
-    batch, heads, new, dim = out_BHTD.shape
-    delta_BHT = out_BHTD.new_empty(batch, heads, new, dtype=torch.float32)
-    row_products_kernel[(triton.cdiv(batch * heads * new, 64),)](
-        out_BHTD, grad_BHTD, delta_BHT, batch * heads * new, new, heads, *out_BHTD.stride()[:3],
-        *grad_BHTD.stride()[:3], DIM=dim, BLOCK_DIM=power_of_2(dim), M=64,
-    )  # fmt: skip
-    return delta_BHT
 
 
 def _shape(q: torch.Tensor, k: torch.Tensor, block: int, packed: bool, plan: Tiles) -> dict[str, int | bool]:  # noqa: FBT001

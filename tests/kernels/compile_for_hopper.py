@@ -17,6 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from lacuna.kernels.landmark_gradient.by_sums import landmark_backward as landmark_by_sums
 from lacuna.kernels.op import Case, load_op
 from lacuna.kernels.threshold_compact.fused import threshold_compact
 from lacuna.results.plugins import names
@@ -79,6 +80,10 @@ def main(dtypes):
             own = [case for case in op.cases if case.purpose == "compile"]
             for case in [case for case in own if case.dtype == dtype] if own else shapes:
                 op.fused(**op.make(case, device, 0))
+        gradient = load_op("landmark_gradient")
+        for case in [case for case in gradient.cases if case.purpose == "compile" and case.layout == "plain"]:
+            q, k, v, block, scale, _, grad = gradient.make(replace(case, dtype=dtype), device, 0).values()
+            landmark_by_sums(q, k, v, q, q[..., 0].float(), grad, block, scale)
     threshold_compact(*load_op("threshold_compact").make(shapes[0], device, 0).values(), chunk_rows=1024)
     select = load_op("select_topk")
     for rows in (4156, 16384, 32828, 131072):
