@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from .op import Case, Inputs, Op, load_op
-from .theta_rows import between_best
-from .threshold_score import segments_of
+from .theta_rows import between_best, segments_of
 from .verify import Verdict, judge
 
 STAGES = {

@@ -11,8 +11,8 @@ import torch
 TILE_BYTES = 16384
 # Filling the pipeline and writing the partial result cost about as much as this many tiles.
 START_TILES, GATHER_START_TILES = 1, 4
-# Rows up to which tiles of scores stay small.
-SHORT_ROWS = 8192
+# Rows up to which tiles of scores stay small, and rows for which a block that chooses by thresholds is worth its start.
+SHORT_ROWS, SEGMENT_ROWS = 8192, 1920
 
 
 class Plan(NamedTuple):
@@ -182,9 +182,25 @@ def theta_plan(pairs: int, rows: int, dims: int, item_bytes: int, multiprocessor
     """
     plan = score_plan(pairs, rows, dims, item_bytes, multiprocessor_count)
     tile_rows = max(16, TILE_BYTES // (power_of_2(max(16, dims)) * item_bytes))
-    if rows <= SHORT_ROWS:
+    if rows <= SHORT_ROWS or pairs < 2 * multiprocessor_count:
         return plan._replace(block_rows=max(16, plan.block_rows // 2), num_stages=4)
     return plan if tile_rows > 256 else plan._replace(block_rows=min(plan.block_rows, tile_rows), num_warps=4)
+
+
+def theta_segments(pairs: int, rows: int, chosen: Plan, multiprocessor_count: int) -> int:
+    """Choose how many blocks share the rows of a set that thresholds choose from.
+
+    Args:
+        pairs: Independent (sequence, set) pairs.
+        rows: S.
+        chosen: How attention over the chosen rows is cut.
+        multiprocessor_count: SMs of the GPU.
+
+    Returns:
+        Four blocks an SM where each then has enough rows; else as many as the attention has.
+    """
+    most = max(1, 4 * multiprocessor_count // pairs)
+    return most if rows >= most * SEGMENT_ROWS else chosen.splits
 
 
 def body_and_rest(rows: int) -> tuple[int, int]:

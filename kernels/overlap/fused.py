@@ -19,12 +19,23 @@ def start_after_others(OVERLAP: tl.constexpr):
 
     Args:
         OVERLAP: Whether the kernel is launched with `launch_pdl`: 0 not; 1 yes; 2 yes, and the next one may be launched
-            as soon as the last blocks of this one have started.
+            as soon as the last blocks of this one have started; 3 yes, and as soon as they `end_soon`.
     """
-    if OVERLAP > 1:
+    if OVERLAP == 2:
         tl.extra.cuda.gdc_launch_dependents()
     if OVERLAP > 0:
         tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def end_soon(OVERLAP: tl.constexpr):
+    """Say that a block has read all that it reads: only sums are left, and the next kernel may be launched meanwhile.
+
+    Args:
+        OVERLAP: As `start_after_others` takes it.
+    """
+    if OVERLAP == 3:
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 def overlap(device: torch.device, mode: int = 1) -> dict[str, int]:

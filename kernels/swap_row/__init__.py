@@ -10,6 +10,13 @@ from ..shapes import CASES
 from ..visible import draw
 from .eager import Swapped, swap_row
 
+COMPILED = (
+    Case("gqa", 4, 32, 8, 4096, kept=1024, visible="full", purpose="compile"),
+    Case("shared", 1, 1, 1, 16384, visible="full", purpose="compile"),
+    Case("mha", 1, 2, 2, 1000, head_dim=96, dtype="float32", visible="full", purpose="compile"),
+    Case("shared_96", 1, 1, 1, 16384, head_dim=96, dtype="float32", visible="full", purpose="compile"),
+)
+
 
 def make(case: Case, device: torch.device, seed: int) -> Inputs:
     """Draw a full cache in no order; marks repeat, and in ragged cases each head begins with holes.
@@ -83,5 +90,5 @@ def flops(case: Case) -> int:
     return 0
 
 
-OP = Op("swap_row", "1", __name__, swap_row, make, moved_bytes, flops, CASES, compare_swapped,
+OP = Op("swap_row", "2", __name__, swap_row, make, moved_bytes, flops, (*CASES, *COMPILED), compare_swapped,
         ("keys_BGSD", "values_BGSD", "marks_BGS", "numbers_BGS"))  # fmt: skip

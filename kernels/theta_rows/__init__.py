@@ -11,9 +11,10 @@ import torch
 from ..lowrank_score import OP as LOWRANK_SCORE
 from ..op import Case, Comparison, Inputs, Op, compare_values
 from ..shapes import CASES
-from ..threshold_score import chosen_rows, segments_of
+from ..threshold_score import chosen_rows
 from ..threshold_score import flops as score_flops
 from ..threshold_score import moved_bytes as score_bytes
+from ..tiling import gather_plan, multiprocessors, theta_segments
 from .eager import theta_rows
 
 NAMES = ("q_BHR", "k_BGSR", "lo_B", "hi_B")
@@ -40,6 +41,20 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
         threshold_BG[0, -1] = float("-inf")
     bounds = {"least_B": least_B, "most_B": torch.full_like(least_B, 2 * case.kept)}
     return inputs | {"scale": scale, "threshold_BG": threshold_BG, **bounds, "segments": segments_of(case, device)}
+
+
+def segments_of(case: Case, device: torch.device) -> int:
+    """Choose the segments as the method `loki_theta` does.
+
+    Args:
+        case: The shape.
+        device: Where the kernels run.
+
+    Returns:
+        X.
+    """
+    pairs, count = case.batch * case.kv_heads, multiprocessors(device)
+    return theta_segments(pairs, case.rows, gather_plan(pairs, case.kept, case.head_dim, case.item_bytes, count), count)
 
 
 def between_best(s_BGS: torch.Tensor, kept: int) -> torch.Tensor:
@@ -94,4 +109,4 @@ def compare(inputs: Inputs, output: tuple[torch.Tensor, ...], reference: tuple[t
     return Comparison(max(float(apart.max()), shares.error), max(scale, shares.scale), shares.reason)
 
 
-OP = Op("theta_rows", "3", __name__, theta_rows, make, moved_bytes, score_flops, CASES, compare)
+OP = Op("theta_rows", "4", __name__, theta_rows, make, moved_bytes, score_flops, CASES, compare)

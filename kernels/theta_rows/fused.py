@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ..interpreter import upcasts
-from ..overlap.fused import overlap, start_after_others
+from ..overlap.fused import end_soon, overlap, start_after_others
 from ..tiling import Plan, multiprocessors, power_of_2, theta_plan
 from .bound.fused import LOG2_E, bound_kernel, threshold_of
 
@@ -102,6 +102,7 @@ def score_and_weigh_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_pt
         whole += weight * seen.to(tl.float32)[:, None]
         chosen += weight * passing.to(tl.float32)[:, None]
         k_tile += BLOCK_ROWS * k_row
+    end_soon(OVERLAP)
     tl.store(count_ptr + pair * SEGMENTS + segment, kept)
     line = tl.arange(0, LINES)
     place = sums_ptr + ((pair * GROUP + line) * SEGMENTS + segment) * 2
@@ -171,7 +172,7 @@ def theta_rows(
     both = {"KV_HEADS": groups, "GROUP": heads // groups, "DIM": dims, "SEGMENTS": segments,
             "BLOCK_ROWS": plan.block_rows, "BLOCK_GROUP": max(16, power_of_2(heads // groups)),
             "BLOCK_DIM": max(16, power_of_2(dims)), "UPCAST": upcasts(q_BHR.dtype), "num_warps": plan.num_warps,
-            "num_stages": plan.num_stages, **overlap(q_BHR.device)}  # fmt: skip
+            "num_stages": plan.num_stages, **overlap(q_BHR.device, 3)}  # fmt: skip
     columns = max(8, power_of_2(heads // groups))
     score_and_weigh_kernel[(batch * groups, segments)](
         q_BHR, k_BGSR, lo_B, hi_B, threshold_BG, least_B, index_BGK, count_BGX, sums, scale, rows, width,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...kernels.fill_missing import OP as FILL_MISSING
 from ...kernels.theta_rows import OP as THETA_ROWS
-from ...kernels.tiling import gather_plan, multiprocessors
+from ...kernels.tiling import gather_plan, multiprocessors, theta_segments
 from ...results import rules
 from ...results.fields import ByteCount, Keep, Needs, RowCount, Share, Within
 from .. import attend, many, running, threshold
@@ -162,11 +162,12 @@ class LokiTheta(Method):
         return self._compensated(kept.out_BHTD.float() * (1 - lack)[..., None], lack, memory, call)
 
     def _segments(self, memory: Memory, call: Call) -> int:
-        """As many as the attention over the rows that are aimed at has blocks for each set."""
+        """Blocks that share the rows of a set, each with its own part of the index."""
         values = memory.values.view
-        rows = widest(self, memory.site, values.shape[2], self._cost(memory, call))
-        pairs = values.shape[0] * values.shape[1]
-        return gather_plan(pairs, rows, values.shape[3], values.element_size(), multiprocessors(values.device)).splits
+        aimed = widest(self, memory.site, values.shape[2], self._cost(memory, call))
+        pairs, count = values.shape[0] * values.shape[1], multiprocessors(values.device)
+        plan = gather_plan(pairs, aimed, values.shape[3], values.element_size(), count)
+        return theta_segments(pairs, values.shape[2], plan, count)
 
     def _rows(self, q_BHTD: Tensor, memory: Memory, call: Call, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Output [B, H, t, D], share of weight that lacks [B, H, t], rows kept [B, N, t, S], of some query rows."""

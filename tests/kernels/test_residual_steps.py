@@ -10,6 +10,8 @@ import torch
 
 from lacuna.kernels.linear_decode.fused import Cut, cut_of
 from lacuna.kernels.op import load_op
+from lacuna.kernels.swap_row.fused import Cut as Search
+from lacuna.kernels.swap_row.fused import cut_of as search_of
 from lacuna.kernels.verify import judge
 
 both = pytest.mark.parametrize("twin", ["eager", "fused"])
@@ -143,3 +145,18 @@ def test_many_states_are_cut_by_rows_and_few_by_columns():
     """Broken: eight states of one text are stepped by eight blocks, or rows of 640 states are read in pieces."""
     assert cut_of(640, 1, 132).columns == 128
     assert cut_of(8, 4, 132).columns == cut_of(8, 1, 132).columns == 32
+
+
+def test_however_a_head_is_searched_the_same_row_leaves(device):
+    """Broken: a part of a head is not searched, or the oldest of equal marks is told from another by its part."""
+    for case in (case for case in SWAP.cases if case.purpose == "test"):
+        given = SWAP.make(case, device, 4)
+        for cut in (Search(1, 16, 1), Search(3, 16, 1), Search(5, 64, 4)):
+            assert judge(SWAP, case, given, cut).passed, (case.name, cut)
+
+
+def test_heads_are_shared_where_they_are_few():
+    """Broken: eight heads of a long text are searched by eight blocks while all other SMs idle."""
+    assert search_of(512, 16384, 132).splits == search_of(128, 16384, 132).splits == 1
+    assert search_of(8, 131072, 132).splits == 16
+    assert search_of(8, 100, 132).splits == 1

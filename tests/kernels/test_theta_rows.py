@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lacuna.kernels.tiling import Plan, theta_segments
+
 SPEC = importlib.util.spec_from_file_location("ops", Path(__file__).with_name("test_ops.py"))
 ops = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(ops)
@@ -87,3 +89,11 @@ def test_weights_that_leave_float32_are_summed_again(case, theta, least, twin, d
     torch.testing.assert_close(share_BH.double().cpu(), shares, atol=2e-4, rtol=1e-3)
     counts = count_BGX.sum(-1).cpu()
     assert all(int(counts[b, g]) == len(chosen) for (b, g), chosen in rows.items())
+
+
+def test_sets_are_shared_by_four_blocks_an_sm_where_rows_are_many():
+    """Broken: 128 sets of 16384 rows are chosen from by three blocks each, or short rows are cut into crumbs."""
+    chosen = Plan(32, 3, 1, 6)
+    assert [theta_segments(pairs, 16384, chosen, 132) for pairs in (640, 512, 128)] == [1, 1, 4]
+    assert theta_segments(8, 131072, chosen, 132) == 66
+    assert theta_segments(128, 4096, chosen, 132) == 3
