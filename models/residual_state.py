@@ -25,7 +25,7 @@ from .call import Call
 from .feature_map import Centre, FeatureMap, Features, Weights
 from .memory import Memory
 
-AT_ONCE = 2**20  # features of a head that are held at one time
+AT_ONCE = 2**21  # features of a head that are held at one time
 PARTS = "residual."
 SUMS = ("sums", "norm", "scale")
 

@@ -120,5 +120,5 @@ def flops(case: Case) -> int:
     return case.batch * (states + case.q_heads * case.rows * each)
 
 
-OP = Op("linear_prefill", "3", __name__, linear_prefill, make, moved_bytes, flops, TESTED + TIMED + COMPILED,
+OP = Op("linear_prefill", "4", __name__, linear_prefill, make, moved_bytes, flops, TESTED + TIMED + COMPILED,
         compare_linear)  # fmt: skip

@@ -15,13 +15,15 @@ from ..tiling import power_of_2
 from .eager import CHUNK, Linear
 from .running.fused import running_sums, running_top
 
-FEATURES = 32
+FEATURES = 32  # of a tile of sums
+ROWS, TILE = 32, 16  # query rows of a block, features of a tile
+ALIGNED = 16
 
 
 @triton.jit
 def chunk_sums_kernel(k_ptr, v_ptr, log_ptr, top_ptr, sums_ptr, norms_ptr, rows, chunks, k_batch, k_head, k_row,
-                      v_batch, v_head, v_row, KV_HEADS: tl.constexpr, FEATURES: tl.constexpr, DIM: tl.constexpr,
-                      BLOCK_DIM: tl.constexpr, M: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+                      v_batch, v_head, v_row, KV_HEADS: tl.constexpr, FEATURES: tl.constexpr, WIDE: tl.constexpr,
+                      DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, M: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """Sum one tile of features over one chunk, over the factor of its last row; the grid is (N, feature tiles, B * G).
 
     Args:
@@ -41,6 +43,7 @@ def chunk_sums_kernel(k_ptr, v_ptr, log_ptr, top_ptr, sums_ptr, norms_ptr, rows,
         v_row: Stride of the values.
         KV_HEADS: G.
         FEATURES: F.
+        WIDE: What may be loaded of a row of features, at least F.
         DIM: D.
         BLOCK_DIM: Power of two, at least 16 and D.
         M: Rows of a chunk.
@@ -56,7 +59,8 @@ def chunk_sums_kernel(k_ptr, v_ptr, log_ptr, top_ptr, sums_ptr, norms_ptr, rows,
     factor = tl.where(enters, tl.exp(log - top), 0.0)
     k_at = k_ptr + batch * k_batch + group * k_head + row.to(tl.int64)[:, None] * k_row + feature[None, :]
     v_at = v_ptr + batch * v_batch + group * v_head + row.to(tl.int64)[:, None] * v_row + column[None, :]
-    k = tl.load(k_at, mask=enters[:, None] & (feature < FEATURES)[None, :], other=0.0).to(tl.float32)
+    k = tl.load(k_at, mask=enters[:, None] & (feature < WIDE)[None, :], other=0.0).to(tl.float32)
+    k = tl.where((feature < FEATURES)[None, :], k, 0.0)
     v = tl.load(v_at, mask=enters[:, None] & (column < DIM)[None, :], other=0.0).to(tl.float32)
     k = k * factor[:, None]
     sums = tl.dot(tl.trans(k), v, input_precision="tf32x3")
@@ -70,8 +74,11 @@ def chunk_sums_kernel(k_ptr, v_ptr, log_ptr, top_ptr, sums_ptr, norms_ptr, rows,
 def linear_rows_kernel(q_ptr, q_log_ptr, k_ptr, v_ptr, log_ptr, top_ptr, scale_ptr, states_ptr, norms_ptr, exact_ptr,
                        exact_log_ptr, out_ptr, rows, chunks, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch,
                        v_head, v_row, HEADS: tl.constexpr, GROUP: tl.constexpr, FEATURES: tl.constexpr,
-                       DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, M: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
-    """Attend from one chunk of one head; the grid is (N, B * H).
+                       WIDE: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, M: tl.constexpr,
+                       ROWS: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    """Attend from some rows of one chunk of one head; the grid is (N * M / ROWS, B * H).
+
+    Weights are used up before the state is read: of the two sums that grow over features, one is held at a time.
 
     Args:
         q_ptr: Features of queries.
@@ -100,57 +107,81 @@ def linear_rows_kernel(q_ptr, q_log_ptr, k_ptr, v_ptr, log_ptr, top_ptr, scale_p
         HEADS: H.
         GROUP: J.
         FEATURES: F.
+        WIDE: What may be loaded of a row of features, at least F.
         DIM: D.
         BLOCK_DIM: Power of two, at least 16 and D.
         M: Rows of a chunk.
+        ROWS: Query rows of a block.
         TILE: Features of a tile.
     """
-    chunk, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    PARTS: tl.constexpr = M // ROWS
+    chunk, part, pair = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS, tl.program_id(1).to(tl.int64)
     batch, head = pair // HEADS, pair % HEADS
     group = head // GROUP
     own = batch * (HEADS // GROUP) + group
-    row, column = chunk * M + tl.arange(0, M), tl.arange(0, BLOCK_DIM)
+    key, row = chunk * M + tl.arange(0, M), chunk * M + part * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK_DIM)
     there, in_dim = (row < rows)[:, None], (column < DIM)[None, :]
-    log = tl.load(log_ptr + own * rows + row, mask=row < rows, other=float("-inf"))
+    log = tl.load(log_ptr + own * rows + key, mask=key < rows, other=float("-inf"))
     top = tl.load(top_ptr + own * rows + row, mask=row < rows, other=float("inf"))
     enters = log > float("-inf")
     q_base = q_ptr + batch * q_batch + head * q_head + row.to(tl.int64)[:, None] * q_row
-    k_base = k_ptr + batch * k_batch + group * k_head + row.to(tl.int64)[:, None] * k_row
+    k_base = k_ptr + batch * k_batch + group * k_head + key.to(tl.int64)[:, None] * k_row
     before = (own * chunks + chunk) * FEATURES
-    weight, acc = tl.zeros([M, M], tl.float32), tl.zeros([M, BLOCK_DIM], tl.float32)
-    total = tl.zeros([M], tl.float32)
+    weight = tl.zeros([ROWS, M], tl.float32)
     for tile in range(0, FEATURES, TILE):
         feature = tile + tl.arange(0, TILE)
-        inside = (feature < FEATURES)[None, :]
-        q = tl.load(q_base + feature[None, :], mask=there & inside, other=0.0).to(tl.float32)
-        k = tl.load(k_base + feature[None, :], mask=enters[:, None] & inside, other=0.0).to(tl.float32)
-        at = states_ptr + (before + feature)[:, None] * DIM + column[None, :]
-        state = tl.load(at, mask=(feature < FEATURES)[:, None] & in_dim, other=0.0)
-        norm = tl.load(norms_ptr + before + feature, mask=feature < FEATURES, other=0.0)
+        inside, loaded = (feature < FEATURES)[None, :], (feature < WIDE)[None, :]
+        q = tl.load(q_base + feature[None, :], mask=there & loaded, other=0.0).to(tl.float32)
+        k = tl.load(k_base + feature[None, :], mask=enters[:, None] & loaded, other=0.0).to(tl.float32)
+        q, k = tl.where(inside, q, 0.0), tl.where(inside, k, 0.0)
         weight = tl.dot(q, tl.trans(k), weight, input_precision="tf32x3")
-        acc = tl.dot(q, state, acc, input_precision="tf32x3")
-        total += tl.sum(q * norm[None, :], 1)
+    seen = (row[:, None] >= key[None, :]) & enters[None, :]
+    weight = tl.where(seen, weight * tl.exp(tl.where(seen, log[None, :] - top[:, None], 0.0)), 0.0)
+    v_at = v_ptr + batch * v_batch + group * v_head + key.to(tl.int64)[:, None] * v_row + column[None, :]
+    v = tl.load(v_at, mask=enters[:, None] & in_dim, other=0.0).to(tl.float32)
+    acc, total = tl.dot(weight, v, input_precision="tf32x3"), tl.sum(weight, 1)
     scale = tl.load(scale_ptr + own)
     if chunk > 0:
         scale = tl.load(top_ptr + own * rows + chunk * M - 1)
     decay = tl.where(scale > float("-inf"), tl.exp(scale - top), 0.0)
-    seen = (row[:, None] >= row[None, :]) & enters[None, :]
-    weight = tl.where(seen, weight * tl.exp(tl.where(seen, log[None, :] - top[:, None], 0.0)), 0.0)
-    v_at = v_ptr + batch * v_batch + group * v_head + row.to(tl.int64)[:, None] * v_row + column[None, :]
-    v = tl.load(v_at, mask=enters[:, None] & in_dim, other=0.0).to(tl.float32)
-    acc = tl.dot(weight, v, acc * decay[:, None], input_precision="tf32x3")
-    total = total * decay + tl.sum(weight, 1)
+    for tile in range(0, FEATURES, TILE):
+        feature = tile + tl.arange(0, TILE)
+        q = tl.load(q_base + feature[None, :], mask=there & (feature < WIDE)[None, :], other=0.0).to(tl.float32)
+        q = tl.where((feature < FEATURES)[None, :], q, 0.0) * decay[:, None]
+        at = states_ptr + (before + feature)[:, None] * DIM + column[None, :]
+        state = tl.load(at, mask=(feature < FEATURES)[:, None] & in_dim, other=0.0)
+        norm = tl.load(norms_ptr + before + feature, mask=feature < FEATURES, other=0.0)
+        acc = tl.dot(q, state, acc, input_precision="tf32x3")
+        total += tl.sum(q * norm[None, :], 1)
     some = total > 0.0
     safe = tl.where(some, total, 1.0)
     place = pair * rows + row
-    log = tl.log(safe) + top + tl.load(q_log_ptr + place, mask=row < rows, other=0.0)
+    log_q = tl.log(safe) + top + tl.load(q_log_ptr + place, mask=row < rows, other=0.0)
     exact_log = tl.load(exact_log_ptr + place, mask=row < rows, other=0.0)
     # Without an exact row this is 1, without a state 0: no infinity is subtracted from another.
-    share = tl.where(some, 1.0 / (1.0 + tl.exp(exact_log - tl.where(some, log, 0.0))), 0.0)
+    share = tl.where(some, 1.0 / (1.0 + tl.exp(exact_log - tl.where(some, log_q, 0.0))), 0.0)
     at = place[:, None] * DIM + column[None, :]
     exact = tl.load(exact_ptr + at, mask=there & in_dim, other=0.0).to(tl.float32)
     out = exact + share[:, None] * (acc / safe[:, None] - exact)
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=there & in_dim)
+
+
+def loaded_of(x_BNTF: torch.Tensor) -> int:
+    """Say how much may be loaded of a row of features: whole vectors, where rows begin at multiples of 16 features.
+
+    Args:
+        x_BNTF: Features, the last dim contiguous.
+
+    Returns:
+        At least F: what lies behind a row, the last one too, is memory of the same tensor, whatever stands there.
+    """
+    features, strides = x_BNTF.shape[3], x_BNTF.stride()[:3]
+    wide = -(-features // ALIGNED) * ALIGNED
+    last = sum((size - 1) * stride for size, stride in zip(x_BNTF.shape, strides, strict=False))
+    end = (x_BNTF.storage_offset() + last + wide) * x_BNTF.element_size()
+    whole = all(stride % ALIGNED == 0 for stride in strides) and end <= x_BNTF.untyped_storage().nbytes()
+    return wide if whole else features
 
 
 def linear_prefill(
@@ -193,17 +224,19 @@ def linear_prefill(
     top, last_scale = running_top(log, scale)
     states = torch.empty(batch, groups, chunks, features, dim, dtype=torch.float32, device=device)
     norms = torch.empty(batch, groups, chunks, features, dtype=torch.float32, device=device)
-    shape = {"FEATURES": features, "DIM": dim, "BLOCK_DIM": max(16, power_of_2(dim)), "M": CHUNK, "TILE": FEATURES}
+    shape = {"FEATURES": features, "WIDE": min(loaded_of(q_BHTF), loaded_of(k_BGTF)), "DIM": dim, "M": CHUNK}
+    block = max(16, power_of_2(dim))
     chunk_sums_kernel[(chunks, tiles, batch * groups)](
         k_BGTF, v_BGTD, log, top, states, norms, rows, chunks, *k_BGTF.stride()[:3], *v_BGTD.stride()[:3],
-        KV_HEADS=groups, **shape, num_warps=4,
+        KV_HEADS=groups, **shape, BLOCK_DIM=block, TILE=FEATURES, num_warps=4,
     )  # fmt: skip
     last, last_norm = running_sums((states, norms), (state, norm), scale, top)
     exact, out_dtype = exact_BHTD.contiguous(), storage_dtype(exact_BHTD.dtype)
     out_BHTD = torch.empty(batch, heads, rows, dim, dtype=out_dtype, device=device)
-    linear_rows_kernel[(chunks, batch * heads)](
+    linear_rows_kernel[(chunks * CHUNK // ROWS, batch * heads)](
         q_BHTF, q_log_BHT.float().contiguous(), k_BGTF, v_BGTD, log, top, scale, states, norms, exact,
         exact_log_BHT.float().contiguous(), out_BHTD, rows, chunks, *q_BHTF.stride()[:3], *k_BGTF.stride()[:3],
-        *v_BGTD.stride()[:3], HEADS=heads, GROUP=heads // groups, **shape, num_warps=4,
+        *v_BGTD.stride()[:3], HEADS=heads, GROUP=heads // groups, **shape, BLOCK_DIM=block, ROWS=ROWS,
+        TILE=TILE, num_warps=4,
     )  # fmt: skip
     return Linear(out_BHTD.to(exact_BHTD.dtype), last, last_norm, last_scale)

@@ -14,6 +14,7 @@ TESTED = (
     Case("w9_96", 1, 3, 1, 33, head_dim=96, low_dims=9, dtype="float16"),
     Case("whole_24", 2, 2, 2, 5, head_dim=24, low_dims=24, dtype="float32"),
     Case("step", 2, 8, 2, 1, head_dim=128, low_dims=16, dtype="bfloat16"),
+    Case("many", 1, 2, 2, 70, head_dim=24, low_dims=16, dtype="float32"),
 )
 TIMED = tuple(
     Case(f"b{batch}_g{groups}_n{rows}_w16", batch, groups, groups, rows, low_dims=16, dtype="float32", visible="full",
@@ -84,4 +85,4 @@ def flops(case: Case) -> int:
     return case.batch * case.kv_heads * case.rows * (product + features_of(case))
 
 
-OP = Op("taylor_features", "2", __name__, taylor_features, make, moved_bytes, flops, TESTED + TIMED + COMPILED)
+OP = Op("taylor_features", "3", __name__, taylor_features, make, moved_bytes, flops, TESTED + TIMED + COMPILED)

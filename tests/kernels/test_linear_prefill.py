@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lacuna.kernels.linear_prefill.fused import loaded_of
 from lacuna.kernels.many_rows import RowsCase
 from lacuna.kernels.op import load_op
 from lacuna.kernels.verify import verify
@@ -87,6 +88,34 @@ def test_twins_agree(case, device):
     """Broken: the fused twin errs more than twice as much as the eager one, or leaves output unwritten."""
     verdict = verify(OP, case, device)
     assert verdict.passed, verdict
+
+
+def aligned(x, width, fill):
+    """The same features, rows so many apart, and what stands between them."""
+    whole = x.new_full((*x.shape[:3], width), fill)
+    whole[..., : x.shape[3]] = x
+    return whole[..., : x.shape[3]]
+
+
+@pytest.mark.parametrize("width", [16, 48, 50])
+def test_what_lies_between_rows_of_features_is_no_part_of_them(width, device):
+    """Broken: whole vectors are loaded of rows that begin at multiples of 64 bytes, and NaN behind a row is summed up."""
+    inputs = {name: part.float().to(device) for name, part in inputs_of(MAPS["elu+1"], spread=1.0).items()}
+    assert inputs["q_BHTF"].shape[3] == 8
+    want = OP.fused(**inputs)
+    apart = {name: aligned(inputs[name], width, torch.nan) for name in ("q_BHTF", "k_BGTF")}
+    for mine, theirs in zip(OP.fused(**inputs | apart), want, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
+
+
+def test_nothing_is_loaded_beyond_the_end_of_memory(device):
+    """Broken: the last row of a tensor that ends with it is read as if others stood behind it."""
+    whole = torch.zeros(1, 2, 70, 48, device=device)
+    assert loaded_of(whole[..., :33]) == 48
+    assert loaded_of(whole[..., :32]) == 32
+    assert loaded_of(whole[..., 1:34]) == 33
+    assert loaded_of(whole[:, :, :-1, 1:34]) == 48  # a row stands behind the last
+    assert loaded_of(whole[..., :33].contiguous()) == 33
 
 
 def test_dims_and_features_that_fill_no_tile(device):

@@ -7,10 +7,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ...tiling import power_of_2
 from ..eager import CHUNK
 
-COLUMNS = 64
+COLUMNS, JOINED = 64, 16  # numbers of a state, and chunks joined at once
 SCANNED = 4096  # logs looked at together for the largest so far
 
 
@@ -172,6 +171,6 @@ def running_sums(
     blocks = triton.cdiv(features, COLUMNS) + triton.cdiv(features * dim, COLUMNS)
     running_sums_kernel[(blocks, scale_BG.numel())](
         sums[0], begun[0], last[0], sums[1], begun[1], last[1], scale_BG, top_BGT, top_BGT.shape[2], chunks,
-        FEATURES=features, DIM=dim, COLUMNS=COLUMNS, N=min(64, max(16, power_of_2(chunks))), M=CHUNK, num_warps=4,
+        FEATURES=features, DIM=dim, COLUMNS=COLUMNS, N=JOINED, M=CHUNK, num_warps=2,
     )  # fmt: skip
     return last
