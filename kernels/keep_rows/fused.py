@@ -16,8 +16,8 @@ from ..dense_decode.fused import check_contiguous_rows
 from ..overlap.fused import overlap, start_after_others
 from ..tiling import multiprocessors, power_of_2
 
-# Columns of a block at most and at least, and rows that it moves at once.
-COLUMNS, FEWEST, TILE = 128, 16, 128
+# Columns of a block at most and at least, and rows that it moves at once: of whole rows, of some columns.
+COLUMNS, FEWEST, WHOLE, TILE = 128, 16, 64, 128
 
 
 @triton.jit
@@ -217,8 +217,8 @@ def keep_rows(
     there = [k_BGSD if part is None else part for part in parts]
     keep_rows_kernel[(batch * heads, sum(map(triton.cdiv, widths, blocks)))](
         *there, index_BNK.contiguous(), kept, *(stride for part in there for stride in part.stride()[:3]),
-        KV_HEADS=heads, SETS=sets, K_WIDTH=widths[0], V_WIDTH=widths[1], MORE_WIDTH=widths[2], BLOCK=TILE,
-        K_BLOCK=blocks[0], V_BLOCK=blocks[1], MORE_BLOCK=blocks[2],
+        KV_HEADS=heads, SETS=sets, K_WIDTH=widths[0], V_WIDTH=widths[1], MORE_WIDTH=widths[2],
+        BLOCK=WHOLE if blocks[0] == COLUMNS else TILE, K_BLOCK=blocks[0], V_BLOCK=blocks[1], MORE_BLOCK=blocks[2],
         BLOCK_KEPT=min(1024, max(16, power_of_2(kept))), num_warps=8, **overlap(device),
     )  # fmt: skip
     return parts
