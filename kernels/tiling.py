@@ -35,14 +35,38 @@ class SelectPlan(NamedTuple):
     """How a selection by one block is cut.
 
     Attributes:
-        part_rows: Rows whose places are found at once; below 32768, as their counts share 32 bits.
+        part_rows: Rows whose places are found at once, a power of two of at least 512.
         num_warps: Warps of a block.
         max_registers: Registers of a thread, which decide how many blocks an SM holds.
+        few: Whether the search ends among few scores; a block then has at least four scores a thread.
     """
 
     part_rows: int
     num_warps: int
     max_registers: int
+    few: bool = False
+
+
+class WholePlan(NamedTuple):
+    """How one launch that scores, chooses and attends is cut.
+
+    Attributes:
+        block_rows: Power of two, at least S and 512, and below 65536.
+        num_warps: Of a block.
+        max_registers: Of a thread.
+        score_rows: Rows of a tile of scores.
+        score_stages: Its stages.
+        attend_rows: Rows of a tile of attention.
+        attend_stages: Its stages, half of which lie between an index and its rows.
+    """
+
+    block_rows: int
+    num_warps: int
+    max_registers: int
+    score_rows: int
+    score_stages: int
+    attend_rows: int
+    attend_stages: int
 
 
 def power_of_2(number: int) -> int:
@@ -231,9 +255,37 @@ def select_plan(block_rows: int, block_rest: int = 0, sets: int = 0, multiproces
         The plan.
     """
     # 32 scores for each thread, or 64 in long rows: few warps wait less for each other at every step of the search.
-    few = block_rows <= SHORT_ROWS
-    num_warps = max(4, block_rows // (1024 if few else 2048))
+    short = block_rows <= SHORT_ROWS
+    num_warps = max(4, block_rows // (1024 if short else 2048))
     if block_rows == 2 * SHORT_ROWS and not block_rest and 0 < sets <= multiprocessor_count:
-        # A block has its SM to itself, and registers enough to find all places at once: a tenth faster.
+        # A block has its SM to itself, and registers enough to find all places at once: a fifth faster.
         return SelectPlan(block_rows, num_warps, 255)
-    return SelectPlan(max(16, block_rows // 4), num_warps, 96 if few else 128)
+    if short and not block_rest:
+        return SelectPlan(max(512, block_rows), num_warps, 128, few=block_rows >= 128 * num_warps)
+    return SelectPlan(max(512, block_rows // 4), num_warps, 96 if short else 128)
+
+
+def whole_plan(
+    sets: int, rows: int, dims: int, head_dim: int, item_bytes: int, multiprocessor_count: int
+) -> WholePlan | None:
+    """Cut one launch that scores, chooses and attends, a block a set.
+
+    Args:
+        sets: Independent (sequence, KV head) pairs.
+        rows: S.
+        dims: R.
+        head_dim: D.
+        item_bytes: Bytes of one element.
+        multiprocessor_count: SMs of the GPU.
+
+    Returns:
+        The plan; nothing where three launches are as fast, or it has not been tried: but for as many sets as SMs, or a
+        few less, of 8192 to 16384 rows, of products on the tensor cores.
+    """
+    fills = multiprocessor_count * 7 // 8 <= sets <= multiprocessor_count
+    if not fills or not SHORT_ROWS < rows <= 2 * SHORT_ROWS or item_bytes > 2:
+        return None
+    # A block has its SM to itself: 64 scores and 255 registers a thread, 128 KiB on their way to shared memory.
+    score_rows = min(512, max(16, 2 * TILE_BYTES // (power_of_2(max(16, dims)) * item_bytes)))
+    attend_rows = min(128, 2 * attention_rows(head_dim, item_bytes))
+    return WholePlan(2 * SHORT_ROWS, 8, 255, score_rows, 4, attend_rows, 6)

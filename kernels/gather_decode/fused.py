@@ -15,12 +15,55 @@ from ..tiling import Plan, gather_plan, multiprocessors, power_of_2
 
 
 @triton.jit
+def attend_rows(q, k_set, v_set, index_set, start, end, k_row, v_row, scale_log2, DIM: tl.constexpr,
+                BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr, STAGES: tl.constexpr,
+                UPCAST: tl.constexpr):  # fmt: skip
+    """Attend to some of the chosen rows of one set.
+
+    Args:
+        q: (Q, D) queries.
+        k_set: Pointers to the columns of the first key, (1, D).
+        v_set: The same of the values.
+        index_set: Where the first row of the set is.
+        start: Place of the first row to attend to.
+        end: One past the last.
+        k_row: Stride of the keys.
+        v_row: Stride of the values.
+        scale_log2: Factor of the scores, times log2(e).
+        DIM: D.
+        BLOCK_ROWS: Rows of a tile.
+        BLOCK_GROUP: Power of two, at least 16 and Q.
+        BLOCK_DIM: Power of two, at least D.
+        STAGES: Tiles in flight, half of them between an index and its rows.
+        UPCAST: Cast to float32 after each load.
+
+    Returns:
+        What `online_softmax` returns.
+    """
+    column, row = tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_ROWS)
+    in_dim = (column < DIM)[None, :]
+    top = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_GROUP], tl.float32)
+    acc = tl.zeros([BLOCK_GROUP, BLOCK_DIM], tl.float32)
+    for tile in tl.range(start, end, BLOCK_ROWS, num_stages=STAGES):
+        seen = tile + row < end
+        mask = seen[:, None] & in_dim
+        at = tl.load(index_set + tile + row, mask=seen, other=0).to(tl.int64)
+        k = tl.load(k_set + at[:, None] * k_row, mask=mask, other=0.0)
+        v = tl.load(v_set + at[:, None] * v_row, mask=mask, other=0.0)
+        if UPCAST:
+            k, v = k.to(tl.float32), v.to(tl.float32)
+        top, total, acc = online_softmax(q, k, v, seen[None, :], top, total, acc, scale_log2)
+    return top, total, acc
+
+
+@triton.jit
 def attend_chosen_kernel(q_ptr, k_ptr, v_ptr, index_ptr, count_ptr, out_ptr, lse_ptr, scale_log2, width,
                          k_batch, k_head, k_row, v_batch, v_head, v_row,
                          SETS: tl.constexpr, SHARING: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
                          SPLITS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-                         BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr, UPCAST: tl.constexpr,
-                         OVERLAP: tl.constexpr):  # fmt: skip
+                         BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr, STAGES: tl.constexpr,
+                         UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Attend to one split of the rows of one set; the grid is (B * N, X).
 
     Args:
@@ -48,6 +91,7 @@ def attend_chosen_kernel(q_ptr, k_ptr, v_ptr, index_ptr, count_ptr, out_ptr, lse
         BLOCK_ROWS: Rows of a tile.
         BLOCK_GROUP: Power of two, at least 16 and Q.
         BLOCK_DIM: Power of two, at least D.
+        STAGES: As `attend_rows` has it.
         UPCAST: Cast to float32 after each load.
         OVERLAP: Whether the launch overlaps the kernel before.
     """
@@ -60,7 +104,7 @@ def attend_chosen_kernel(q_ptr, k_ptr, v_ptr, index_ptr, count_ptr, out_ptr, lse
     begin = segment * (width // SEGMENTS)
     start = begin + split % (SPLITS // SEGMENTS) * share
     end = tl.minimum(start + share, begin + count)
-    member, column, row = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_ROWS)
+    member, column = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_DIM)
     in_dim = (column < DIM)[None, :]
     q_mask = (member < GROUP)[:, None] & in_dim
     q = tl.load(q_ptr + (pair * GROUP + member)[:, None] * DIM + column[None, :], mask=q_mask, other=0.0)
@@ -69,18 +113,8 @@ def attend_chosen_kernel(q_ptr, k_ptr, v_ptr, index_ptr, count_ptr, out_ptr, lse
     index_set = index_ptr + pair.to(tl.int64) * width
     if UPCAST:
         q = q.to(tl.float32)
-    top = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_GROUP], tl.float32)
-    acc = tl.zeros([BLOCK_GROUP, BLOCK_DIM], tl.float32)
-    for tile in range(start, end, BLOCK_ROWS):
-        seen = tile + row < end
-        mask = seen[:, None] & in_dim
-        at = tl.load(index_set + tile + row, mask=seen, other=0).to(tl.int64)
-        k = tl.load(k_set + at[:, None] * k_row, mask=mask, other=0.0)
-        v = tl.load(v_set + at[:, None] * v_row, mask=mask, other=0.0)
-        if UPCAST:
-            k, v = k.to(tl.float32), v.to(tl.float32)
-        top, total, acc = online_softmax(q, k, v, seen[None, :], top, total, acc, scale_log2)
+    top, total, acc = attend_rows(q, k_set, v_set, index_set, start, end, k_row, v_row, scale_log2, DIM, BLOCK_ROWS,
+                                  BLOCK_GROUP, BLOCK_DIM, STAGES, UPCAST)  # fmt: skip
     store_share(out_ptr, lse_ptr, top, total, acc, pair * GROUP, split, SPLITS, GROUP, DIM, BLOCK_GROUP, BLOCK_DIM)
 
 
@@ -130,7 +164,7 @@ def gather_decode(
         SETS=sets, SHARING=sets // k_BGSD.shape[1], GROUP=heads // sets, DIM=head_dim,
         SPLITS=plan.splits, SEGMENTS=segments, BLOCK_ROWS=plan.block_rows,
         BLOCK_GROUP=max(16, power_of_2(heads // sets)),
-        BLOCK_DIM=power_of_2(head_dim), UPCAST=upcasts(q_BHD.dtype),
+        BLOCK_DIM=power_of_2(head_dim), STAGES=plan.num_stages, UPCAST=upcasts(q_BHD.dtype),
         num_warps=plan.num_warps, num_stages=plan.num_stages, **overlap(q_BHD.device),
     )  # fmt: skip
     return combine(share_BHXD, lse_BHX, q_BHD.dtype, into)

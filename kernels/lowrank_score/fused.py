@@ -14,10 +14,52 @@ from ..tiling import Plan, multiprocessors, power_of_2, score_plan
 
 
 @triton.jit
+def score_rows(q, k_tile, out_set, start, end, rows, k_row, GROUP: tl.constexpr, DIM: tl.constexpr,
+               REDUCE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr,
+               STAGES: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """Score some rows of one (sequence, KV head).
+
+    Args:
+        q: (R, J) queries.
+        k_tile: Pointers to the keys of the first tile, (rows, R).
+        out_set: Where the first score of the first set belongs.
+        start: First row.
+        end: One past the last.
+        rows: S.
+        k_row: Stride of the keys.
+        GROUP: J.
+        DIM: R.
+        REDUCE: "max", "sum" or "none".
+        BLOCK_ROWS: Rows of a tile.
+        BLOCK_GROUP: Power of two, at least 8 and J.
+        BLOCK_DIM: Power of two, at least 16 and R.
+        STAGES: Tiles in flight.
+        UPCAST: Cast to float32 after each load.
+    """
+    member, column, row = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_ROWS)
+    for tile in tl.range(start, end, BLOCK_ROWS, num_stages=STAGES):
+        at = tile + row
+        seen = at < end
+        mask = seen[:, None] if DIM == BLOCK_DIM else seen[:, None] & (column < DIM)[None, :]
+        k = tl.load(k_tile, mask=mask, other=0.0)
+        if UPCAST:
+            k = k.to(tl.float32)
+        score = tl.dot(k, q, input_precision="ieee")
+        if REDUCE == "none":
+            place = member.to(tl.int64)[None, :] * rows + at[:, None]
+            tl.store(out_set + place, score, mask=(member < GROUP)[None, :] & seen[:, None])
+        else:
+            best = tl.max(score, 1) if REDUCE == "max" else tl.sum(score, 1)
+            tl.store(out_set + at, best, mask=seen)
+        k_tile += BLOCK_ROWS * k_row
+
+
+@triton.jit
 def score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, out_ptr, rows, q_batch, q_head, k_batch, k_head, k_row,
                  KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, REDUCE: tl.constexpr,
                  SPLITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr,
-                 BLOCK_DIM: tl.constexpr, UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+                 BLOCK_DIM: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
+                 OVERLAP: tl.constexpr):  # fmt: skip
     """Score a share of the visible rows of one (sequence, KV head); the grid is (B * G, splits).
 
     Args:
@@ -40,6 +82,7 @@ def score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, out_ptr, rows, q_batch, q_head, k
         BLOCK_ROWS: Rows of a tile.
         BLOCK_GROUP: Power of two, at least 8 and J.
         BLOCK_DIM: Power of two, at least 16 and R.
+        STAGES: Tiles in flight.
         UPCAST: Cast to float32 after each load.
         OVERLAP: Whether the launch overlaps the kernel before.
     """
@@ -65,21 +108,8 @@ def score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, out_ptr, rows, q_batch, q_head, k
     end = tl.minimum(start + share, hi)
     k_tile = k_ptr + batch * k_batch + head * k_head + start.to(tl.int64) * k_row
     k_tile += row[:, None] * k_row + column[None, :]
-    for tile in range(start, end, BLOCK_ROWS):
-        at = tile + row
-        seen = at < end
-        mask = seen[:, None] if DIM == BLOCK_DIM else seen[:, None] & in_dim[None, :]
-        k = tl.load(k_tile, mask=mask, other=0.0)
-        if UPCAST:
-            k = k.to(tl.float32)
-        score = tl.dot(k, q, input_precision="ieee")
-        if REDUCE == "none":
-            place = member.to(tl.int64)[None, :] * rows + at[:, None]
-            tl.store(out_set + place, score, mask=(member < GROUP)[None, :] & seen[:, None])
-        else:
-            best = tl.max(score, 1) if REDUCE == "max" else tl.sum(score, 1)
-            tl.store(out_set + at, best, mask=seen)
-        k_tile += BLOCK_ROWS * k_row
+    score_rows(q, k_tile, out_set, start, end, rows, k_row, GROUP, DIM, REDUCE, BLOCK_ROWS, BLOCK_GROUP, BLOCK_DIM,
+               STAGES, UPCAST)  # fmt: skip
     hidden = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
     for line in range(GROUP if REDUCE == "none" else 1):
         line_ptr = out_set + tl.cast(line, tl.int64) * rows + row
@@ -127,6 +157,7 @@ def lowrank_score(
         KV_HEADS=kv_heads, GROUP=heads // kv_heads, DIM=dims, REDUCE=reduce,
         SPLITS=plan.splits, BLOCK_ROWS=plan.block_rows,
         BLOCK_GROUP=max(8, power_of_2(heads // kv_heads)), BLOCK_DIM=max(16, power_of_2(dims)),
-        UPCAST=upcasts(q_BHR.dtype), num_warps=plan.num_warps, num_stages=plan.num_stages, **overlap(q_BHR.device),
+        STAGES=plan.num_stages, UPCAST=upcasts(q_BHR.dtype), num_warps=plan.num_warps, num_stages=plan.num_stages,
+        **overlap(q_BHR.device),
     )  # fmt: skip
     return s_BNS

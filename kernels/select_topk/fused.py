@@ -12,20 +12,13 @@ import torch
 import triton
 import triton.language as tl
 
+from ..interpreter import interpreted
 from ..overlap.fused import overlap, start_after_others
 from ..tiling import SelectPlan, body_and_rest, multiprocessors, power_of_2, select_plan
+from .alone.fused import search_alone
 from .joint.fused import select_joint
-from .search.fused import (
-    between,
-    counted,
-    described,
-    first_guesses,
-    middle_of,
-    next_guesses,
-    ordered_key,
-    score_of,
-    shrink,
-)
+from .places.fused import GROUP_ROWS, grouped, write_rows
+from .search.fused import described, score_of
 
 # 32768 scores are 64 registers of each of 512 threads, and a quarter more another 16.
 MOST_ROWS = 40960
@@ -33,8 +26,8 @@ MOST_ROWS = 40960
 
 @triton.jit
 def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-                  BLOCK_REST: tl.constexpr, BLOCK_PART: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
-                  OVERLAP: tl.constexpr):  # fmt: skip
+                  BLOCK_REST: tl.constexpr, BLOCK_WIDTH: tl.constexpr, GROUPS: tl.constexpr, DIRECT: tl.constexpr,
+                  THREADS: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Choose the rows of one set; the grid is (B * N,).
 
     Args:
@@ -47,8 +40,10 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
         SETS: N.
         BLOCK_ROWS: Power of two.
         BLOCK_REST: Power of two, or 0; with BLOCK_ROWS at least S.
-        BLOCK_PART: Rows whose places are found at once: a power of two, less than 32768.
         BLOCK_WIDTH: Power of two, at least K.
+        GROUPS: Of rows, whose places are found at once: a power of two, at least 4.
+        DIRECT: As `scatter` has it.
+        THREADS: As `search_alone` has it.
         OVERLAP: Whether the launch overlaps the kernel before.
     """
     start_after_others(OVERLAP)
@@ -57,52 +52,28 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
     s_set = s_ptr + pair.to(tl.int64) * rows
     score = tl.load(s_set + row, mask=row < rows, other=float("-inf"))
     able, sums, squares, least, largest = described(score)
+    rest = score
     if BLOCK_REST > 0:
         beyond = BLOCK_ROWS + tl.arange(0, BLOCK_REST)
         rest = tl.load(s_set + beyond, mask=beyond < rows, other=float("-inf"))
         more_able, more_sums, more_squares, more_least, more_largest = described(rest)
         able, sums, squares = able + more_able, sums + more_sums, squares + more_squares
         least, largest = tl.minimum(least, more_least), tl.maximum(largest, more_largest)
-    many = tl.maximum(able, 1)
-    mean = sums / many
-    deviation = tl.sqrt(tl.maximum(squares / many - mean * mean, 0.0))
     k = tl.maximum(tl.minimum(tl.minimum(tl.load(k_ptr + pair // SETS), able), width), 0)
-    # lo always keeps at least k keys and hi always keeps fewer.
-    lo, hi = ordered_key(least), ordered_key(largest) + 1
-    lo_count, hi_count = able, able * 0
-    middle = middle_of(lo, hi)
-    first_score, second_score = first_guesses(mean, deviation, many, k)
-    first, second = between(first_score, lo, hi, middle), between(second_score, lo, hi, middle)
-    while (k > 0) & (lo_count != k) & (lo + 1 < hi):
-        counts = counted(score, score_of(first), score_of(second))
-        if BLOCK_REST > 0:
-            counts += counted(rest, score_of(first), score_of(second))
-        field = lo_count - hi_count
-        lo, lo_count, hi, hi_count = shrink(
-            lo, lo_count, hi, hi_count, first, counts & 0xFFFF, second, (counts >> 16) & 0xFFFF, k
-        )
-        slow = (lo_count - hi_count) * 4 > field
-        first, second = next_guesses(lo, hi, lo_count, hi_count, k, slow)
+    lo, hi, lo_count, hi_count = search_alone(
+        score, rest, k, able, sums, squares, least, largest, BLOCK_REST > 0, THREADS
+    )
     lo_score, hi_score = score_of(lo), score_of(hi)
     room = k - hi_count
     out = index_ptr + pair.to(tl.int64) * width
-    first_above, first_tie = able * 0, able * 0
-    # The scores are read again, from the L2 cache and in parts: a prefix sum over all of them would need more
-    # registers than the search, and leave room for fewer blocks.
-    for part in range(0, BLOCK_ROWS + BLOCK_REST, BLOCK_PART):
-        row_in = part + tl.arange(0, BLOCK_PART)
+    place, first_tie = able * 0, able * 0
+    # The scores are read again, from the L2 cache and in parts: places of all of them would need more registers than
+    # the search, and leave room for fewer blocks.
+    for part in range(0, BLOCK_ROWS + BLOCK_REST, GROUPS * GROUP_ROWS):
+        row_in = part + tl.arange(0, GROUPS * GROUP_ROWS)
         score_in = tl.load(s_set + row_in, mask=row_in < rows, other=float("-inf"))
-        above = score_in >= hi_score
-        tie = (score_in >= lo_score) & (score_in > float("-inf")) & (above == 0)
-        packed = above.to(tl.int32) + (tie.to(tl.int32) << 16)
-        through = tl.cumsum(packed, 0)
-        before = through - packed
-        ties_before = first_tie + (before >> 16)
-        place = first_above + (before & 0xFFFF) + tl.minimum(ties_before, room)
-        tl.store(out + place, row_in, mask=above | (tie & (ties_before < room)))
-        total = tl.max(through, 0) if BLOCK_PART < BLOCK_ROWS + BLOCK_REST else 0
-        first_above += total & 0xFFFF
-        first_tie += total >> 16
+        place, first_tie = write_rows(out, grouped(score_in, GROUPS), part, lo_score, hi_score, lo_count - k, room,
+                                      place, first_tie, GROUPS, DIRECT)  # fmt: skip
     slot = tl.arange(0, BLOCK_WIDTH)
     tl.store(out + slot, tl.full([BLOCK_WIDTH], -1, tl.int32), mask=(slot >= k) & (slot < width))
     tl.store(count_ptr + pair, k)
@@ -143,7 +114,8 @@ def select_topk(
     plan = plan or select_plan(block_rows, block_rest, batch * sets, multiprocessors(s_BNS.device))
     select_kernel[(batch * sets,)](
         s_BNS, k_B, index_BNK, count_BN, rows, width, SETS=sets, BLOCK_ROWS=block_rows,
-        BLOCK_REST=block_rest, BLOCK_PART=plan.part_rows, BLOCK_WIDTH=power_of_2(width), num_warps=plan.num_warps,
+        BLOCK_REST=block_rest, BLOCK_WIDTH=power_of_2(width), GROUPS=plan.part_rows // GROUP_ROWS.value,
+        DIRECT=not interpreted(), THREADS=32 * plan.num_warps if plan.few else 0, num_warps=plan.num_warps,
         maxnreg=plan.max_registers, **overlap(s_BNS.device),
     )  # fmt: skip
     return index_BNK, count_BN

@@ -1,8 +1,8 @@
-"""Attention to the rows that rank best: three stages, for two halves of the sets at once.
+"""Attention to the rows that rank best: in one launch, or in three, for two halves of the sets at once.
 
-Scores and attention wait for memory, the choice between them waits for its own arithmetic. So the sets are halved,
-and each half goes through its stages on a stream of its own: while one half is chosen from, the other is scored or
-attended to.
+Scores and attention wait for memory, the choice between them waits for its own arithmetic. Where sets are as many as
+SMs, one launch does all three. Where they are more, or longer, they are halved, and each half goes through its stages
+on a stream of its own: while one half is chosen from, the other is scored or attended to.
 
 Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, R dims that rank, N sets, K width.
 """
@@ -16,7 +16,8 @@ from ..gather_decode.fused import gather_decode
 from ..lowrank_score.fused import lowrank_score
 from ..op import Reduce
 from ..select_topk.fused import MOST_ROWS, empty_choice, select_topk
-from ..tiling import multiprocessors
+from ..tiling import multiprocessors, whole_plan
+from .whole.fused import whole_decode
 
 # Scores below which a second stream costs more than it hides.
 LEAST_SCORES = 1 << 20
@@ -66,13 +67,56 @@ def topk_decode(
         wanted_B: (B,) int32, rows wanted of each sequence.
         width: K.
         scale: Factor of the scores of the attention.
-        halves: 1 or 2; chosen from the shape if 0.
+        halves: 1 or 2, in three launches each; chosen from the shape, as is one launch for all three, if 0.
 
     Returns:
         (B, H, D) attention, index_BNK and count_BN as the eager twin.
 
     Raises:
         ValueError: If `reduce` is none of the three, `width` is not positive, or rows are not contiguous.
+    """
+    ranked, visible = (rank_q_BHR, rank_k_BGSR), (lo_B, hi_B)
+    batch, groups, rows, dims = rank_k_BGSR.shape
+    count = multiprocessors(q_BHD.device)
+    plan = whole_plan(batch * groups, rows, dims, q_BHD.shape[2], k_BGSD.element_size(), count)
+    given = q_BHD, k_BGSD, v_BGSD, *ranked, *visible, reduce, wanted_B, width, scale
+    if plan is None or halves or reduce == "none":
+        return in_three_launches(*given, halves)
+    return whole_decode(*given, plan)
+
+
+def in_three_launches(
+    q_BHD: torch.Tensor,
+    k_BGSD: torch.Tensor,
+    v_BGSD: torch.Tensor,
+    rank_q_BHR: torch.Tensor,
+    rank_k_BGSR: torch.Tensor,
+    lo_B: torch.Tensor,
+    hi_B: torch.Tensor,
+    reduce: Reduce,
+    wanted_B: torch.Tensor,
+    width: int,
+    scale: float,
+    halves: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rank, choose and attend, a launch for each; arguments, result and errors are those of `topk_decode`.
+
+    Args:
+        q_BHD: (B, H, D) queries.
+        k_BGSD: (B, G, S, D) keys.
+        v_BGSD: (B, G, S, D) values.
+        rank_q_BHR: (B, H, R) queries that rank.
+        rank_k_BGSR: (B, G, S, R) keys that rank.
+        lo_B: (B,) int32, first visible row.
+        hi_B: (B,) int32, one past the last visible row.
+        reduce: "max", "sum" or "none".
+        wanted_B: (B,) int32, rows wanted of each sequence.
+        width: K.
+        scale: Factor of the scores of the attention.
+        halves: 1 or 2; chosen from the shape if 0.
+
+    Returns:
+        (B, H, D) attention, index_BNK and count_BN.
     """
     heads, (batch, groups, rows) = q_BHD.shape[1], rank_k_BGSR.shape[:3]
     sets, device = heads if reduce == "none" else groups, q_BHD.device

@@ -20,6 +20,8 @@ from triton.runtime.jit import JITFunction
 from lacuna.kernels.landmark_gradient.by_sums import landmark_backward as landmark_by_sums
 from lacuna.kernels.op import Case, load_op
 from lacuna.kernels.threshold_compact.fused import threshold_compact
+from lacuna.kernels.tiling import WholePlan
+from lacuna.kernels.topk_decode.whole.fused import whole_decode
 from lacuna.results.plugins import names
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -93,6 +95,13 @@ def main(dtypes):
         shapes[0], batch=1, q_heads=2, kv_heads=2, rows=16384
     )  # as many sets as the GPU that a CPU stands for
     select.fused(*select.make(few, device, 0).values())
+    in_one_launch(few, device)
+
+
+def in_one_launch(case, device):
+    """Scores, choice and attention; in float32 they never go together, but the kernel compiles."""
+    tile = 16 if case.item_bytes > 2 else 128
+    whole_decode(**load_op("topk_decode").make(case, device, 0), plan=WholePlan(16384, 8, 255, tile, 4, tile, 6))
 
 
 if __name__ == "__main__":

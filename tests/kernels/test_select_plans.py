@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lacuna.kernels.op import load_op
-from lacuna.kernels.tiling import body_and_rest, select_plan
+from lacuna.kernels.tiling import body_and_rest, select_plan, whole_plan
 
 
 def test_selections_are_cut_into_powers_of_two():
@@ -17,7 +17,19 @@ def test_selections_are_cut_into_powers_of_two():
         for plan in (select_plan(body, rest, sets, 132) for sets in (1, 640)):
             assert all(not size & (size - 1) for size in (body, rest, plan.num_warps, plan.part_rows))
             assert plan.num_warps <= 32
-            assert plan.part_rows < 32768
+            assert plan.part_rows >= 512
+
+
+@pytest.mark.parametrize("dims", [16, 24, 64, 128])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_one_launch_is_planned_where_each_set_has_an_sm(dims, head_dim):
+    """Broken: sets share an SM or leave some idle, or tiles ask for more shared memory than an SM has."""
+    plan = whole_plan(128, 16384, dims, head_dim, 2, 132)
+    assert plan is not None
+    tiles = 2 * plan.attend_rows * head_dim * 2 * (plan.attend_stages - 2) // 2, plan.score_rows * dims * 2 * 3
+    assert max(tiles) <= 200 * 1024
+    for sets, rows, item_bytes in ((64, 16384, 2), (640, 16384, 2), (128, 4096, 2), (128, 16400, 2), (128, 16384, 4)):
+        assert whole_plan(sets, rows, dims, head_dim, item_bytes, 132) is None
 
 
 @pytest.mark.parametrize("rows", [100, 1100])

@@ -18,12 +18,11 @@ import triton.language as tl
 from ...interpreter import interpreted
 from ...overlap.fused import overlap, start_after_others
 from ...tiling import multiprocessors, power_of_2
-from ..four.fused import counted_at_four, four_first, four_next, moments, narrowed
-from ..search.fused import BEYOND, LEAST, between, middle_of, ordered_key, score_of
+from ..board.fused import ARRIVALS, FIELD, MASK, collect, counted, counted_at, lifted, lowered, post, two
+from ..four.fused import four_first, four_next, moments, narrowed
+from ..places.fused import GROUP_ROWS, grouped, write_rows
+from ..search.fused import BEYOND, LEAST, between, middle_of, score_of
 
-# Of a word: two counts of 28 bits, and arrivals. A count is below 2^28 as rows are.
-FIELD, ARRIVALS = tl.constexpr(28), tl.constexpr(56)
-MASK = tl.constexpr((1 << 28) - 1)
 # Two steps quarter the field, of at most 2^28 rows, or halve the range of keys: 14 + 2 * 32 steps at the most.
 STEPS = 80
 CHUNK_ROWS, MOST_CHUNKS = 4096, 64
@@ -31,158 +30,23 @@ MOST_ROWS = MOST_CHUNKS * 32768
 
 
 @triton.jit
-def post(word, value, CHUNKS: tl.constexpr):
-    """Add a block's number to a word of the board.
+def search_jointly(score, wanted, word, CHUNKS: tl.constexpr, CHUNK: tl.constexpr):
+    """Find the k-th best score of all blocks of a set.
 
     Args:
-        word: Pointer to the word, zero before; each is used once.
-        value: int64 below 2^56, also in sum.
-        CHUNKS: C; alone there is nobody to tell.
-    """
-    if CHUNKS > 1:
-        tl.atomic_add(word, value + (1 << ARRIVALS), sem="relaxed")
-
-
-@triton.jit
-def collect(word, value, CHUNKS: tl.constexpr):
-    """Wait until all blocks of a set have posted.
-
-    Args:
-        word: Pointer to the word.
-        value: What this block has posted.
-        CHUNKS: C; alone there is nothing to wait for.
-
-    Returns:
-        The sum.
-    """
-    if CHUNKS == 1:
-        return value
-    seen = tl.load(word, volatile=True)
-    while (seen >> ARRIVALS) < CHUNKS:
-        seen = tl.load(word, volatile=True)
-    return seen & ((1 << ARRIVALS) - 1)
-
-
-@triton.jit
-def two(lower, upper):
-    """Put two counts into one number.
-
-    Args:
-        lower: One.
-        upper: The other.
-
-    Returns:
-        int64.
-    """
-    return lower.to(tl.int64) | (upper.to(tl.int64) << FIELD)
-
-
-@triton.jit
-def counted(first, second, WIDE: tl.constexpr):
-    """Count two truths over a chunk.
-
-    Args:
-        first: One, for each row.
-        second: The other.
-        WIDE: Whether there may be more than 65535 rows, as in the interpreter, where one block holds all.
-
-    Returns:
-        Both counts, as `two` puts them.
-    """
-    if WIDE:
-        return tl.sum(first.to(tl.int64) + (second.to(tl.int64) << FIELD), 0)
-    both = tl.sum(first.to(tl.int32) + (second.to(tl.int32) << 16), 0)
-    return two(both & 0xFFFF, (both >> 16) & 0xFFFF)
-
-
-@triton.jit
-def counted_at(score, first, second, third, fourth, WIDE: tl.constexpr):
-    """Count the scores of a chunk that reach four keys.
-
-    Args:
-        score: The scores.
-        first: A key.
-        second: A key.
-        third: A key.
-        fourth: A key.
-        WIDE: As `counted` has it.
-
-    Returns:
-        The counts of the first two and of the last two, as `two` puts them.
-    """
-    if WIDE:
-        return (
-            counted(score >= score_of(first), score >= score_of(second), WIDE),
-            counted(score >= score_of(third), score >= score_of(fourth), WIDE),
-        )
-    lower, upper = counted_at_four(score, first, second, third, fourth)
-    return two(lower & 0xFFFF, (lower >> 16) & 0xFFFF), two(upper & 0xFFFF, (upper >> 16) & 0xFFFF)
-
-
-@triton.jit
-def lifted(score, some):
-    """Make a guess a number that can be averaged over blocks.
-
-    Args:
-        score: The guess.
-        some: Whether the block has one.
-
-    Returns:
-        Its key, int64 and not negative; 0 if there is none.
-    """
-    return tl.where(some, ordered_key(score).to(tl.int64) + (1 << 31), 0)
-
-
-@triton.jit
-def lowered(total, blocks):
-    """Average keys that were lifted.
-
-    Args:
-        total: Their sum.
-        blocks: How many have one, at least 1.
-
-    Returns:
-        The score of the mean key.
-    """
-    return score_of((total // blocks - (1 << 31)).to(tl.int32))
-
-
-@triton.jit
-def select_joint_kernel(s_ptr, k_ptr, board_ptr, index_ptr, count_ptr, rows, width, WORDS: tl.constexpr,
-                        SETS: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, PART: tl.constexpr,
-                        BLOCK_CHUNKS: tl.constexpr, BLOCK_TAIL: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
-    """Choose the rows of one chunk of a set; the grid is (B * N * C,).
-
-    Args:
-        s_ptr: (B, N, S) float32 scores, contiguous.
-        k_ptr: (B,) rows wanted.
-        board_ptr: (1 + B * N * WORDS,) int64, zero: a counter of tickets, and the words of each set.
-        index_ptr: (B, N, K) int32 result.
-        count_ptr: (B, N) int32 result.
-        rows: S.
-        width: K.
-        WORDS: Words of a set: C that tell the chunks' rows, four, and two for each step.
-        SETS: N.
-        CHUNK: Rows of a chunk, a power of two of at most 32768.
+        score: The block's scores.
+        wanted: How many rows are wanted of the set.
+        word: Where the set's words are.
         CHUNKS: C.
-        PART: Rows whose places are found at once: a power of two, less than 32768.
-        BLOCK_CHUNKS: Power of two, at least C.
-        BLOCK_TAIL: Power of two, at least K / C.
-        OVERLAP: Whether the launch overlaps the kernel before.
+        CHUNK: Rows of a block.
+
+    Returns:
+        As `search_alone`.
     """
-    start_after_others(OVERLAP)
-    ticket = tl.atomic_add(board_ptr, 1, sem="relaxed").to(tl.int32)
-    pair, chunk = ticket // CHUNKS, ticket % CHUNKS
-    told = board_ptr + 1 + pair.to(tl.int64) * WORDS
-    word = told + CHUNKS
-    s_set = s_ptr + pair.to(tl.int64) * rows
-    row = chunk * CHUNK + tl.arange(0, CHUNK)
-    score = tl.load(s_set + row, mask=row < rows, other=float("-inf"))
     own, sums, squares, _, _ = moments(score)
     share = tl.maximum(own, 1)
     mean = sums / share
     deviation = tl.sqrt(tl.maximum(squares / share - mean * mean, 0.0))
-    wanted = tl.minimum(tl.load(k_ptr + pair // SETS), width)
     # Guesses are sent with the count, and made as if all chunks had as many scores as this one.
     outer, _, _, inner = four_first(mean, deviation, share * CHUNKS, tl.maximum(tl.minimum(wanted, share * CHUNKS), 1))
     some = own > 0
@@ -193,6 +57,7 @@ def select_joint_kernel(s_ptr, k_ptr, board_ptr, index_ptr, count_ptr, rows, wid
     known = collect(word, known, CHUNKS)
     least, most = collect(word + 1, least, CHUNKS), collect(word + 2, most, CHUNKS)
     able, blocks = (known & MASK).to(tl.int32), tl.maximum((known >> FIELD).to(tl.int32), 1)
+    word += 3
     k = tl.maximum(tl.minimum(wanted, able), 0)
     lo, hi, lo_count, hi_count = able * 0 + LEAST, able * 0 + BEYOND, able, able * 0
     middle = middle_of(lo, hi)
@@ -200,7 +65,6 @@ def select_joint_kernel(s_ptr, k_ptr, board_ptr, index_ptr, count_ptr, rows, wid
     spread = score_of(fourth) - score_of(first)
     second = between(score_of(first) + spread * 0.375, lo, hi, middle)
     third = between(score_of(first) + spread * 0.625, lo, hi, middle)
-    word += 3
     while (k > 0) & (lo_count != k) & (lo + 1 < hi):
         low_counts, high_counts = counted_at(score, first, second, third, fourth, CHUNK > 32768)
         post(word, low_counts, CHUNKS)
@@ -216,34 +80,80 @@ def select_joint_kernel(s_ptr, k_ptr, board_ptr, index_ptr, count_ptr, rows, wid
         lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, fourth, at_fourth, k)
         slow = (lo_count - hi_count) * 4 > field
         first, second, third, fourth = four_next(lo, hi, lo_count, hi_count, k, slow)
+    return k, lo, hi, lo_count, hi_count
+
+
+@triton.jit
+def rows_ahead(tallied, mine, chunk, CHUNKS: tl.constexpr, BLOCK_CHUNKS: tl.constexpr):
+    """Tell the other blocks of a set what this one has, and learn what those before it have.
+
+    Args:
+        tallied: Where the set's tallies are.
+        mine: Rows above, and ties, as `two` puts them.
+        chunk: Which block this is.
+        CHUNKS: C.
+        BLOCK_CHUNKS: Power of two, at least C.
+
+    Returns:
+        Rows above, and ties, of the blocks before this.
+    """
+    post(tallied + chunk, mine, CHUNKS)
+    other = tl.arange(0, BLOCK_CHUNKS)
+    tallies = tl.load(tallied + other, mask=other < chunk, other=1 << ARRIVALS, volatile=True)
+    while tl.min(tallies, 0) == 0:
+        tallies = tl.load(tallied + other, mask=other < chunk, other=1 << ARRIVALS, volatile=True)
+    before = tl.sum(tallies & ((1 << ARRIVALS) - 1), 0)
+    return (before & MASK).to(tl.int32), (before >> FIELD).to(tl.int32)
+
+
+@triton.jit
+def select_joint_kernel(s_ptr, k_ptr, board_ptr, index_ptr, count_ptr, rows, width, WORDS: tl.constexpr,
+                        SETS: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+                        GROUPS: tl.constexpr, DIRECT: tl.constexpr, BLOCK_CHUNKS: tl.constexpr,
+                        BLOCK_TAIL: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+    """Choose the rows of one chunk of a set; the grid is (B * N * C,).
+
+    Args:
+        s_ptr: (B, N, S) float32 scores, contiguous.
+        k_ptr: (B,) rows wanted.
+        board_ptr: (1 + B * N * WORDS,) int64, zero: a counter of tickets, and the words of each set.
+        index_ptr: (B, N, K) int32 result.
+        count_ptr: (B, N) int32 result.
+        rows: S.
+        width: K.
+        WORDS: Words of a set: C that tell the chunks' rows, four, and two for each step.
+        SETS: N.
+        CHUNK: Rows of a chunk, a power of two of at most 32768.
+        CHUNKS: C.
+        GROUPS: Of rows, whose places are found at once: a power of two, at least 4.
+        DIRECT: As `scatter` has it.
+        BLOCK_CHUNKS: Power of two, at least C.
+        BLOCK_TAIL: Power of two, at least K / C.
+        OVERLAP: Whether the launch overlaps the kernel before.
+    """
+    start_after_others(OVERLAP)
+    ticket = tl.atomic_add(board_ptr, 1, sem="relaxed").to(tl.int32)
+    pair, chunk = ticket // CHUNKS, ticket % CHUNKS
+    told = board_ptr + 1 + pair.to(tl.int64) * WORDS
+    s_set = s_ptr + pair.to(tl.int64) * rows
+    row = chunk * CHUNK + tl.arange(0, CHUNK)
+    score = tl.load(s_set + row, mask=row < rows, other=float("-inf"))
+    wanted = tl.minimum(tl.load(k_ptr + pair // SETS), width)
+    k, lo, hi, lo_count, hi_count = search_jointly(score, wanted, told + CHUNKS, CHUNKS, CHUNK)
     lo_score, hi_score = score_of(lo), score_of(hi)
     room = k - hi_count
     reach = score >= hi_score
     mine = counted(reach, (score >= lo_score) & (score > float("-inf")) & (reach == 0), CHUNK > 32768)
-    first_above, first_tie = able * 0, able * 0
+    first_above, first_tie = k * 0, k * 0
     if CHUNKS > 1:
-        post(told + chunk, mine, CHUNKS)
-        other = tl.arange(0, BLOCK_CHUNKS)
-        tallies = tl.load(told + other, mask=other < chunk, other=1 << ARRIVALS, volatile=True)
-        while tl.min(tallies, 0) == 0:
-            tallies = tl.load(told + other, mask=other < chunk, other=1 << ARRIVALS, volatile=True)
-        before = tl.sum(tallies & ((1 << ARRIVALS) - 1), 0)
-        first_above, first_tie = (before & MASK).to(tl.int32), (before >> FIELD).to(tl.int32)
+        first_above, first_tie = rows_ahead(told, mine, chunk, CHUNKS, BLOCK_CHUNKS)
     out = index_ptr + pair.to(tl.int64) * width
-    for part in range(0, CHUNK, PART):
-        row_in = chunk * CHUNK + part + tl.arange(0, PART)
+    place = first_above + tl.minimum(first_tie, room)
+    for part in range(0, CHUNK, GROUPS * GROUP_ROWS):
+        row_in = chunk * CHUNK + part + tl.arange(0, GROUPS * GROUP_ROWS)
         score_in = tl.load(s_set + row_in, mask=row_in < rows, other=float("-inf"))
-        above = score_in >= hi_score
-        tie = (score_in >= lo_score) & (score_in > float("-inf")) & (above == 0)
-        packed = above.to(tl.int32) + (tie.to(tl.int32) << 16)
-        through = tl.cumsum(packed, 0)
-        ahead = through - packed
-        ties_ahead = first_tie + (ahead >> 16)
-        place = first_above + (ahead & 0xFFFF) + tl.minimum(ties_ahead, room)
-        tl.store(out + place, row_in, mask=above | (tie & (ties_ahead < room)))
-        total = tl.max(through, 0) if PART < CHUNK else 0
-        first_above += total & 0xFFFF
-        first_tie += total >> 16
+        place, first_tie = write_rows(out, grouped(score_in, GROUPS), chunk * CHUNK + part, lo_score, hi_score,
+                                      lo_count - k, room, place, first_tie, GROUPS, DIRECT)  # fmt: skip
     slot = chunk * BLOCK_TAIL + tl.arange(0, BLOCK_TAIL)
     tl.store(out + slot, tl.full([BLOCK_TAIL], -1, tl.int32), mask=(slot >= k) & (slot < width))
     if chunk == 0:
@@ -286,6 +196,7 @@ def select_joint(
     board = torch.zeros(1 + batch * sets * words, dtype=torch.int64, device=s_BNS.device)
     select_joint_kernel[(batch * sets * chunks,)](
         s_BNS, k_B, board, index_BNK, count_BN, rows, width, WORDS=words, SETS=sets, CHUNK=chunk_rows, CHUNKS=chunks,
-        PART=min(part_rows, chunk_rows), BLOCK_CHUNKS=power_of_2(chunks),
-        BLOCK_TAIL=power_of_2(triton.cdiv(width, chunks)), num_warps=num_warps, **overlap(s_BNS.device),
+        GROUPS=max(4, min(part_rows, chunk_rows) // GROUP_ROWS.value), DIRECT=not interpreted(),
+        BLOCK_CHUNKS=power_of_2(chunks), BLOCK_TAIL=power_of_2(triton.cdiv(width, chunks)), num_warps=num_warps,
+        **overlap(s_BNS.device),
     )  # fmt: skip

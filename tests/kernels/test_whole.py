@@ -1,0 +1,63 @@
+"""Scores, choice and attention in one launch, against their definitions.
+
+Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, R dims that rank, N sets, K width.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from lacuna.kernels.tiling import WholePlan, power_of_2
+from lacuna.kernels.topk_decode.whole.fused import whole_decode
+
+SPEC = importlib.util.spec_from_file_location("ops", Path(__file__).with_name("test_ops.py"))
+ops = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(ops)
+
+
+@pytest.mark.parametrize("wanted", [None, 0, 3])
+@pytest.mark.parametrize("reduce", ["max", "sum"])
+@pytest.mark.parametrize("case", ops.SHAPES[:3], ids=lambda case: case.name)
+def test_one_launch_does_what_three_do(case, reduce, wanted, device):
+    """Broken: a block reads scores or rows that are not written yet, or chooses hidden ones."""
+    inputs = ops.inputs_of("topk_decode", case, device) | {"reduce": reduce}
+    for name in ("rank_q_BHR", "rank_k_BGSR"):  # exact ranks, many of them equal
+        inputs[name] = (inputs[name] * 2).round().clamp(-3, 3)
+    if wanted is not None:
+        inputs["wanted_B"] = torch.full_like(inputs["wanted_B"], wanted)
+    plan = WholePlan(power_of_2(max(512, case.rows)), 4, 128, 16, 3, 16, 3)
+    with ops.poisoned_memory():
+        out_BHD, index_BNK, count_BN = whole_decode(**inputs, plan=plan)
+    ranked = ("rank_q_BHR", "rank_k_BGSR", "lo_B", "hi_B", "reduce")
+    s_BNS = ops.definitions.lowrank_score(*(inputs[name] for name in ranked))
+    expected_BNK, expected_BN = ops.definitions.select_topk(s_BNS, inputs["wanted_B"], inputs["width"])
+    assert torch.equal(count_BN.long().cpu(), expected_BN)
+    assert torch.equal(index_BNK.long().cpu(), expected_BNK)
+    dense = (inputs["q_BHD"], inputs["k_BGSD"], inputs["v_BGSD"])
+    want_BHD = ops.definitions.gather_decode(*dense, expected_BNK, expected_BN, inputs["scale"])
+    torch.testing.assert_close(out_BHD.double().cpu(), want_BHD, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("reduce", ["max", "none"])
+def test_one_launch_is_taken_where_it_has_a_plan(reduce, device, monkeypatch):
+    """Broken: the one launch is never taken, or for sets of query heads, whose rows it does not read."""
+    from lacuna.kernels.topk_decode import fused
+
+    case, taken = ops.SHAPES[1], []
+    plan = WholePlan(power_of_2(max(512, case.rows)), 4, 128, 16, 3, 16, 3)
+    monkeypatch.setattr(fused, "whole_plan", lambda *_: plan)
+    monkeypatch.setattr(fused, "whole_decode", lambda *given: taken.append(given) or whole_decode(*given))
+    inputs = ops.inputs_of("topk_decode", case, device) | {"reduce": reduce}
+    got, want = ops.run("topk_decode", "fused", inputs), ops.run("topk_decode", "eager", inputs)
+    assert len(taken) == (reduce != "none")
+    torch.testing.assert_close(got[0], want[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"width": 0}, {"k_BGSD": torch.zeros(2, 2, 64, 8).transpose(2, 3)}])
+def test_what_it_cannot_read_is_refused(wrong, device):
+    """Broken: nothing is asked for, or rows are read as if they were contiguous, and nothing is said."""
+    inputs = ops.inputs_of("topk_decode", ops.SHAPES[0], device) | wrong
+    with pytest.raises(ValueError, match="expected"):
+        whole_decode(**inputs, plan=WholePlan(512, 4, 128, 16, 3, 16, 3))
