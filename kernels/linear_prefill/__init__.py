@@ -20,9 +20,13 @@ TESTED = (
 TIMED = tuple(
     RowsCase(f"b1_h32_g8_s{rows}_f{features}", 1, 32, 8, rows, low_dims=features, visible="full", purpose="time")
     for rows in (8192, 32768) for features in (128, 273)
+) + tuple(
+    RowsCase(f"b1_h{heads}_g{groups}_d{dim}_s4096_f153_f32", 1, heads, groups, 4096, head_dim=dim, low_dims=153,
+             dtype="float32", visible="full", purpose="time") for heads, groups, dim in ((32, 8, 128), (6, 3, 64))
 )  # fmt: skip
 COMPILED = (
     RowsCase("gqa4", 1, 8, 2, 256, low_dims=128, purpose="compile"),
+    RowsCase("packed", 1, 8, 2, 256, low_dims=153, purpose="compile"),
     RowsCase("mha", 1, 2, 2, 256, head_dim=96, low_dims=273, dtype="float32", purpose="compile"),
 )
 
@@ -31,9 +35,9 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
     """Draw positive features, as maps of weights have them, values, factors, and a state of earlier rows.
 
     Args:
-        case: A `RowsCase`; `low_dims` is F. In ragged cases a quarter of the query rows lets no row enter, and the last
-            sequence has no state, and no row before its sixth; some query
-            rows have no exact row.
+        case: A `RowsCase`; `low_dims` is F. Rows of float32 features begin at multiples of 64 bytes, as those of
+            `taylor_features` do; others are packed. In ragged cases a quarter of the query rows lets no row enter, and
+            the last sequence has no state, and no row before its sixth; some query rows have no exact row.
         device: Where the tensors live.
         seed: Of the draw.
 
@@ -52,9 +56,9 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
     if case.visible == "ragged":
         exact_log[..., ::9] = -torch.inf
     return {
-        "q_BHTF": draw((*heads, case.low_dims), case, device, seed + 1).abs(),
+        "q_BHTF": features_of(heads, case, device, seed + 1),
         "q_log_BHT": torch.randn(heads, generator=generator, device=device),
-        "k_BGTF": draw((*keys, case.low_dims), case, device, seed + 2).abs(),
+        "k_BGTF": features_of(keys, case, device, seed + 2),
         "v_BGTD": draw((*keys, case.head_dim), case, device, seed + 3),
         "log_BGT": log_BGT,
         "state_BGFD": torch.randn(state, generator=generator, device=device),
@@ -63,6 +67,24 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
         "exact_BHTD": torch.randn((*heads, case.head_dim), generator=generator, device=device),
         "exact_log_BHT": exact_log,
     }
+
+
+def features_of(rows: tuple[int, ...], case: Case, device: torch.device, seed: int) -> torch.Tensor:
+    """Draw positive features.
+
+    Args:
+        rows: All dims but the last.
+        case: Whose `low_dims` is F.
+        device: Where they live.
+        seed: Of the draw.
+
+    Returns:
+        (*rows, F).
+    """
+    features = draw((*rows, case.low_dims), case, device, seed).abs()
+    if case.torch_dtype != torch.float32:
+        return features
+    return torch.nn.functional.pad(features, (0, -case.low_dims % 16), value=torch.nan)[..., : case.low_dims]
 
 
 def compare_linear(inputs: Inputs, output: Linear, reference: Linear) -> Comparison:  # noqa: ARG001
