@@ -85,6 +85,8 @@ def select_topk(
     width: int,
     plan: SelectPlan | None = None,
     into: tuple[torch.Tensor, torch.Tensor] | None = None,
+    told_BNX4: torch.Tensor | None = None,
+    board: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose as the eager twin does, the same rows.
 
@@ -94,6 +96,8 @@ def select_topk(
         width: K; no more than this many rows are chosen.
         plan: How to cut the work; chosen from the shape if absent.
         into: Contiguous index_BNK and count_BN to write; new ones if absent.
+        told_BNX4: What `scores_told` tells of the scores, if known; of use where several blocks hold a row.
+        board: `board_words` int64 zeros, of use there, too; new ones if absent.
 
     Returns:
         index_BNK, (B, N, K) int32, ascending, -1 past the last chosen row;
@@ -108,7 +112,7 @@ def select_topk(
     batch, sets, rows = s_BNS.shape
     index_BNK, count_BN = into or empty_choice(batch, sets, width, s_BNS.device)
     if rows > MOST_ROWS:
-        select_joint(s_BNS, k_B, index_BNK, count_BN)
+        select_joint(s_BNS, k_B, index_BNK, count_BN, told_BNX4=told_BNX4, board=board)
         return index_BNK, count_BN
     block_rows, block_rest = body_and_rest(rows)
     plan = plan or select_plan(block_rows, block_rest, batch * sets, multiprocessors(s_BNS.device))

@@ -1,8 +1,9 @@
 """Attention to the rows that rank best: in one launch, or in three, for two halves of the sets at once.
 
 Scores and attention wait for memory, the choice between them waits for its own arithmetic. Where sets are as many as
-SMs, one launch does all three. Where they are more, or longer, they are halved, and each half goes through its stages
-on a stream of its own: while one half is chosen from, the other is scored or attended to.
+SMs, one launch does all three. Where they are more, they are halved, and each half goes through its stages on a stream
+of its own: while one half is chosen from, the other is scored or attended to. Where they are so long that several
+blocks choose from each, scores tell these what they begin with.
 
 Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, R dims that rank, N sets, K width.
 """
@@ -13,14 +14,17 @@ from typing import NamedTuple
 import torch
 
 from ..gather_decode.fused import gather_decode
-from ..lowrank_score.fused import lowrank_score
+from ..lowrank_score.fused import lowrank_score, scores_told
 from ..op import Reduce
 from ..select_topk.fused import MOST_ROWS, empty_choice, select_topk
+from ..select_topk.joint.fused import board_words
 from ..tiling import multiprocessors, whole_plan
 from .whole.fused import whole_decode
 
 # Scores below which a second stream costs more than it hides.
 LEAST_SCORES = 1 << 20
+# Scores; what is told of them, and words that are cleared, where several blocks choose.
+Scored = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
 class Part(NamedTuple):
@@ -123,17 +127,27 @@ def in_three_launches(
     index_BNK, count_BN = empty_choice(batch, sets, max(1, width), device)
     out_BHD = torch.empty_like(q_BHD, memory_format=torch.contiguous_format)
 
-    def score(part: Part) -> torch.Tensor:
-        ranked = rank_q_BHR[part.texts, part.heads], rank_k_BGSR[part.texts, part.groups]
-        return lowrank_score(*ranked, lo_B[part.texts], hi_B[part.texts], reduce)
+    # Blocks that choose from a row together begin sooner if they are told of it; then one stream is as fast as two.
+    tells = rows > MOST_ROWS and reduce != "none"
 
-    def attend(part: Part, s_BNS: torch.Tensor) -> None:
+    def score(part: Part) -> Scored:
+        ranked = rank_q_BHR[part.texts, part.heads], rank_k_BGSR[part.texts, part.groups]
+        given = *ranked, lo_B[part.texts], hi_B[part.texts], reduce
+        if not tells:
+            return lowrank_score(*given), None, None
+        words = board_words(ranked[1].shape[0] * ranked[1].shape[1], rows, device)
+        board = torch.empty(words, dtype=torch.int64, device=device)
+        return *scores_told(*given, clear=board), board
+
+    def attend(part: Part, scored: Scored) -> None:
         chosen = index_BNK[part.texts, part.sets], count_BN[part.texts, part.sets]
-        select_topk(s_BNS, wanted_B[part.texts], width, into=chosen)
+        select_topk(scored[0], wanted_B[part.texts], width, None, chosen, *scored[1:])
         cache = k_BGSD[part.texts, part.groups], v_BGSD[part.texts, part.groups]
         gather_decode(q_BHD[part.texts, part.heads], *cache, *chosen, scale, into=out_BHD[part.texts, part.heads])
 
-    first, *rest = parts_of(batch, groups, heads, sets, halves or halves_of(device, batch * sets, rows))
+    first, *rest = parts_of(
+        batch, groups, heads, sets, halves or (1 if tells else halves_of(device, batch * sets, rows))
+    )
     scored = score(first)
     if rest:
         # The second half is scored after the first, not beside it: else both would choose at the same time.

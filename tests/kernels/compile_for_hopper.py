@@ -96,6 +96,8 @@ def main(dtypes):
     )  # as many sets as the GPU that a CPU stands for
     select.fused(*select.make(few, device, 0).values())
     in_one_launch(few, device)
+    long = replace(few, q_heads=8, rows=49152)  # whose scores tell blocks that choose jointly
+    load_op("topk_decode").fused(**load_op("topk_decode").make(long, device, 0))
 
 
 def in_one_launch(case, device):

@@ -109,3 +109,54 @@ def test_a_row_of_a_million_is_selected_exactly(device):
     expected_BNK, expected_BN = ops.run("select_topk", "eager", {"s_BNS": s_BNS, "k_B": k_B, "width": rows // 4})
     assert torch.equal(count_BN, expected_BN)
     assert torch.equal(index_BNK, expected_BNK)
+
+
+@pytest.mark.parametrize("reduce", ["max", "sum"])
+@pytest.mark.parametrize("case", ops.SHAPES[:3], ids=lambda case: case.name)
+def test_scores_are_told_as_they_are(case, reduce, device):
+    """Broken: a choice begins with the count of other scores, and rows are lost; or words are not cleared."""
+    from lacuna.kernels.lowrank_score.fused import scores_told
+
+    inputs = whole_numbers(case, device, reduce)
+    ranked = [inputs[name] for name in ("rank_q_BHR", "rank_k_BGSR", "lo_B", "hi_B")]
+    clear = torch.full((13,), 5, dtype=torch.int64, device=device)
+    with ops.poisoned_memory():
+        s_BNS, told_BNX4 = scores_told(*ranked, reduce, clear=clear)
+    seen = s_BNS > -math.inf
+    known = s_BNS.double().masked_fill(~seen, 0.0)
+    powers = torch.stack([seen.double(), known, known**2, known**3], -1).sum(2)
+    torch.testing.assert_close(told_BNX4.double().sum(2), powers)
+    assert not clear.any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "k"), [("normal", 300), ("normal", 0), ("ties", 300), ("constant", 300), ("wide", 300), ("hidden", 5000)]
+)
+def test_a_choice_that_is_told_of_its_scores_is_the_same(kind, k, device):
+    """Broken: a wrong or lacking moment loses rows, instead of steps of the search."""
+    from lacuna.kernels.select_topk.fused import empty_choice
+    from lacuna.kernels.select_topk.joint.fused import select_joint
+
+    s_BNS = ops.scores(kind, 1299, device)[:, :2].contiguous()
+    k_B = torch.tensor([k, k // 2], dtype=torch.int32, device=device)
+    seen = s_BNS > -math.inf
+    known = s_BNS.masked_fill(~seen, 0.0)
+    told_BNX4 = torch.stack([seen.sum(-1).float(), *(known.pow(n).sum(-1) for n in (1, 2, 3))], -1)[:, :, None]
+    with ops.poisoned_memory():
+        index_BNK, count_BN = empty_choice(2, 2, 1500, s_BNS.device)
+        board = torch.zeros(2048, dtype=torch.int64, device=device)
+        select_joint(s_BNS, k_B, index_BNK, count_BN, chunk_rows=256, told_BNX4=told_BNX4, board=board)
+    expected_BNK, expected_BN = ops.definitions.select_topk(s_BNS, k_B, 1500)
+    assert torch.equal(count_BN.long().cpu(), expected_BN)
+    assert torch.equal(index_BNK.long().cpu(), expected_BNK)
+
+
+@pytest.mark.parametrize("reduce", ["max", "sum", "none"])
+def test_long_rows_are_chosen_from_by_what_scores_tell(reduce, device, monkeypatch):
+    """Broken: what several blocks begin with is of other sets, or their words are not cleared."""
+    monkeypatch.setattr("lacuna.kernels.topk_decode.fused.MOST_ROWS", 16)
+    monkeypatch.setattr("lacuna.kernels.select_topk.fused.MOST_ROWS", 16)
+    inputs = whole_numbers(ops.SHAPES[1], device, reduce)
+    with ops.poisoned_memory():
+        output = ops.run("topk_decode", "fused", inputs, halves=1)
+    assert_right(inputs, output)

@@ -17,7 +17,7 @@ SKEWED, CURVED, INNER = tl.constexpr(0.2), tl.constexpr(0.1), tl.constexpr(0.25)
 
 
 @triton.jit
-def four_first(mean, deviation, many, k):
+def four_first(mean, deviation, many, k, skew=0.0):
     """Guess four scores around the k-th, as if scores were nearly normal.
 
     Args:
@@ -25,6 +25,7 @@ def four_first(mean, deviation, many, k):
         deviation: Of the scores.
         many: How many they are.
         k: Scores wanted.
+        skew: Of the scores; 0 if it is not known.
 
     Returns:
         The guesses, in order: two where it should lie, two that hold it even if scores are somewhat skewed.
@@ -33,6 +34,7 @@ def four_first(mean, deviation, many, k):
     middle = normal_quantile(part)
     density = tl.exp2(middle * middle * -0.7213475) * 0.3989423
     spread = part * (1.0 - part)
+    middle += (middle * middle - 1.0) * skew / 6.0
     margin = deviation * (1.5 * tl.sqrt(spread / many) + SKEWED * spread) / density
     centre, inner = mean + deviation * middle, INNER * margin
     return centre - margin, centre - inner, centre + inner, centre + margin

@@ -21,7 +21,7 @@ from ...tiling import multiprocessors, power_of_2
 from ..board.fused import ARRIVALS, FIELD, MASK, collect, counted, counted_at, lifted, lowered, post, two
 from ..four.fused import four_first, four_next, moments, narrowed
 from ..places.fused import GROUP_ROWS, grouped, write_rows
-from ..search.fused import BEYOND, LEAST, between, middle_of, score_of
+from ..search.fused import BEYOND, LEAST, between, middle_of, score_of, told
 
 # Two steps quarter the field, of at most 2^28 rows, or halve the range of keys: 14 + 2 * 32 steps at the most.
 STEPS = 80
@@ -30,38 +30,50 @@ MOST_ROWS = MOST_CHUNKS * 32768
 
 
 @triton.jit
-def search_jointly(score, wanted, word, CHUNKS: tl.constexpr, CHUNK: tl.constexpr):
+def search_jointly(score, wanted, word, told_ptr, pair, CHUNKS: tl.constexpr, CHUNK: tl.constexpr,
+                   PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr):  # fmt: skip
     """Find the k-th best score of all blocks of a set.
 
     Args:
         score: The block's scores.
         wanted: How many rows are wanted of the set.
         word: Where the set's words are.
+        told_ptr: What is known of the scores of all sets, as `told` has it.
+        pair: Which set this is.
         CHUNKS: C.
         CHUNK: Rows of a block.
+        PARTS: Blocks that have told of a set, or 0.
+        BLOCK_PARTS: Power of two, at least PARTS.
 
     Returns:
         As `search_alone`.
     """
-    own, sums, squares, _, _ = moments(score)
-    share = tl.maximum(own, 1)
-    mean = sums / share
-    deviation = tl.sqrt(tl.maximum(squares / share - mean * mean, 0.0))
-    # Guesses are sent with the count, and made as if all chunks had as many scores as this one.
-    outer, _, _, inner = four_first(mean, deviation, share * CHUNKS, tl.maximum(tl.minimum(wanted, share * CHUNKS), 1))
-    some = own > 0
-    known, least, most = two(own, some.to(tl.int32)), lifted(outer, some), lifted(inner, some)
-    post(word, known, CHUNKS)
-    post(word + 1, least, CHUNKS)
-    post(word + 2, most, CHUNKS)
-    known = collect(word, known, CHUNKS)
-    least, most = collect(word + 1, least, CHUNKS), collect(word + 2, most, CHUNKS)
-    able, blocks = (known & MASK).to(tl.int32), tl.maximum((known >> FIELD).to(tl.int32), 1)
-    word += 3
+    if PARTS > 0:
+        able, mean, deviation, skew = told(told_ptr, pair, PARTS, BLOCK_PARTS)
+        many = tl.maximum(able, 1)
+        low_score, _, _, high_score = four_first(mean, deviation, many, tl.maximum(tl.minimum(wanted, many), 1), skew)
+    else:
+        own, sums, squares, _, _ = moments(score)
+        share = tl.maximum(own, 1)
+        mean = sums / share
+        deviation = tl.sqrt(tl.maximum(squares / share - mean * mean, 0.0))
+        # Guesses are sent with the count, and made as if all chunks had as many scores as this one.
+        many = share * CHUNKS
+        outer, _, _, inner = four_first(mean, deviation, many, tl.maximum(tl.minimum(wanted, many), 1))
+        some = own > 0
+        known, least, most = two(own, some.to(tl.int32)), lifted(outer, some), lifted(inner, some)
+        post(word, known, CHUNKS)
+        post(word + 1, least, CHUNKS)
+        post(word + 2, most, CHUNKS)
+        known = collect(word, known, CHUNKS)
+        least, most = collect(word + 1, least, CHUNKS), collect(word + 2, most, CHUNKS)
+        able, blocks = (known & MASK).to(tl.int32), tl.maximum((known >> FIELD).to(tl.int32), 1)
+        low_score, high_score = lowered(least, blocks), lowered(most, blocks)
+        word += 3
     k = tl.maximum(tl.minimum(wanted, able), 0)
     lo, hi, lo_count, hi_count = able * 0 + LEAST, able * 0 + BEYOND, able, able * 0
     middle = middle_of(lo, hi)
-    first, fourth = between(lowered(least, blocks), lo, hi, middle), between(lowered(most, blocks), lo, hi, middle)
+    first, fourth = between(low_score, lo, hi, middle), between(high_score, lo, hi, middle)
     spread = score_of(fourth) - score_of(first)
     second = between(score_of(first) + spread * 0.375, lo, hi, middle)
     third = between(score_of(first) + spread * 0.625, lo, hi, middle)
@@ -107,15 +119,17 @@ def rows_ahead(tallied, mine, chunk, CHUNKS: tl.constexpr, BLOCK_CHUNKS: tl.cons
 
 
 @triton.jit
-def select_joint_kernel(s_ptr, k_ptr, board_ptr, index_ptr, count_ptr, rows, width, WORDS: tl.constexpr,
+def select_joint_kernel(s_ptr, k_ptr, told_ptr, board_ptr, index_ptr, count_ptr, rows, width, WORDS: tl.constexpr,
                         SETS: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
                         GROUPS: tl.constexpr, DIRECT: tl.constexpr, BLOCK_CHUNKS: tl.constexpr,
-                        BLOCK_TAIL: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+                        BLOCK_TAIL: tl.constexpr, PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr,
+                        OVERLAP: tl.constexpr):  # fmt: skip
     """Choose the rows of one chunk of a set; the grid is (B * N * C,).
 
     Args:
         s_ptr: (B, N, S) float32 scores, contiguous.
         k_ptr: (B,) rows wanted.
+        told_ptr: (B, N, PARTS, 4) float32, what is known of the scores, as `told` has it; not used if PARTS is 0.
         board_ptr: (1 + B * N * WORDS,) int64, zero: a counter of tickets, and the words of each set.
         index_ptr: (B, N, K) int32 result.
         count_ptr: (B, N) int32 result.
@@ -129,24 +143,28 @@ def select_joint_kernel(s_ptr, k_ptr, board_ptr, index_ptr, count_ptr, rows, wid
         DIRECT: As `scatter` has it.
         BLOCK_CHUNKS: Power of two, at least C.
         BLOCK_TAIL: Power of two, at least K / C.
+        PARTS: Blocks that have told of a set, or 0.
+        BLOCK_PARTS: Power of two, at least PARTS.
         OVERLAP: Whether the launch overlaps the kernel before.
     """
     start_after_others(OVERLAP)
     ticket = tl.atomic_add(board_ptr, 1, sem="relaxed").to(tl.int32)
     pair, chunk = ticket // CHUNKS, ticket % CHUNKS
-    told = board_ptr + 1 + pair.to(tl.int64) * WORDS
+    tallied = board_ptr + 1 + pair.to(tl.int64) * WORDS
     s_set = s_ptr + pair.to(tl.int64) * rows
     row = chunk * CHUNK + tl.arange(0, CHUNK)
     score = tl.load(s_set + row, mask=row < rows, other=float("-inf"))
     wanted = tl.minimum(tl.load(k_ptr + pair // SETS), width)
-    k, lo, hi, lo_count, hi_count = search_jointly(score, wanted, told + CHUNKS, CHUNKS, CHUNK)
+    k, lo, hi, lo_count, hi_count = search_jointly(
+        score, wanted, tallied + CHUNKS, told_ptr, pair, CHUNKS, CHUNK, PARTS, BLOCK_PARTS
+    )
     lo_score, hi_score = score_of(lo), score_of(hi)
     room = k - hi_count
     reach = score >= hi_score
     mine = counted(reach, (score >= lo_score) & (score > float("-inf")) & (reach == 0), CHUNK > 32768)
     first_above, first_tie = k * 0, k * 0
     if CHUNKS > 1:
-        first_above, first_tie = rows_ahead(told, mine, chunk, CHUNKS, BLOCK_CHUNKS)
+        first_above, first_tie = rows_ahead(tallied, mine, chunk, CHUNKS, BLOCK_CHUNKS)
     out = index_ptr + pair.to(tl.int64) * width
     place = first_above + tl.minimum(first_tie, room)
     for part in range(0, CHUNK, GROUPS * GROUP_ROWS):
@@ -168,6 +186,8 @@ def select_joint(
     chunk_rows: int = 0,
     num_warps: int = 4,
     part_rows: int = 4096,
+    told_BNX4: torch.Tensor | None = None,
+    board: torch.Tensor | None = None,
 ) -> None:
     """Choose rows from sets of up to two million rows.
 
@@ -179,6 +199,8 @@ def select_joint(
         chunk_rows: Rows of one block; chosen from S if 0.
         num_warps: Warps of a block.
         part_rows: Rows whose places are found at once.
+        told_BNX4: What `scores_told` tells of the scores, if known.
+        board: `board_words` int64 zeros; new ones if absent.
 
     Raises:
         ValueError: If there are more than 2097152 rows.
@@ -186,17 +208,47 @@ def select_joint(
     (batch, sets, rows), width = s_BNS.shape, index_BNK.shape[2]
     if rows > MOST_ROWS:
         raise ValueError(f"expected at most {MOST_ROWS} rows to choose from, got {rows}")
-    # The blocks of a set wait for each other, so the GPU must hold them at once.
-    chunks = min(MOST_CHUNKS, multiprocessors(s_BNS.device)) if s_BNS.is_cuda else MOST_CHUNKS
-    chunk_rows = chunk_rows or max(CHUNK_ROWS, power_of_2(triton.cdiv(rows, chunks)))
-    if interpreted():
-        chunk_rows = power_of_2(rows)
+    chunk_rows = chunk_rows if chunk_rows and not interpreted() else chunk_of(rows, s_BNS.device)
     chunks = triton.cdiv(rows, chunk_rows)
     words = chunks + 3 + 2 * STEPS
-    board = torch.zeros(1 + batch * sets * words, dtype=torch.int64, device=s_BNS.device)
+    if board is None:
+        board = torch.zeros(1 + batch * sets * words, dtype=torch.int64, device=s_BNS.device)
+    parts = 0 if told_BNX4 is None else told_BNX4.shape[2]
+    given = s_BNS, k_B, s_BNS if told_BNX4 is None else told_BNX4, board
     select_joint_kernel[(batch * sets * chunks,)](
-        s_BNS, k_B, board, index_BNK, count_BN, rows, width, WORDS=words, SETS=sets, CHUNK=chunk_rows, CHUNKS=chunks,
+        *given, index_BNK, count_BN, rows, width, WORDS=words, SETS=sets, CHUNK=chunk_rows, CHUNKS=chunks,
         GROUPS=max(4, min(part_rows, chunk_rows) // GROUP_ROWS.value), DIRECT=not interpreted(),
-        BLOCK_CHUNKS=power_of_2(chunks), BLOCK_TAIL=power_of_2(triton.cdiv(width, chunks)), num_warps=num_warps,
-        **overlap(s_BNS.device),
+        BLOCK_CHUNKS=power_of_2(chunks), BLOCK_TAIL=power_of_2(triton.cdiv(width, chunks)), PARTS=parts,
+        BLOCK_PARTS=power_of_2(max(1, parts)), num_warps=num_warps, **overlap(s_BNS.device),
     )  # fmt: skip
+
+
+def chunk_of(rows: int, device: torch.device) -> int:
+    """Choose how many rows a block holds.
+
+    Args:
+        rows: S.
+        device: Where.
+
+    Returns:
+        A power of two; under the interpreter, where no block may wait, at least S.
+    """
+    if interpreted():
+        return power_of_2(rows)
+    # The blocks of a set wait for each other, so the GPU must hold them at once.
+    chunks = min(MOST_CHUNKS, multiprocessors(device)) if device.type == "cuda" else MOST_CHUNKS
+    return max(CHUNK_ROWS, power_of_2(triton.cdiv(rows, chunks)))
+
+
+def board_words(sets: int, rows: int, device: torch.device) -> int:
+    """Count the words through which the blocks of all sets tell each other their counts.
+
+    Args:
+        sets: Of all texts.
+        rows: S.
+        device: Where.
+
+    Returns:
+        The words.
+    """
+    return 1 + sets * (triton.cdiv(rows, chunk_of(rows, device)) + 3 + 2 * STEPS)

@@ -93,6 +93,34 @@ def first_guesses(mean, deviation, many, k):
 
 
 @triton.jit
+def told(told_ptr, pair, PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr):
+    """Put together what the blocks that scored a set tell of its scores.
+
+    Args:
+        told_ptr: (B, N, PARTS, 4) float32: how many can be chosen, and the sums of their first three powers.
+        pair: Which set.
+        PARTS: Blocks.
+        BLOCK_PARTS: Power of two, at least PARTS.
+
+    Returns:
+        How many, their mean, deviation and skewness.
+    """
+    part = tl.arange(0, BLOCK_PARTS)
+    place, known = told_ptr + (pair * PARTS + part) * 4, part < PARTS
+    able = tl.sum(tl.load(place, mask=known, other=0.0).to(tl.int32), 0)
+    many = tl.maximum(able, 1).to(tl.float32)
+    mean = tl.sum(tl.load(place + 1, mask=known, other=0.0), 0) / many
+    square = tl.sum(tl.load(place + 2, mask=known, other=0.0), 0) / many
+    cube = tl.sum(tl.load(place + 3, mask=known, other=0.0), 0) / many
+    variance = tl.maximum(square - mean * mean, 0.0)
+    deviation = tl.sqrt(variance)
+    skew = (cube - 3.0 * mean * square + 2.0 * mean * mean * mean) / (variance * deviation)
+    # Constant scores have none, and large ones none that float32 can tell.
+    skew = tl.where((skew > -2.0) & (skew < 2.0), skew, 0.0)
+    return able, mean, deviation, skew
+
+
+@triton.jit
 def between(score, lo, hi, middle):
     """Make a guess a key strictly between two others.
 

@@ -102,7 +102,7 @@ def whole_kernel(rank_q_ptr, rank_k_ptr, lo_ptr, hi_ptr, wanted_ptr, q_ptr, k_pt
     if UPCAST:
         rank_q = rank_q.to(tl.float32)
     score_rows(rank_q, k_tile, s_set, start, hi, rows, rank_k_row, GROUP, RANK_DIM, REDUCE, SCORE_ROWS, BLOCK_SHORT,
-               BLOCK_RANK, SCORE_STAGES, UPCAST)  # fmt: skip
+               BLOCK_RANK, SCORE_STAGES, False, UPCAST)  # fmt: skip
     # Scores that other threads have stored are read from here on.
     tl.debug_barrier()
     row = start + tl.arange(0, BLOCK_ROWS)
