@@ -206,10 +206,13 @@ def keep_rows(
         The same three.
 
     Raises:
-        ValueError: If the last dim of a tensor is not contiguous.
+        ValueError: If the last dim of a tensor is not contiguous, or one is of other texts, heads or rows.
     """
     parts = (k_BGSD, v_BGSD, more_BGSW)
     check_contiguous_rows(*(part for part in parts if part is not None))
+    shapes = {tuple(part.shape[:3]) for part in parts if part is not None}
+    if len(shapes) > 1:
+        raise ValueError(f"expected tensors of the same texts, heads and rows, got (B, G, S) {sorted(shapes)}")
     batch, heads, device = k_BGSD.shape[0], k_BGSD.shape[1], k_BGSD.device
     sets, kept = index_BNK.shape[1:]
     widths = [0 if part is None else part.shape[3] for part in parts]
