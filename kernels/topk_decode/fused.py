@@ -127,17 +127,9 @@ def in_three_launches(
     index_BNK, count_BN = empty_choice(batch, sets, max(1, width), device)
     out_BHD = torch.empty_like(q_BHD, memory_format=torch.contiguous_format)
 
-    # Blocks that choose from a row together begin sooner if they are told of it; then one stream is as fast as two.
-    tells = rows > MOST_ROWS and reduce != "none"
-
     def score(part: Part) -> Scored:
         ranked = rank_q_BHR[part.texts, part.heads], rank_k_BGSR[part.texts, part.groups]
-        given = *ranked, lo_B[part.texts], hi_B[part.texts], reduce
-        if not tells:
-            return lowrank_score(*given), None, None
-        words = board_words(ranked[1].shape[0] * ranked[1].shape[1], rows, device)
-        board = torch.empty(words, dtype=torch.int64, device=device)
-        return *scores_told(*given, clear=board), board
+        return scores_of(*ranked, lo_B[part.texts], hi_B[part.texts], reduce)
 
     def attend(part: Part, scored: Scored) -> None:
         chosen = index_BNK[part.texts, part.sets], count_BN[part.texts, part.sets]
@@ -145,9 +137,7 @@ def in_three_launches(
         cache = k_BGSD[part.texts, part.groups], v_BGSD[part.texts, part.groups]
         gather_decode(q_BHD[part.texts, part.heads], *cache, *chosen, scale, into=out_BHD[part.texts, part.heads])
 
-    first, *rest = parts_of(
-        batch, groups, heads, sets, halves or (1 if tells else halves_of(device, batch * sets, rows))
-    )
+    first, *rest = parts_of(batch, groups, heads, sets, halves or halves_of(device, batch * sets, rows, reduce))
     scored = score(first)
     if rest:
         # The second half is scored after the first, not beside it: else both would choose at the same time.
@@ -158,6 +148,28 @@ def in_three_launches(
     if rest:
         torch.cuda.current_stream(device).wait_stream(side)
     return out_BHD, index_BNK, count_BN
+
+
+def scores_of(
+    q_BHR: torch.Tensor, k_BGSR: torch.Tensor, lo_B: torch.Tensor, hi_B: torch.Tensor, reduce: Reduce
+) -> Scored:
+    """Score some sets, and tell blocks that choose from one together what they begin with.
+
+    Args:
+        q_BHR: (B, H, R) queries that rank.
+        k_BGSR: (B, G, S, R) keys that rank.
+        lo_B: (B,) int32, first visible row.
+        hi_B: (B,) int32, one past the last visible row.
+        reduce: "max", "sum" or "none", of which nothing is told.
+
+    Returns:
+        Scores, what `scores_told` tells of them, and words that it has cleared.
+    """
+    batch, groups, rows = k_BGSR.shape[:3]
+    if rows <= MOST_ROWS or reduce == "none":
+        return lowrank_score(q_BHR, k_BGSR, lo_B, hi_B, reduce), None, None
+    board = torch.empty(board_words(batch * groups, rows, k_BGSR.device), dtype=torch.int64, device=k_BGSR.device)
+    return *scores_told(q_BHR, k_BGSR, lo_B, hi_B, reduce, clear=board), board
 
 
 def parts_of(batch: int, groups: int, heads: int, sets: int, halves: int) -> list[Part]:
@@ -186,23 +198,26 @@ def parts_of(batch: int, groups: int, heads: int, sets: int, halves: int) -> lis
     ]
 
 
-def halves_of(device: torch.device, sets: int, rows: int) -> int:
+def halves_of(device: torch.device, sets: int, rows: int, reduce: Reduce) -> int:
     """Choose how many parts of the sets go side by side.
 
-    Two were faster where a choice takes several blocks of each SM, or several blocks a set; not where every SM has one
-    block that chooses.
+    Two were faster where a choice takes several blocks of each SM, or several blocks a set that are told nothing; not
+    where every SM has one block that chooses.
 
     Args:
         device: Where.
         sets: Of all texts.
         rows: S.
+        reduce: As `scores_of` has it.
 
     Returns:
         1 or 2.
     """
     if device.type != "cuda" or sets * rows < LEAST_SCORES:
         return 1
-    return 2 if sets >= 2 * multiprocessors(device) or rows > MOST_ROWS else 1
+    if rows > MOST_ROWS:
+        return 2 if reduce == "none" else 1
+    return 2 if sets >= 2 * multiprocessors(device) else 1
 
 
 @functools.cache
