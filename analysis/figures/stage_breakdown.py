@@ -32,6 +32,7 @@ OF_STEPS = {
     "score": "#56B4E9",
     "select": "#E69F00",
     "gather": "#0072B2",
+    "whole": "#332288",
     "attend": "#009E73",
     "merge": "#CC79A7",
     "collective": "#D55E00",

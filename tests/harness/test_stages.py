@@ -21,6 +21,7 @@ KERNELS = Path(lacuna.kernels.op.__file__).parent
         ("theta_rows", {"score", "select"}),
         ("select_topk", {"select"}),
         ("gather_decode", {"gather"}),
+        ("topk_decode", {"whole"}),
         ("dense_decode", {"attend", "merge"}),
         ("theta_decode", {"score", "gather", "merge"}),
         ("swap_row", {"append"}),
