@@ -1,8 +1,9 @@
 """Eviction by one block of threads for each set of rows, which holds places and marks of all keys held in registers.
 
-A cache of few columns is walked by weights of the keys held and the next ones, made before (`ahead/`). What stands here
-is the slower walk of larger caches: scores of some rows with all keys are products of tiles, written before, and the
-walk reads those of the keys it holds.
+A cache of few columns is walked by weights of the keys held and the next ones, made before (`ahead/`), or, where the
+last row alone marks by many heads, by those of the few that may leave (`few/`). What stands here is the slower walk of
+larger caches: scores of some rows with all keys are products of tiles, written before, and the walk reads those of the
+keys it holds.
 
 Shape legend: B batch, H query heads, G KV heads, T query rows (the last T of the S key rows), t of them at a time, S
 key rows, W key rows that the last of those sees, D head dim, N = 1 or G sets of rows, C places of a cache, E query
@@ -10,28 +11,29 @@ heads of a set.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from ..dense_decode.fused import LOG2_E, check_contiguous_rows
-from ..interpreter import upcasts
 from ..kth_score.stored.fused import rank_some
-from ..many_rows import Tiles, tiles_of
 from ..tiling import power_of_2
 from .ahead.fused import NONE, walk_ahead_kernel, weights_kernel
 from .eager import Walked
+from .few.fused import walk_lowest
+from .job import Job, State, products, room_of_weights
 
 # Scores held at one time (32 MB, which stay in L2), and those of one row in registers.
 SCORES_AT_ONCE, SCORES_OF_ROW = 2**23, 8192
 SCORES_EACH = 16  # of a thread
-TILES = Tiles(16, 128, 4, 3)
 # Of the walk by weights made before: most columns, rows at a time at the least, and weights at once.
 MOST_COLUMNS, LEAST_ROWS, SCORES_OF_CHUNK = 8192, 256, 16384
 # Of a head's sum of weights, 2^100 for its best key, held or not: weights less than 1e-26 of the sum count as none.
 LEAST = 1e-12
+# Of the walk among few keys: fewest heads of a set, of which all held would take several rounds, and rows at a time.
+LEAST_HEADS, ROWS_NAMING = 32, 64
 
 
 @triton.jit
@@ -143,37 +145,25 @@ def evict_walk(
     number, begun = number_BNS.int().contiguous(), mark_BNS.float().contiguous()
     budget, recent = budget_BT.int().contiguous(), recent_BT.int().contiguous()
     job = Job(q_BHTD, k_BGSD, begun, number, budget, recent, scale, (carry, share), power_of_2(max(most, 32)))
+    if carry == 0 and power_of_2(most + ROWS_NAMING) <= MOST_COLUMNS and job.each >= LEAST_HEADS:
+        return walk_lowest(job._replace(places=most), ROWS_NAMING, LEAST)
     if _wide(most, q_BHTD.shape[2]) <= MOST_COLUMNS:
         return _walk_ahead(job._replace(places=most))
     return _walk_rows(job)
 
 
-class Job(NamedTuple):
-    """What is to be walked; `factors` are carry and share, `places` those of a cache."""
-
-    q_BHTD: torch.Tensor
-    k_BGSD: torch.Tensor
-    mark_BNS: torch.Tensor
-    number_BNS: torch.Tensor
-    budget_BT: torch.Tensor
-    recent_BT: torch.Tensor
-    scale: float
-    factors: tuple[float, float]
-    places: int
-
-
 def _walk_ahead(job: Job) -> Walked:
-    state, q, k, sets = _State.of(job), job.q_BHTD, job.k_BGSD, job.number_BNS.shape[1]
+    state, q, k, sets = State.of(job), job.q_BHTD, job.k_BGSD, job.number_BNS.shape[1]
     (batch, heads, new, _), rows = q.shape, k.shape[2]
     wide = _wide(job.places, new)
     step = max(1, min(new, wide - job.places, SCORES_AT_ONCE // (batch * heads * wide)))
-    weight = torch.empty(batch * heads * step * wide, dtype=torch.float32, device=k.device)
-    after, products, shape = torch.empty_like(state.place), _tiles(job, wide), _columns(job, wide)
+    weight, total = room_of_weights(job, step, wide)
+    after, tiles, shape = torch.empty_like(state.place), products(job, wide), _columns(job, wide)
     scale, strides = job.scale * LOG2_E, (*q.stride()[:3], *k.stride()[:3])
     for begin in range(0, new, step):
         size = (begin, min(step, new - begin), new, rows, job.places)
-        weights_kernel[(triton.cdiv(size[1], products["M"]), batch * heads)](
-            q, k, state.place, weight, scale, *size, *strides, **products
+        weights_kernel[(triton.cdiv(size[1], tiles["M"]), batch * heads)](
+            q, k, state.place, job.number_BNS, weight, total, scale, *size, *strides, **tiles
         )
         walk_ahead_kernel[(batch * sets,)](
             q, k, weight, *job[2:6], state.place, after, *state[1:], scale, *size, *job.factors, *strides, **shape
@@ -189,7 +179,7 @@ def _wide(places: int, new: int) -> int:
 
 def _columns(job: Job, wide: int) -> dict[str, Any]:
     """Constants of that walk."""
-    each = _heads(job)
+    each = job.each
     return {
         "GROUP": job.q_BHTD.shape[1] // job.k_BGSD.shape[1], "DIM": job.q_BHTD.shape[3],
         "SETS": job.number_BNS.shape[1], "HEADS": each, "CHUNK": min(power_of_2(each), max(1, SCORES_OF_CHUNK // wide)),
@@ -197,57 +187,16 @@ def _columns(job: Job, wide: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tiles(job: Job, wide: int) -> dict[str, Any]:
-    """Constants of the products: tiles of few rows, which are many even where few rows are walked at a time."""
-    q, groups, dim = job.q_BHTD, job.k_BGSD.shape[1], job.q_BHTD.shape[3]
-    plan = tiles_of(TILES, q.element_size(), dim)
-    return {
-        "KV_HEADS": groups, "GROUP": q.shape[1] // groups, "SETS": job.number_BNS.shape[1], "WIDE": wide, "DIM": dim,
-        "BLOCK_DIM": max(16, power_of_2(dim)), "M": plan.queries, "N": plan.keys, "UPCAST": upcasts(q.dtype),
-        "num_warps": plan.num_warps, "num_stages": plan.num_stages,
-    }  # fmt: skip
-
-
 def _walk_rows(job: Job) -> Walked:
-    state = _State.of(job)
-    chunk = max(1, min(power_of_2(_heads(job)), SCORES_OF_ROW // job.places))
+    state = State.of(job)
+    chunk = max(1, min(power_of_2(job.each), SCORES_OF_ROW // job.places))
     warps = max(1, min(16, job.places * chunk // (32 * SCORES_EACH)))
     for size, score in _scores(job):
         walk_rows_kernel[(state.held.numel(),)](
-            score, *job[2:6], *state, *size, *job.factors, SETS=job.number_BNS.shape[1], HEADS=_heads(job),
+            score, *job[2:6], *state, *size, *job.factors, SETS=job.number_BNS.shape[1], HEADS=job.each,
             CHUNK=chunk, PLACES=job.places, num_warps=warps,
         )  # fmt: skip
     return state.ended(job.q_BHTD.shape[2])
-
-
-class _State(NamedTuple):
-    """What a walk carries on, as the kernels name it."""
-
-    place: torch.Tensor
-    held: torch.Tensor
-    until: torch.Tensor
-    last: torch.Tensor
-
-    @classmethod
-    def of(cls, job: Job) -> "_State":
-        """Keys held from the start at the first places, in order; S at the others."""
-        number, (new, rows) = job.number_BNS, (job.q_BHTD.shape[2], job.k_BGSD.shape[2])
-        column = torch.arange(rows - new, dtype=torch.int32, device=number.device)
-        held = number[..., : rows - new] >= 0
-        order = torch.where(held, column, rows).sort(-1).values[..., : job.places]
-        place = torch.full((*number.shape[:2], job.places), rows, dtype=torch.int32, device=number.device)
-        place[..., : order.shape[-1]] = order
-        until = torch.full_like(number, new).masked_fill_(number < 0, 0)
-        return cls(place, held.sum(-1, dtype=torch.int32), until, job.mark_BNS.clone())
-
-    def ended(self, new: int) -> Walked:
-        """What is left after `new` rows."""
-        return Walked(self.until, self.last.masked_fill_(self.until < new, 0.0))
-
-
-def _heads(job: Job) -> int:
-    """Query heads of a set."""
-    return job.q_BHTD.shape[1] // job.number_BNS.shape[1]
 
 
 def _scores(job: Job) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:

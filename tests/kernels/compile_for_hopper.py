@@ -25,7 +25,8 @@ from lacuna.kernels.topk_decode.whole.fused import whole_decode
 from lacuna.results.plugins import names
 
 TARGET = GPUTarget("cuda", 90, 32)
-NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
+NAMES = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16",
+         torch.int32: "i32", torch.int64: "i64"}  # fmt: skip
 OPTIONS = ("num_warps", "num_stages", "maxnreg", "launch_pdl")
 
 

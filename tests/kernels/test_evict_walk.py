@@ -10,6 +10,7 @@ import torch
 
 from lacuna.kernels.evict_walk import compare_walks, fused
 from lacuna.kernels.evict_walk.eager import Walked
+from lacuna.kernels.evict_walk.few import fused as few
 from lacuna.kernels.many_rows import RowsCase
 from lacuna.kernels.op import load_op
 from lacuna.kernels.verify import poisoned_memory, verify
@@ -35,6 +36,26 @@ def test_walks_in_pieces_are_the_same(case, weights, device, monkeypatch):
     monkeypatch.setattr("lacuna.kernels.evict_walk.fused._walk_rows", fails)  # which would hide a wrong walk
     verdict = verify(OP, case, device)
     assert verdict.passed, verdict
+
+
+# Too few are named for scores of which a few have all the weight, so that some rows weigh all that is held; or enough.
+@pytest.mark.parametrize(("named", "sharp"), [(4, 9.0), (16, 1.0)])
+@pytest.mark.parametrize(
+    "case", [CASES[3], replace(CASES[3], name="padded", q_heads=6, layout="padded")], ids=lambda case: case.name
+)
+def test_rows_name_what_may_leave_after_them(case, named, sharp, device, monkeypatch):
+    """Broken: a key outside of those named bore the lowest mark, or what has left still shares in the weights."""
+    monkeypatch.setattr(fused, "LEAST_HEADS", 1)
+    monkeypatch.setattr(fused, "ROWS_NAMING", 8)
+    monkeypatch.setattr(few, "NAMED", named)
+    monkeypatch.setattr(fused, "_walk_ahead", fails)
+    inputs = OP.make(case, device, 3)
+    inputs["scale"] *= sharp
+    with poisoned_memory():
+        found = OP.fused(**inputs)
+    compared = compare_walks(inputs, found, found)
+    assert not compared.reason
+    assert compared.error < 1e-5
 
 
 @pytest.mark.parametrize("case", CASES[2:], ids=lambda case: case.name)
@@ -121,15 +142,17 @@ def test_of_equal_marks_the_oldest_leaves(device):
 
 @pytest.mark.parametrize("least", [fused.LEAST, 3e38])  # rows weighed again: those with nothing left, or all of them
 @pytest.mark.parametrize("far", [2.0, 15.0, 40.0])
-def test_a_key_that_left_may_have_had_all_the_weight(far, least, device, monkeypatch):
+@pytest.mark.parametrize(("reduce", "heads"), [("max", 32), ("sum", 1)])  # over all held; among few
+def test_a_key_that_left_may_have_had_all_the_weight(reduce, heads, far, least, device, monkeypatch):
     """Broken: where a key that left stands far above all others, the rest weigh nothing, and any of them is dropped."""
-    case = RowsCase("far", 1, 2, 1, 40, head_dim=16, kept=6, queries=30, dtype="float32", layout="plain")
+    case = RowsCase("far", 1, 2, 1, 40, head_dim=16, kept=6, queries=30, dtype="float32", reduce=reduce)
     inputs = OP.make(case, device, 3)
     inputs["mark_BNS"][0, 0, :10] += 9.0
     inputs["mark_BNS"][0, 0, 3] = 0.0  # leaves first, and is what all later queries look for
     inputs["q_BHTD"][..., 0], inputs["k_BGSD"][..., 0], inputs["k_BGSD"][0, 0, 3, 0] = far, 0.0, far
     monkeypatch.setattr(fused, "_walk_rows", fails)
     monkeypatch.setattr(fused, "LEAST", least)
+    monkeypatch.setattr(fused, "LEAST_HEADS", heads)
     inputs["number_BNS"][0, 0, :10] = torch.arange(10, dtype=torch.int32)
     inputs["budget_BT"][:] = inputs["most"] = 10
     with poisoned_memory():
@@ -141,12 +164,13 @@ def test_a_key_that_left_may_have_had_all_the_weight(far, least, device, monkeyp
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter knows no layouts")
-@pytest.mark.parametrize("reduce", ["max", "sum"])
+@pytest.mark.parametrize(("reduce", "heads"), [("max", 32), ("sum", 32), ("sum", 1)])
 @pytest.mark.parametrize("slower", [False, True])
-def test_a_cache_over_several_warps_is_walked_as_a_small_one(slower, reduce, device, monkeypatch):
+def test_a_cache_over_several_warps_is_walked_as_a_small_one(slower, reduce, heads, device, monkeypatch):
     """Broken: what the compiler holds in several layouts differs between them, and a key leaves in one of them only."""
     case = RowsCase("large", 1, 4, 2, 1500, head_dim=64, kept=1000, queries=460, visible="full", reduce=reduce)
     monkeypatch.setattr(fused, "LEAST", 3e38 if slower else fused.LEAST)
+    monkeypatch.setattr(fused, "LEAST_HEADS", heads)
     inputs = OP.make(case, device, 3)
     found = OP.fused(**inputs)
     compared = compare_walks(inputs, found, found)

@@ -20,13 +20,14 @@ RAISED = tl.constexpr(100.0)
 
 
 @triton.jit
-def load_held(k_base, place_base, at, first, places, width, rows, k_row, DIM: tl.constexpr,
+def load_held(k_base, place_base, number_base, at, first, places, width, rows, k_row, DIM: tl.constexpr,
               BLOCK_DIM: tl.constexpr, N: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """Load some of the keys held, and of the new ones after them.
 
     Args:
         k_base: Pointer to row 0 of a head.
         place_base: Pointer to the C keys of a set.
+        number_base: Pointer to the S token numbers of the set; negative: no key.
         at: First column.
         first: First new key.
         places: C.
@@ -44,7 +45,7 @@ def load_held(k_base, place_base, at, first, places, width, rows, k_row, DIM: tl
     column, dim = at + tl.arange(0, N), tl.arange(0, BLOCK_DIM)
     key = tl.load(place_base + column, mask=column < places, other=0)
     key = tl.where(column < places, key, first + column - places)
-    there = (key < rows) & (column < width)
+    there = tl.load(number_base + key, mask=(key < rows) & (column < width), other=-1) >= 0
     mask = there[:, None] & (dim < DIM)[None, :]
     tile = tl.load(k_base + key.to(tl.int64)[:, None] * k_row + dim[None, :], mask=mask, other=0.0)
     if UPCAST:
@@ -53,18 +54,20 @@ def load_held(k_base, place_base, at, first, places, width, rows, k_row, DIM: tl
 
 
 @triton.jit
-def weights_kernel(q_ptr, k_ptr, place_ptr, weight_ptr, scale_log2, begin, some, new, rows, places, q_batch, q_head,
-                   q_row, k_batch, k_head, k_row, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, SETS: tl.constexpr,
-                   WIDE: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
-                   M: tl.constexpr, N: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+def weights_kernel(q_ptr, k_ptr, place_ptr, number_ptr, weight_ptr, total_ptr, scale_log2, begin, some, new, rows,
+                   places, q_batch, q_head, q_row, k_batch, k_head, k_row, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
+                   SETS: tl.constexpr, WIDE: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, M: tl.constexpr,
+                   N: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """Weigh the keys held and the new ones for one tile of rows of one head; the grid is (tiles, B * H).
 
     Args:
         q_ptr: Queries.
         k_ptr: Keys.
         place_ptr: (B, N, C) which key lies at each place, S none.
+        number_ptr: (B, N, S) token numbers; negative: never held, and no part of any sum.
         weight_ptr: (B, H, t, W) weights over that of the best of these keys, times 2^100; 0 of no key, and of those
             that a row does not see, up to the end of its tile.
+        total_ptr: (B, H, t) float64 sums of them.
         scale_log2: Factor of the scores, times log2(e).
         begin: First of the t query rows.
         some: t.
@@ -90,23 +93,30 @@ def weights_kernel(q_ptr, k_ptr, place_ptr, weight_ptr, scale_log2, begin, some,
     pair, tile, width = tl.program_id(1), tl.program_id(0) * M, some + places
     batch, head = (pair // (KV_HEADS * GROUP)).to(tl.int64), (pair % (KV_HEADS * GROUP)).to(tl.int64)
     group, row, first = head // GROUP, tile + tl.arange(0, M), rows - new + begin
-    place_base = place_ptr + (batch * SETS + group * SETS // KV_HEADS) * places
+    each = batch * SETS + group * SETS // KV_HEADS
+    place_base, number_base = place_ptr + each * places, number_ptr + each * rows
     k_base, q_base = k_ptr + batch * k_batch + group * k_head, q_ptr + batch * q_batch + head * q_head
     q = load_keys(q_base, begin + tile, begin + some, q_row, DIM, BLOCK_DIM, M, UPCAST)
     end, top = places + tl.minimum(tile + M, some), tl.full([M], float("-inf"), tl.float32)
     for at in range(0, end, N):
-        k, there = load_held(k_base, place_base, at, first, places, width, rows, k_row, DIM, BLOCK_DIM, N, UPCAST)
+        k, there = load_held(
+            k_base, place_base, number_base, at, first, places, width, rows, k_row, DIM, BLOCK_DIM, N, UPCAST
+        )
         score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
         seen = there[None, :] & ((at + tl.arange(0, N))[None, :] <= (places + row)[:, None])
         top = tl.maximum(top, tl.max(tl.where(seen, score, float("-inf")), 1))
-    line = weight_ptr + (pair.to(tl.int64) * some + row) * WIDE
+    line, total = weight_ptr + (pair.to(tl.int64) * some + row) * WIDE, tl.zeros([M], tl.float64)
     for at in range(0, end, N):
-        k, there = load_held(k_base, place_base, at, first, places, width, rows, k_row, DIM, BLOCK_DIM, N, UPCAST)
+        k, there = load_held(
+            k_base, place_base, number_base, at, first, places, width, rows, k_row, DIM, BLOCK_DIM, N, UPCAST
+        )
         score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
         column = (at + tl.arange(0, N))[None, :]
         seen = there[None, :] & (column <= (places + row)[:, None])
         weight = tl.where(seen, tl.exp2(score - top[:, None] + RAISED), 0.0)
         tl.store(line[:, None] + column, weight, mask=(row < some)[:, None] & (column < WIDE))
+        total += tl.sum(weight.to(tl.float64), 1)
+    tl.store(total_ptr + pair.to(tl.int64) * some + row, total, mask=row < some)
 
 
 @triton.jit
