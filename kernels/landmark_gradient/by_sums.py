@@ -50,17 +50,20 @@ class Notes:
         return cls(bias, mean, q_BHTD.new_zeros(shape, dtype=dtype))  # nothing is written of a block that comes later
 
 
-def suits(block: int, head_dim: int) -> bool:
-    """Tell where notes are the faster way on an H200; a block of 64 rows of wide heads was slower with odd lengths.
+def suits(q_BHTD: torch.Tensor, block: int) -> bool:
+    """Tell where notes were the faster way on an H200: not where their launches take longer than the work.
 
     Args:
+        q_BHTD: (B, H, T, D) queries.
         block: C.
-        head_dim: D.
 
     Returns:
-        Whether they are.
+        Whether they are; with blocks of up to 64 rows odd lengths were slower, too, as were wide heads in part.
     """
-    return block > 64 or head_dim <= 64
+    batch, heads, new, dim = q_BHTD.shape
+    if block > 64:
+        return batch * heads * new >= 2**17
+    return dim <= 64 and new % 8 == 0 and batch * heads * new >= 2**18
 
 
 def landmark_backward(

@@ -39,19 +39,41 @@ def test_the_gradient_is_the_eager_one(block, rows, new, heads, groups, cut, dev
         torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("block", "dim", "noted"), [(128, 128, True), (65, 96, True), (64, 128, False), (64, 64, True)]
-)
-def test_wide_blocks_and_narrow_heads_of_plain_texts_take_it(block, dim, noted, device, monkeypatch):
-    """Broken: a text that is packed, or a block that was faster without, goes through notes; or none does."""
+@pytest.mark.parametrize(("shape", "block", "noted"), [
+    ((2, 32, 2048, 128), 128, True), ((2, 32, 2047, 64), 128, False), ((2, 32, 4096, 64), 64, True),
+    ((128, 6, 504, 64), 63, True), ((2, 32, 2048, 64), 64, False), ((2, 32, 8191, 64), 64, False),
+    ((2, 32, 8192, 96), 64, False),
+])  # fmt: skip
+def test_shapes_that_were_faster_by_notes_take_them(shape, block, noted):
+    """Broken: a shape goes the way that was slower when both were timed."""
+    assert by_sums.suits(torch.empty(shape, device="meta"), block) is noted
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_packed_texts_take_no_notes(packed, device, monkeypatch):
+    """Broken: a text that is packed goes through notes, which know no documents; or no text does."""
     torch.manual_seed(0)
-    q, k, v, grad = (torch.randn(1, 1, 140, dim, device=device) for _ in range(4))
+    q, k, v, grad = (torch.randn(1, 1, 40, 16, device=device) for _ in range(4))
+    starts = torch.zeros(1, 40, dtype=torch.int32, device=device) if packed else None
     called = []
+    monkeypatch.setattr(by_sums, "suits", lambda *_: True)
     monkeypatch.setattr(by_sums, "landmark_backward", lambda *given: called.append(given) or given[:3])
-    for starts in (None, torch.zeros(1, 140, dtype=torch.int32, device=device)):
-        out, lse = landmark_forward(q, k, v, block, 0.1, starts)
-        fused.landmark_backward(q, k, v, out, lse, grad, block, 0.1, starts)
-    assert len(called) == noted
+    out, lse = landmark_forward(q, k, v, 16, 0.1, starts)
+    fused.landmark_backward(q, k, v, out, lse, grad, 16, 0.1, starts)
+    assert len(called) == (not packed)
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((2, 32, 16384, 64), 32), ((1, 64, 65536, 128), 8), ((2, 4, 100, 16), 2)]
+)
+def test_notes_take_bounded_memory(shape, groups):
+    """Broken: long texts keep something for each row and block of all heads at once, and no longer fit."""
+    q, k = torch.empty(shape, device="meta"), torch.empty(shape[0], groups, *shape[2:], device="meta")
+    notes = by_sums.Notes.room_for(q, k, 64)
+    held = sum(part.nbytes for part in vars(notes).values())
+    one = held // len(notes.bias_PXJT)
+    assert 1 <= len(notes.bias_PXJT) <= shape[0] * groups
+    assert held <= max(one, by_sums.MOST_BYTES)
 
 
 def test_a_landmark_far_above_its_block_spoils_nothing(device):

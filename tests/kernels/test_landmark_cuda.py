@@ -8,7 +8,6 @@ import torch
 from torch._dynamo import dont_skip_tracing
 
 from lacuna.kernels.landmark_attention import autograd
-from lacuna.kernels.landmark_gradient import by_sums
 from lacuna.kernels.many_rows import RowsCase
 from lacuna.kernels.op import load_op
 from lacuna.kernels.verify import verify
@@ -82,13 +81,12 @@ def extra_bytes(call):
     return torch.cuda.max_memory_allocated() - before
 
 
-def test_memory_grows_with_the_rows_alone(device, monkeypatch):
+def test_memory_grows_with_the_rows_alone(device):
     """Broken: forward or backward stores something for each pair of rows, and long rows no longer fit."""
-    monkeypatch.setattr(by_sums, "MOST_BYTES", 2**23)  # notes of one head at a time, 10 bytes for each row and block
     parts = [torch.randn(1, 8, 8192, 64, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
     grad = torch.randn_like(parts[0])
     held = extra_bytes(lambda: torch.autograd.grad(autograd.landmark_sdpa(*parts, 64), parts, grad))
-    assert held < 7 * parts[0].nbytes < 8192 * 8192  # a byte for each pair of one head
+    assert held < 6 * parts[0].nbytes < 8192 * 8192  # a byte for each pair of one head
 
 
 def test_retrieved_blocks_are_not_copied(device):
