@@ -28,7 +28,10 @@ TIMED = (
 COMPILED = (
     RowsCase("gqa4", 1, 8, 2, 256, kept=64, queries=128, purpose="compile"),
     RowsCase("mha", 1, 2, 2, 256, head_dim=96, kept=64, queries=128, dtype="float32", purpose="compile"),
-    RowsCase("last_of_32", 1, 32, 8, 1152, kept=1024, queries=128, reduce="sum", purpose="compile"),
+    *(
+        RowsCase("last_of_32", 1, 32, 8, 1152, kept=1024, queries=128, reduce="sum", dtype=dtype, purpose="compile")
+        for dtype in ("bfloat16", "float32")
+    ),
     *(
         RowsCase("many", 1, 8, 2, 8320, kept=8192, queries=128, dtype=dtype, purpose="compile")
         for dtype in ("bfloat16", "float32")
