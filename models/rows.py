@@ -193,10 +193,13 @@ def keep_all(parts: Sequence[Rows], rows_BNK: Tensor, coming: int = 0) -> None:
 
     They ascend; -1, before all others, is a hole, of which nothing is known. Room for `coming` rows is no waste.
     """
-    whole = [part for part in parts if part.by_rows]
-    for first in range(0, len(whole), MOVED):
-        views = [part.view for part in whole[first : first + MOVED]]
-        KEEP_ROWS(*views, *[None] * (MOVED - len(views)), rows_BNK)
+    alike: dict[tuple[int, ...], list[Tensor]] = {}  # only tensors of the same texts, heads and rows go together
+    for view in (part.view for part in parts if part.by_rows):
+        alike.setdefault(tuple(view.shape[:3]), []).append(view)
+    for views in alike.values():
+        for first in range(0, len(views), MOVED):
+            some = views[first : first + MOVED]
+            KEEP_ROWS(*some, *[None] * (MOVED - len(some)), rows_BNK)
     for part in parts:
         if not part.by_rows:
             part.gather(rows_BNK)

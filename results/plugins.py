@@ -86,7 +86,8 @@ def describe(kind: str, name: str) -> Plugin:
     doc = ast.get_docstring(tree) or ""
     node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")), None)
     if kind in MODULES:
-        return Plugin(kind, name, _version(tree.body), doc, (), {})
+        version = _op_version(name, tree.body) if kind == "ops" else _version(tree.body)
+        return Plugin(kind, name, version, doc, (), {})
     if node is None:
         raise ValueError(f"{kind[:-1]} {name!r} defines no public class in its file")
     text = ast.get_docstring(node) or doc
@@ -193,6 +194,16 @@ def _brief(value: Any) -> str:
         return ",".join(map(_brief, value))
     path = PurePath(str(value))
     return "/".join(path.parts[-2:]) if path.is_absolute() else str(value)
+
+
+def _op_version(name: str, body: list[ast.stmt]) -> int:
+    """The second argument of `OP = Op(name, version, ...)`, or the one named `version`."""
+    made = [n.value for n in body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "OP"]
+    call = made[0] if made and isinstance(made[0], ast.Call) else ast.Call(ast.Name("Op"), [], [])
+    told = [*call.args[1:2], *(keyword.value for keyword in call.keywords if keyword.arg == "version")]
+    if not told:
+        raise ValueError(f"op {name!r} has no line `OP = Op(name, version, ...)` in its file")
+    return int(ast.literal_eval(told[0]))
 
 
 def _version(body: list[ast.stmt]) -> int:

@@ -33,6 +33,15 @@ def test_list(outcome, kind):
     assert outcome("list", kind)[0] == 0
 
 
+def test_list_says_the_version_of_an_op(outcome):
+    """Every op would be listed as the first of its versions, whichever of them archived timings are of."""
+    listed = {row["name"]: row["version"] for row in json.loads(outcome("list", "ops", "--json")[1])}
+    assert listed["keep_rows"] == int(plugins.load("ops", "keep_rows").OP.version) > 1
+    assert f"v{listed['keep_rows']} " in next(
+        line for line in outcome("list", "ops")[1].splitlines() if line.startswith("keep_rows ")
+    )
+
+
 def test_list_says_what_an_argument_takes(outcome):
     """Nobody could write a sweep without reading the source."""
     rows = {row["name"]: row for row in json.loads(outcome("list", "methods", "--json")[1])}

@@ -19,12 +19,30 @@ def keep_rows(
 
     Returns:
         The same three.
+
+    Raises:
+        ValueError: If a tensor is of other texts, heads or rows.
     """
     parts = (k_BGSD, v_BGSD, more_BGSW)
+    check_same_rows(*parts)
     for part in parts:
         if part is not None:
             move(part, index_BNK)
     return parts
+
+
+def check_same_rows(*parts: torch.Tensor | None) -> None:
+    """Refuse tensors whose rows cannot be moved together.
+
+    Args:
+        parts: (B, G, S, any width), or nothing.
+
+    Raises:
+        ValueError: If one is of other texts, heads or rows.
+    """
+    shapes = {tuple(part.shape[:3]) for part in parts if part is not None}
+    if len(shapes) > 1:
+        raise ValueError(f"expected tensors of the same texts, heads and rows, got (B, G, S) {sorted(shapes)}")
 
 
 def move(rows_BGSW: torch.Tensor, index_BNK: torch.Tensor) -> None:

@@ -15,6 +15,7 @@ import triton.language as tl
 from ..dense_decode.fused import check_contiguous_rows
 from ..overlap.fused import overlap, start_after_others
 from ..tiling import multiprocessors, power_of_2
+from .eager import check_same_rows
 
 # Columns of a block at most and at least, and rows that it moves at once: of whole rows, of some columns.
 COLUMNS, FEWEST, WHOLE, TILE = 128, 16, 64, 128
@@ -210,9 +211,7 @@ def keep_rows(
     """
     parts = (k_BGSD, v_BGSD, more_BGSW)
     check_contiguous_rows(*(part for part in parts if part is not None))
-    shapes = {tuple(part.shape[:3]) for part in parts if part is not None}
-    if len(shapes) > 1:
-        raise ValueError(f"expected tensors of the same texts, heads and rows, got (B, G, S) {sorted(shapes)}")
+    check_same_rows(*parts)
     batch, heads, device = k_BGSD.shape[0], k_BGSD.shape[1], k_BGSD.device
     sets, kept = index_BNK.shape[1:]
     widths = [0 if part is None else part.shape[3] for part in parts]

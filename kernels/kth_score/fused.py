@@ -27,14 +27,16 @@ def kth_score(
     Args:
         q_BHTR: (B, H, T, R) queries; any strides, the last dim contiguous.
         k_BGSR: (B, G, S, R) keys; any strides, the last dim contiguous.
-        k_BNT: (B, N, T) int32, how many rows each query row keeps.
+        k_BNT: (B, N, T) int32, how many rows each query row keeps; negative where the border is not asked for: of
+            such a row no rank is searched.
         first_B: (B,) int32, first row that is no padding.
         scale: Factor of the scores.
         reduce: "max" or "none".
         plan: How to cut the work, `queries` being lines; chosen from the shape if absent.
 
     Returns:
-        Two (B, N, T) float32: the k-th largest score, and the next.
+        Two (B, N, T) float32: the k-th largest score, +inf where k < 1, the smallest where there are no k; and the
+        next, -inf where there is none, or where k is negative.
 
     Raises:
         ValueError: If `reduce` is neither, or the last dim is not contiguous.

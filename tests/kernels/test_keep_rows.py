@@ -60,12 +60,14 @@ def test_each_head_keeps_rows_of_its_own_in_a_slice_of_a_longer_cache(held, twin
         assert not whole[..., part.shape[3] :].any()
 
 
-def test_tensors_of_other_heads_or_rows_are_refused(device):
+@pytest.mark.parametrize("twin", ["eager", "fused"])
+def test_tensors_of_other_heads_or_rows_are_refused(twin, device):
     """Broken: blocks of the second tensor would be dealt by the heads of the first, and write beyond its end."""
-    rows, index = torch.zeros(1, 2, 9, 16, device=device), torch.zeros(1, 1, 1, dtype=torch.int64, device=device)
-    for other in (rows[:, :1], rows[:, :, :8]):
-        with pytest.raises(ValueError, match="same texts, heads and rows"):
-            fused.keep_rows(rows, other, None, index)
+    rows, index = torch.zeros(2, 2, 9, 16, device=device), torch.zeros(2, 1, 1, dtype=torch.int64, device=device)
+    for other in (rows[:1], rows[:, :1], rows[:, :, :8]):
+        for beside in ((other, None), (None, other), (rows, other)):
+            with pytest.raises(ValueError, match="same texts, heads and rows"):
+                getattr(KEEP_ROWS, twin)(rows, *beside, index)
 
 
 def test_few_heads_are_shared_by_more_blocks():

@@ -5,7 +5,8 @@ import weakref
 import pytest
 import torch
 
-from lacuna.models.rows import Rows
+from lacuna.kernels.op import watched
+from lacuna.models.rows import Rows, keep_all
 
 
 @pytest.mark.parametrize("change", [lambda rows: rows.reorder(torch.tensor([1, 0])), lambda rows: rows.repeat(2)])
@@ -18,3 +19,22 @@ def test_a_buffer_that_was_replaced_is_freed(change):
     change(rows)
     assert before() is None
     assert buffer() is None
+
+
+@pytest.mark.parametrize("twin", ["eager", "fused"])
+def test_only_tensors_of_the_same_heads_and_rows_are_moved_together(twin):
+    """A tensor beside the cache that has other heads, or room for fewer rows, would be refused, or moved by wrong strides."""
+    shapes = [(2, 2, 9, 16), (2, 1, 9, 24), (2, 2, 9, 8), (2, 2, 7, 16), (2, 2, 9, 16), (2, 2, 9, 1)]
+    drawn, parts, calls = [torch.randn(shape) for shape in shapes], [Rows() for _ in shapes], []
+    for part, rows in zip(parts, drawn, strict=True):
+        part.append(rows)
+
+    def run(op, arguments, _twin):
+        calls.append([tuple(one.shape[1:3]) for one in arguments[:3] if one is not None])
+        return getattr(op, twin)(*arguments)
+
+    with watched(run):
+        keep_all(parts, torch.tensor([[[0, 3, 6]]]).expand(2, 1, 3))
+    assert sorted(calls) == [[(1, 9)], [(2, 7)], [(2, 9)], [(2, 9)] * 3]
+    for part, rows in zip(parts, drawn, strict=True):
+        assert torch.equal(part.view, rows[:, :, [0, 3, 6]])

@@ -37,6 +37,22 @@ def test_what_is_read_is_what_is_there(kind, name):
     assert real.__dataclass_params__.frozen
 
 
+@pytest.mark.parametrize("name", plugins.names("ops"))
+def test_the_version_of_an_op_is_that_of_its_timings(name):
+    """An op whose timings were made anew would be listed under the version of the old ones."""
+    assert str(plugins.describe("ops", name).version) == plugins.load("ops", name).OP.version
+
+
+@pytest.mark.parametrize("line", ["", 'OP = Op("mine")', "OP = made()", "version = 2"])
+def test_an_op_that_tells_no_version_is_refused(line, tmp_path, monkeypatch):
+    """An op would be listed under a version that nobody gave it."""
+    (tmp_path / "kernels" / "mine").mkdir(parents=True)
+    (tmp_path / "kernels" / "mine" / "__init__.py").write_text(line)
+    monkeypatch.setattr(plugins, "ROOT", tmp_path)
+    with pytest.raises(ValueError, match="op 'mine' has no line"):
+        plugins.describe("ops", "mine")
+
+
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k in KINDS for n in plugins.names(k)])
 def test_defaults_are_valid_and_survive_yaml(kind, name):
     """A default that its own check refuses, or that YAML changes, would give the default another key."""
