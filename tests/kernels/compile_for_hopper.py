@@ -48,6 +48,17 @@ def stack_of(cubin):
     return int(re.search(r"STACK:(\d+)", told)[1])
 
 
+def read_again(ptx):
+    """Whether the last wait for other blocks is followed by a load of what was waited for; nothing if none waits."""
+    lines = ptx.splitlines()
+    loads = [place for place, line in enumerate(lines) if "ld.volatile" in line]
+    labels = {line.split(":")[0]: place for place, line in enumerate(lines) if line.startswith("$L__BB")}
+    jumps = [(place, re.search(r"\bbra(?:\.uni)?\s+(\S+);", line)) for place, line in enumerate(lines)]
+    loops = [(labels[jump[1]], place) for place, jump in jumps if jump and labels[jump[1]] < place]
+    waits = [end for start, end in loops if any(start < load < end for load in loads)]
+    return loads[-1] > max(waits) if waits else None
+
+
 def launch(kernel, *arguments, grid=None, warmup=False, **keywords):
     options = {name: keywords.pop(name) for name in OPTIONS if name in keywords}
     values = dict(zip(kernel.arg_names, arguments, strict=False)) | keywords
@@ -66,7 +77,7 @@ def launch(kernel, *arguments, grid=None, warmup=False, **keywords):
            "shared": compiled.metadata.shared, "cubin": len(compiled.asm["cubin"]),
            "product": "tt.dot" in compiled.asm["ttir"],
            "mma": bool(re.search(r"\b(wgmma|mma)\.", compiled.asm["ptx"])), "cp_async": compiled.asm["ptx"].count("cp.async.cg"),
-           "stack": stack_of(compiled.asm["cubin"]), **options}  # fmt: skip
+           "read_again": read_again(compiled.asm["ptx"]), "stack": stack_of(compiled.asm["cubin"]), **options}  # fmt: skip
     print(json.dumps(row), flush=True)
 
 
@@ -89,7 +100,7 @@ def main(dtypes):
             landmark_by_sums(q, k, v, q, q[..., 0].float(), grad, block, scale)
     threshold_compact(*load_op("threshold_compact").make(shapes[0], device, 0).values(), chunk_rows=1024)
     select = load_op("select_topk")
-    for rows in (4156, 16384, 32828, 131072):
+    for rows in (4156, 16384, 32828, 131072, 262144):
         case = replace(shapes[0], batch=1, rows=rows, kept=rows // 4)
         select.fused(*select.make(case, device, 0).values())
     few = replace(

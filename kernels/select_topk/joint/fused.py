@@ -3,8 +3,11 @@
 One launch. A step of the search counts at four keys, as in a row of one block; the blocks of a set add their counts
 into one 64-bit word of a board for each pair of keys, with a number of arrivals in its highest byte, and read it until
 all have arrived. What a word says needs no order of memory accesses beside it. Blocks take their places by a ticket, in
-the order in which they start, so that whoever waits, waits for blocks that have started before it or start next: a GPU
-that holds the blocks of one set at once cannot stall.
+the order in which they start, so that whoever waits, waits for blocks that have started before it or start next: of a
+launch at most C - 1 blocks wait for one that has not started. An SM holds two blocks at least, of 128 threads with 255
+registers at the most, and no set has more blocks than the GPU has SMs: two launches at once, as of two halves on two
+streams, leave at least two places free on any GPU, and cannot stall. L launches cannot where L * (C - 1) is less than
+twice the SMs: four of 64 blocks a set on the 132 SMs of an H200. Of more than four warps an SM may hold one block.
 
 Triton's interpreter runs one block after the other, which may not wait: there one block holds the whole row.
 
@@ -114,6 +117,10 @@ def rows_ahead(tallied, mine, chunk, CHUNKS: tl.constexpr, BLOCK_CHUNKS: tl.cons
     tallies = tl.load(tallied + other, mask=other < chunk, other=1 << ARRIVALS, volatile=True)
     while tl.min(tallies, 0) == 0:
         tallies = tl.load(tallied + other, mask=other < chunk, other=1 << ARRIVALS, volatile=True)
+    # Above 32 tallies several warps hold each, every one by a load of its own, and the loop ends when one of them has
+    # seen it: another may still hold a zero, and the sum take that. The barriers of the loop's minimum order this load
+    # after whatever any thread has seen, and what has been posted stays.
+    tallies = tl.load(tallied + other, mask=other < chunk, other=0, volatile=True)
     before = tl.sum(tallies & ((1 << ARRIVALS) - 1), 0)
     return (before & MASK).to(tl.int32), (before >> FIELD).to(tl.int32)
 
@@ -135,7 +142,7 @@ def select_joint_kernel(s_ptr, k_ptr, told_ptr, board_ptr, index_ptr, count_ptr,
         count_ptr: (B, N) int32 result.
         rows: S.
         width: K.
-        WORDS: Words of a set: C that tell the chunks' rows, four, and two for each step.
+        WORDS: Words of a set: C that tell the chunks' rows, three of guesses, and two for each of STEPS.
         SETS: N.
         CHUNK: Rows of a chunk, a power of two of at most 32768.
         CHUNKS: C.
@@ -200,27 +207,44 @@ def select_joint(
         num_warps: Warps of a block.
         part_rows: Rows whose places are found at once.
         told_BNX4: What `scores_told` tells of the scores, if known.
-        board: `board_words` int64 zeros; new ones if absent.
+        board: At least `board_words` int64 zeros; new ones if absent.
 
     Raises:
-        ValueError: If there are more than 2097152 rows.
+        ValueError: If there are more than 2097152 rows, `chunk_rows` makes more blocks than may wait for each other,
+            or `board` has too few words.
     """
     (batch, sets, rows), width = s_BNS.shape, index_BNK.shape[2]
     if rows > MOST_ROWS:
         raise ValueError(f"expected at most {MOST_ROWS} rows to choose from, got {rows}")
     chunk_rows = chunk_rows if chunk_rows and not interpreted() else chunk_of(rows, s_BNS.device)
     chunks = triton.cdiv(rows, chunk_rows)
-    words = chunks + 3 + 2 * STEPS
+    if chunks > (most := most_chunks(s_BNS.device)):
+        raise ValueError(f"expected at most {most} blocks that share a row, got {chunks}; raise chunk_rows")
+    words = board_words(batch * sets, rows, s_BNS.device, chunk_rows)
     if board is None:
-        board = torch.zeros(1 + batch * sets * words, dtype=torch.int64, device=s_BNS.device)
+        board = torch.zeros(words, dtype=torch.int64, device=s_BNS.device)
+    if board.numel() < words:
+        raise ValueError(f"expected a board of at least {words} words, got {board.numel()}; see board_words")
     parts = 0 if told_BNX4 is None else told_BNX4.shape[2]
     given = s_BNS, k_B, s_BNS if told_BNX4 is None else told_BNX4, board
     select_joint_kernel[(batch * sets * chunks,)](
-        *given, index_BNK, count_BN, rows, width, WORDS=words, SETS=sets, CHUNK=chunk_rows, CHUNKS=chunks,
+        *given, index_BNK, count_BN, rows, width, WORDS=set_words(chunks), SETS=sets, CHUNK=chunk_rows, CHUNKS=chunks,
         GROUPS=max(4, min(part_rows, chunk_rows) // GROUP_ROWS.value), DIRECT=not interpreted(),
         BLOCK_CHUNKS=power_of_2(chunks), BLOCK_TAIL=power_of_2(triton.cdiv(width, chunks)), PARTS=parts,
         BLOCK_PARTS=power_of_2(max(1, parts)), num_warps=num_warps, **overlap(s_BNS.device),
     )  # fmt: skip
+
+
+def most_chunks(device: torch.device) -> int:
+    """Count the blocks of a set that may wait for each other beside those of another launch.
+
+    Args:
+        device: Where.
+
+    Returns:
+        The most that C may be.
+    """
+    return min(MOST_CHUNKS, multiprocessors(device)) if device.type == "cuda" else MOST_CHUNKS
 
 
 def chunk_of(rows: int, device: torch.device) -> int:
@@ -235,20 +259,31 @@ def chunk_of(rows: int, device: torch.device) -> int:
     """
     if interpreted():
         return power_of_2(rows)
-    # The blocks of a set wait for each other, so the GPU must hold them at once.
-    chunks = min(MOST_CHUNKS, multiprocessors(device)) if device.type == "cuda" else MOST_CHUNKS
-    return max(CHUNK_ROWS, power_of_2(triton.cdiv(rows, chunks)))
+    return max(CHUNK_ROWS, power_of_2(triton.cdiv(rows, most_chunks(device))))
 
 
-def board_words(sets: int, rows: int, device: torch.device) -> int:
+def set_words(chunks: int) -> int:
+    """Count the words of a set.
+
+    Args:
+        chunks: C.
+
+    Returns:
+        Of each chunk one, of guesses three, and of each step two.
+    """
+    return chunks + 3 + 2 * STEPS
+
+
+def board_words(sets: int, rows: int, device: torch.device, chunk_rows: int = 0) -> int:
     """Count the words through which the blocks of all sets tell each other their counts.
 
     Args:
         sets: Of all texts.
         rows: S.
         device: Where.
+        chunk_rows: Rows of one block; those of `chunk_of` if 0.
 
     Returns:
         The words.
     """
-    return 1 + sets * (triton.cdiv(rows, chunk_of(rows, device)) + 3 + 2 * STEPS)
+    return 1 + sets * set_words(triton.cdiv(rows, chunk_rows or chunk_of(rows, device)))
