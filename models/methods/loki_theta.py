@@ -150,8 +150,8 @@ class LokiTheta(Method):
         dense, least, most = (part[:, None] for part in self._bounds(memory, call))
         theta = theta.masked_fill(dense, -torch.inf)
         count = many.count_above(ranked, call, theta, how)
-        wanted = count.maximum(least).minimum(most)
-        stray = wanted != count
+        wanted, safe = count.clamp(least, most), self._safely_most(memory, call)[:, None]
+        stray = count.clamp(least, safe) != count
         if bool(stray.any()):  # only those rows need a selection
             kth, after = many.border(*ranked, wanted.masked_fill(~stray, -1), call, how)
             theta = torch.where(stray, (kth + after) / 2, theta)
@@ -207,6 +207,21 @@ class LokiTheta(Method):
         dense = context <= k
         least = torch.where(dense, context, (k * self.least).floor().long().clamp(min=1))
         return dense, least, (k * self.most).ceil().long().minimum(context)
+
+    def _safely_most(self, memory: Memory, call: Call) -> Tensor:
+        """The most rows that may rank above the threshold and need no selection, [B, T]; below `least` where all do.
+
+        Ranks are counted by one kernel and kept by another: one that is rounded across the threshold must find room. A
+        row that is full already gets the border halfway between two ranks, as one that strays; only where these two lie
+        within rounding of each other, and the kernels round them differently, could it keep one row more.
+        """
+        key = ("safely most", amount_of(self, memory.site), self._cost(memory, call))
+        return call.once(key, lambda: self._room_of_rows(memory, call))
+
+    def _room_of_rows(self, memory: Memory, call: Call) -> Tensor:
+        _, least, most = self._bounds(memory, call)
+        safe = most - (most < call.context_BT).long()  # a row that may keep all that it sees cannot keep more
+        return safe.masked_fill(safe < least, -1)
 
     def _row_bounds(self, memory: Memory, call: Call) -> tuple[Tensor, Tensor]:
         """The bounds of a single row, [B] int32; one that stays dense wants all rows, whatever its threshold."""

@@ -42,6 +42,25 @@ def test_kernels_and_masks_agree(name, args, padded, basis, through_kernels):
     assert any(taken) != (name == "tova" or args.get("cap", "none") != "none")
 
 
+@pytest.mark.parametrize(("least", "most"), [(0.5, 3.2), (1.0, 3.4), (1.0, 1.0)])
+def test_a_rank_that_is_rounded_across_its_threshold_finds_room(least, most, basis, through_kernels, monkeypatch):
+    """Broken: a row that is counted as full keeps one more, which goes beyond its budget: the record would be invalid."""
+    model, more, count_above = make_model(num_key_value_heads=1), [], many.count_above
+    method = make_method("loki_theta", {"keep": 0.25, "d": 0.25, "least": least, "most": most})
+
+    def full_at_the_most(rank, call, *rest):
+        count = count_above(rank, call, *rest)
+        bound = ((call.context_BT * 0.25).long() * most).ceil().long().minimum(call.context_BT)[:, None]
+        more.append(int((count > bound).sum()))
+        return count.minimum(bound)
+
+    through_kernels()
+    monkeypatch.setattr(many, "count_above", full_at_the_most)
+    _, ledger = run_rows(model, method, tokens(2, 60), basis(heads=1), 25, True)
+    assert sum(more) > 0
+    assert summary([ledger.sums()])["over_budget"] == {"rows_attended": 0, "rows_held": 0, "bytes": 0}
+
+
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("name", "args"), [case for case in gap_cases() if case.values[0] in ("adakv", "snapkv")])
 def test_rows_that_see_all_that_is_held_need_no_mask(name, args, padded, basis, monkeypatch):
