@@ -13,6 +13,8 @@ TILE_BYTES = 16384
 START_TILES, GATHER_START_TILES = 1, 4
 # Rows up to which tiles of scores stay small, and rows for which a block that chooses by thresholds is worth its start.
 SHORT_ROWS, SEGMENT_ROWS = 8192, 1920
+# Shared memory that a pipeline's tiles leave to indices and reductions.
+SCRATCH_BYTES = 12 * 1024
 
 
 class Plan(NamedTuple):
@@ -266,7 +268,7 @@ def select_plan(block_rows: int, block_rest: int = 0, sets: int = 0, multiproces
 
 
 def whole_plan(
-    sets: int, rows: int, dims: int, head_dim: int, item_bytes: int, multiprocessor_count: int
+    sets: int, rows: int, dims: int, head_dim: int, item_bytes: int, multiprocessor_count: int, shared: int
 ) -> WholePlan | None:
     """Cut one launch that scores, chooses and attends, a block a set.
 
@@ -277,15 +279,20 @@ def whole_plan(
         head_dim: D.
         item_bytes: Bytes of one element.
         multiprocessor_count: SMs of the GPU.
+        shared: Bytes of shared memory that a block may have.
 
     Returns:
         The plan; nothing where three launches are as fast, or it has not been tried: but for as many sets as SMs, or a
-        few less, of 8192 to 16384 rows, of products on the tensor cores.
+        few less, of 8192 to 16384 rows, of products on the tensor cores, with tiles that shared memory holds.
     """
     fills = multiprocessor_count * 7 // 8 <= sets <= multiprocessor_count
     if not fills or not SHORT_ROWS < rows <= 2 * SHORT_ROWS or item_bytes > 2:
         return None
     # A block has its SM to itself: 64 scores and 255 registers a thread, 128 KiB on their way to shared memory.
-    score_rows = min(512, max(16, 2 * TILE_BYTES // (power_of_2(max(16, dims)) * item_bytes)))
+    score_bytes, attend_bytes = (power_of_2(max(16, size)) * item_bytes for size in (dims, head_dim))
+    score_rows = min(512, max(16, 2 * TILE_BYTES // score_bytes))
     attend_rows = min(128, 2 * attention_rows(head_dim, item_bytes))
-    return WholePlan(2 * SHORT_ROWS, 8, 255, score_rows, 4, attend_rows, 6)
+    plan = WholePlan(2 * SHORT_ROWS, 8, 255, score_rows, 4, attend_rows, 6)
+    # The two loops follow each other: one of keys, and one of keys and values, half of whose stages hold indices.
+    tiles = max(plan.score_stages * score_rows * score_bytes, plan.attend_stages // 2 * 2 * attend_rows * attend_bytes)
+    return plan if tiles + SCRATCH_BYTES <= shared else None

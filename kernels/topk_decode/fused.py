@@ -23,6 +23,8 @@ from .whole.fused import whole_decode
 
 # Scores below which a second stream costs more than it hides.
 LEAST_SCORES = 1 << 20
+# Of one block, on a Hopper GPU.
+HOPPER_SHARED_BYTES = 227 * 1024
 # Scores; what is told of them, and words that are cleared, where several blocks choose.
 Scored = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
@@ -79,10 +81,12 @@ def topk_decode(
     Raises:
         ValueError: If `reduce` is none of the three, `width` is not positive, or rows are not contiguous.
     """
+    if reduce not in ("max", "sum", "none"):
+        raise ValueError(f"expected reduce among 'max', 'sum', 'none', got {reduce!r}")
     ranked, visible = (rank_q_BHR, rank_k_BGSR), (lo_B, hi_B)
     batch, groups, rows, dims = rank_k_BGSR.shape
-    count = multiprocessors(q_BHD.device)
-    plan = whole_plan(batch * groups, rows, dims, q_BHD.shape[2], k_BGSD.element_size(), count)
+    item_bytes, gpu = max(k_BGSD.element_size(), rank_k_BGSR.element_size()), q_BHD.device
+    plan = whole_plan(batch * groups, rows, dims, q_BHD.shape[2], item_bytes, multiprocessors(gpu), shared_bytes(gpu))
     given = q_BHD, k_BGSD, v_BGSD, *ranked, *visible, reduce, wanted_B, width, scale
     if plan is None or halves or reduce == "none":
         return in_three_launches(*given, halves)
@@ -218,6 +222,21 @@ def halves_of(device: torch.device, sets: int, rows: int, reduce: Reduce) -> int
     if rows > MOST_ROWS:
         return 2 if reduce == "none" else 1
     return 2 if sets >= 2 * multiprocessors(device) else 1
+
+
+def shared_bytes(device: torch.device) -> int:
+    """Tell how much shared memory a block may have; a CPU stands for a Hopper GPU.
+
+    Args:
+        device: Where.
+
+    Returns:
+        Bytes; what any kernel may have, where torch does not tell what one may ask for.
+    """
+    if device.type != "cuda":
+        return HOPPER_SHARED_BYTES
+    told = torch.cuda.get_device_properties(device)
+    return int(getattr(told, "shared_memory_per_block_optin", told.shared_memory_per_block))
 
 
 @functools.cache

@@ -5,11 +5,13 @@ Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head di
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lacuna.kernels.tiling import WholePlan, power_of_2
+from lacuna.kernels.topk_decode.fused import shared_bytes
 from lacuna.kernels.topk_decode.whole.fused import whole_decode
 
 SPEC = importlib.util.spec_from_file_location("ops", Path(__file__).with_name("test_ops.py"))
@@ -61,3 +63,31 @@ def test_what_it_cannot_read_is_refused(wrong, device):
     inputs = ops.inputs_of("topk_decode", ops.SHAPES[0], device) | wrong
     with pytest.raises(ValueError, match="expected"):
         whole_decode(**inputs, plan=WholePlan(512, 4, 128, 16, 3, 16, 3))
+
+
+@pytest.mark.parametrize("plan", [None, WholePlan(512, 4, 128, 16, 3, 16, 3)], ids=["three", "one"])
+def test_a_reduction_that_is_none_is_refused(plan, device, monkeypatch):
+    """Broken: one launch adds up what it was asked to average."""
+    monkeypatch.setattr("lacuna.kernels.topk_decode.fused.whole_plan", lambda *_: plan)
+    inputs = ops.inputs_of("topk_decode", ops.SHAPES[1], device) | {"reduce": "mean"}
+    with pytest.raises(ValueError, match="reduce among 'max', 'sum', 'none', got 'mean'"):
+        ops.run("topk_decode", "fused", inputs)
+
+
+def test_one_launch_is_planned_for_the_widest_items(device, monkeypatch):
+    """Broken: ranks in float32 beside keys in bfloat16 get tiles of twice the bytes that were counted."""
+    seen = []
+    monkeypatch.setattr("lacuna.kernels.topk_decode.fused.whole_plan", lambda *given: seen.append(given[4]))
+    inputs = ops.inputs_of("topk_decode", ops.SHAPES[1], device)
+    for name in ("q_BHD", "k_BGSD", "v_BGSD"):
+        inputs[name] = inputs[name].bfloat16()
+    ops.run("topk_decode", "fused", inputs)
+    assert seen == [4]
+
+
+@pytest.mark.parametrize(("told", "expected"), [({"shared_memory_per_block_optin": 166912}, 166912), ({}, 49152)])
+def test_shared_memory_is_what_a_block_may_ask_for(told, expected, monkeypatch):
+    """Broken: one launch is planned for more shared memory than the GPU at hand gives a block."""
+    properties = SimpleNamespace(shared_memory_per_block=49152, **told)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: properties)
+    assert shared_bytes(torch.device("cuda")) == expected
