@@ -14,12 +14,13 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 from matplotlib.figure import Figure
 
@@ -36,6 +37,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 MANY = 1000  # records from which drawing takes longer than to start processes
 MOST = 4  # processes; a login node has other users
+HIGHER_TIMES = 10  # that a figure without room grows by a quarter
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,21 @@ def draw(study: Study, name: str) -> Drawing:
     except ValueError as error:  # a figure says so when the records lack what it shows
         return Drawing(name, doc, {}, str(error))
     with style():
-        if engine := figure.get_layout_engine():
-            engine.execute(figure)
-        figure.set_layout_engine("none")  # laid out once, not again for each format
+        _lay_out(figure)
         return Drawing(name, doc, {kind: _saved(figure, kind) for kind in FORMATS}, "")
+
+
+def _lay_out(figure: Figure) -> None:
+    """Lay out once, not again for each format; higher, within reason, where titles and labels leave panels no room."""
+    engine = figure.get_layout_engine()
+    with catch_warnings():
+        filterwarnings("error", "constrained_layout not applied")
+        for _ in range(HIGHER_TIMES if engine else 0):
+            with suppress(UserWarning):
+                engine.execute(figure)
+                break
+            figure.set_figheight(1.25 * figure.get_figheight())
+    figure.set_layout_engine("none")
 
 
 def _saved(figure: Figure, kind: str) -> bytes:

@@ -82,7 +82,7 @@ def _panel(axis: Axes, rows: pd.DataFrame) -> None:
     axis.set_xticks(contexts, [f"{c:g}" for c in contexts])
     axis.minorticks_off()
     _sizes(axis, [rows["held"].min(), rows["held"].max(), *_peak(rows)])
-    axis.set(xlabel="context (tokens)", ylabel="held for one text (dashed: peak)")
+    axis.set(xlabel="context (tokens)", ylabel="held for one text (dashed: peak of the run)")
     first = rows.iloc[0]
     axis.set_title(heading(" ".join(text for text in (first["model_label"], first["setting"]) if text)), fontsize=7)
 
@@ -103,7 +103,7 @@ def _sizes(axis: Axes, values: Sequence[float]) -> None:
     axis.set_yscale("log", base=2)
     axis.set_yticks([2.0**power for power in ticks], [_told(power) for power in ticks])
     axis.yaxis.set_minor_locator(NullLocator())
-    axis.set_ylim(2.0 ** (low - 0.2), 2.0 ** (powers[-1] + 0.2))
+    axis.set_ylim(2.0 ** (low - 0.5), 2.0 ** (powers[-1] + 0.5))  # room for a mark on the lowest tick
 
 
 def _told(power: int) -> str:

@@ -28,6 +28,7 @@ COMPILED = (
     RowsCase("long", 1, 2, 2, 256, block=128, purpose="compile"),
     RowsCase("narrow", 1, 4, 2, 256, head_dim=64, block=64, purpose="compile"),
     RowsCase("wide", 1, 2, 2, 256, head_dim=64, block=32, dtype="float32", purpose="compile"),
+    RowsCase("one_row", 1, 2, 2, 1, block=16, purpose="compile"),
 )
 CASES = TESTED + TIMED + COMPILED
 

@@ -44,23 +44,32 @@ class Notes:
         """Make room for as many pairs as a bound has, at least one."""
         (batch, heads, new, _), (groups, rows) = q_BHTD.shape, k_BGSD.shape[1:3]
         dtype, each = storage_dtype(q_BHTD.dtype), (-(-rows // block), heads // groups, new)
-        pair_bytes = each[0] * each[1] * new * (8 + dtype.itemsize)
-        shape = (max(1, min(batch * groups, MOST_BYTES // pair_bytes)), *each)
+        shape = (max(1, min(batch * groups, MOST_BYTES // pair_bytes(q_BHTD, k_BGSD, block))), *each)
         bias, mean = (q_BHTD.new_empty(shape, dtype=torch.float32) for _ in range(2))
         return cls(bias, mean, q_BHTD.new_zeros(shape, dtype=dtype))  # nothing is written of a block that comes later
 
 
-def suits(q_BHTD: torch.Tensor, block: int) -> bool:
+def pair_bytes(q_BHTD: torch.Tensor, k_BGSD: torch.Tensor, block: int) -> int:
+    """Bytes that are noted of one text and KV head; they grow with T x S."""
+    each = -(-k_BGSD.shape[2] // block) * (q_BHTD.shape[1] // k_BGSD.shape[1]) * q_BHTD.shape[2]
+    return each * (8 + storage_dtype(q_BHTD.dtype).itemsize)
+
+
+def suits(q_BHTD: torch.Tensor, k_BGSD: torch.Tensor, block: int) -> bool:
     """Tell where notes were the faster way on an H200: not where their launches take longer than the work.
 
     Args:
         q_BHTD: (B, H, T, D) queries.
+        k_BGSD: (B, G, S, D) keys.
         block: C.
 
     Returns:
-        Whether they are; with blocks of up to 64 rows odd lengths were slower, too, as were wide heads in part.
+        Whether they are; with blocks of up to 64 rows odd lengths were slower, too, as were wide heads in part. Never
+        where one pair's notes are larger than the bound, nor for blocks below 16 rows, whose notes are the largest.
     """
     batch, heads, new, dim = q_BHTD.shape
+    if not 16 <= block <= 128 or dim > 128 or pair_bytes(q_BHTD, k_BGSD, block) > MOST_BYTES:
+        return False
     if block > 64:
         return batch * heads * new >= 2**17
     return dim <= 64 and new % 8 == 0 and batch * heads * new >= 2**18

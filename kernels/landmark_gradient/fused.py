@@ -191,7 +191,7 @@ def landmark_backward(
     Raises:
         ValueError: As `landmark_attention`.
     """
-    if plans is None and start_BS is None and by_sums.suits(q_BHTD, block):
+    if plans is None and start_BS is None and by_sums.suits(q_BHTD, k_BGSD, block):
         return by_sums.landmark_backward(q_BHTD, k_BGSD, v_BGSD, out_BHTD, lse_BHT, grad_BHTD, block, scale)
     check_fused(q_BHTD, k_BGSD, v_BGSD, block, scale, start_BS)
     grad_BHTD = grad_BHTD if grad_BHTD.stride(-1) == 1 else grad_BHTD.contiguous()

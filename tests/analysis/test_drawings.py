@@ -5,10 +5,12 @@ import signal
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
+from matplotlib.figure import Figure
 
 from lacuna.analysis import drawings
 from lacuna.analysis.sources import of_frame
 from lacuna.analysis.study import Study
+from lacuna.analysis.style import paper
 
 SOME = ["accuracy_density", "energy", "needle_heatmap"]
 
@@ -65,3 +67,15 @@ def test_a_worker_that_is_killed_is_one_sentence(demo, monkeypatch):
     with told, drawings.begun(Study(demo), SOME, 2) as coming:
         os.kill(next(iter(pools[0]._processes)), signal.SIGKILL)
         coming()
+
+
+def test_a_figure_without_room_gets_more(recwarn):
+    """Broken: a figure of one row under a title of many lines is drawn without its labels, cut off at its edges."""
+    with paper():
+        figure = Figure(figsize=(3.0, 0.9))
+        axis = figure.subplots()
+        axis.set_title("\n".join("a title of many lines"))
+        drawings._lay_out(figure)
+    assert figure.get_figheight() > 0.9
+    assert axis.get_position().height > 0.05
+    assert not recwarn.list

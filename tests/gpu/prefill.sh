@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # prefill.sh FOLDER [PART ...] [--tiny]: from the repository's root, the kernels for many query rows verified, then timed
 # against PyTorch's flash and cuDNN attention. Each part ends within 9 minutes; leaves prefill_PART.csv and .log in FOLDER.
-# PART quick, of three minutes or so, verifies all of them, then times the main shapes; PART scoring times one text of 32768
+# PART quick, of some minutes, verifies all of them, then times the main shapes; PART scoring times one text of 32768
 # tokens under every method.
 set -uo pipefail
 out=${1:?folder for the results}; shift; mkdir -p "$out"

@@ -272,8 +272,8 @@ def key_sums_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, bias_ptr, mean_ptr, dk_ptr, d
     for member in range(GROUP):
         head = group * GROUP + member
         # Rows are counted from the tensor's begin, queries from the first of them.
-        q_base = q_ptr + batch * q_batch + head * q_head - (rows - new).to(tl.int64) * q_row
-        g_base = grad_ptr + batch * g_batch + head * g_head - (rows - new).to(tl.int64) * g_row
+        q_base = q_ptr + batch * q_batch + head * q_head - tl.cast(rows - new, tl.int64) * q_row
+        g_base = grad_ptr + batch * g_batch + head * g_head - tl.cast(rows - new, tl.int64) * g_row
         note = (local_pair.to(tl.int64) * blocks + begin // C) * apart + member * new - (rows - new)
         for query in tl.range(near, tl.minimum(mixed, rows), M, num_stages=1):
             far = tl.cast(query, tl.int64)
