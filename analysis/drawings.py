@@ -142,14 +142,14 @@ def draw(study: Study, name: str) -> Drawing:
 
 def _lay_out(figure: Figure) -> None:
     """Lay out once, not again for each format; higher, within reason, where titles and labels leave panels no room."""
-    engine = figure.get_layout_engine()
-    with catch_warnings():
-        filterwarnings("error", "constrained_layout not applied")
-        for _ in range(HIGHER_TIMES if engine else 0):
-            with suppress(UserWarning):
-                engine.execute(figure)
-                break
-            figure.set_figheight(1.25 * figure.get_figheight())
+    if engine := figure.get_layout_engine():
+        with catch_warnings():
+            filterwarnings("error", "constrained_layout not applied")
+            for _ in range(HIGHER_TIMES):
+                with suppress(UserWarning):
+                    engine.execute(figure)
+                    break
+                figure.set_figheight(1.25 * figure.get_figheight())
     figure.set_layout_engine("none")
 
 
