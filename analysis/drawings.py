@@ -37,7 +37,8 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 MANY = 1000  # records from which drawing takes longer than to start processes
 MOST = 4  # processes; a login node has other users
-HIGHER_TIMES = 10  # that a figure without room grows by a quarter
+# of widths and heights, tried in turn
+ROOM = ((1.0, 1.0), (1.0, 1.25), (1.0, 1.5), (1.0, 2.0), (1.3, 1.0), (1.3, 1.5), (1.7, 1.5), (2.2, 2.0))
 
 
 @dataclass(frozen=True)
@@ -141,15 +142,16 @@ def draw(study: Study, name: str) -> Drawing:
 
 
 def _lay_out(figure: Figure) -> None:
-    """Lay out once, not again for each format; higher, within reason, where titles and labels leave panels no room."""
+    """Lay out once, not again for each format; larger where titles and labels leave the panels no room."""
+    width, height = figure.get_size_inches()
     if engine := figure.get_layout_engine():
         with catch_warnings():
             filterwarnings("error", "constrained_layout not applied")
-            for _ in range(HIGHER_TIMES):
+            for wider, higher in ROOM:
+                figure.set_size_inches(width * wider, height * higher)
                 with suppress(UserWarning):
                     engine.execute(figure)
                     break
-                figure.set_figheight(1.25 * figure.get_figheight())
     figure.set_layout_engine("none")
 
 

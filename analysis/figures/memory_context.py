@@ -82,7 +82,7 @@ def _panel(axis: Axes, rows: pd.DataFrame) -> None:
     axis.set_xticks(contexts, [f"{c:g}" for c in contexts])
     axis.minorticks_off()
     _sizes(axis, [rows["held"].min(), rows["held"].max(), *_peak(rows)])
-    axis.set(xlabel="context (tokens)", ylabel="held for one text (dashed: peak of the run)")
+    axis.set(xlabel="context (tokens)", ylabel="held for one text (dashed: peak)")
     first = rows.iloc[0]
     axis.set_title(heading(" ".join(text for text in (first["model_label"], first["setting"]) if text)), fontsize=7)
 
