@@ -134,15 +134,20 @@ def draw(study: Study, name: str) -> Drawing:
     doc = describe("figures", name).doc
     try:
         figure = load("figures", name).draw(study)
+        with style():
+            _lay_out(figure)
     except ValueError as error:  # a figure says so when the records lack what it shows
         return Drawing(name, doc, {}, str(error))
     with style():
-        _lay_out(figure)
         return Drawing(name, doc, {kind: _saved(figure, kind) for kind in FORMATS}, "")
 
 
 def _lay_out(figure: Figure) -> None:
-    """Lay out once, not again for each format; larger where titles and labels leave the panels no room."""
+    """Lay out once, not again for each format; larger where titles and labels leave the panels no room.
+
+    Raises:
+        ValueError: there is none in a figure of twice its size either.
+    """
     width, height = figure.get_size_inches()
     if engine := figure.get_layout_engine():
         with catch_warnings():
@@ -152,6 +157,8 @@ def _lay_out(figure: Figure) -> None:
                 with suppress(UserWarning):
                     engine.execute(figure)
                     break
+            else:
+                raise ValueError("its titles and labels leave no room for its panels: choose fewer with --where")
     figure.set_layout_engine("none")
 
 

@@ -74,8 +74,17 @@ def test_a_figure_without_room_gets_more(recwarn):
     with paper():
         figure = Figure(figsize=(3.0, 0.9))
         axis = figure.subplots()
-        axis.set_title("\n".join("a title of many lines"))
+        axis.set_title("\n".join("lines"))
         drawings._lay_out(figure)
     assert figure.get_figheight() > 0.9
     assert axis.get_position().height > 0.05
     assert not recwarn.list
+
+
+def test_a_figure_that_never_has_room_says_so():
+    """Broken: a figure whose panels were given no room is shown, cut off, as if it were whole."""
+    with paper():
+        figure = Figure(figsize=(3.0, 0.9))
+        figure.subplots().set_title("\n".join("a title of far too many lines for it"))
+        with pytest.raises(ValueError, match="no room for its panels"):
+            drawings._lay_out(figure)
