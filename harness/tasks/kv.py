@@ -12,13 +12,16 @@ from ..generation import Question, Reply, Rule, ask, scored
 from ..lm import Session
 from ..task import Outcome, Task
 
+AROUND = 4  # tokens that an answer may have beside its digits
+
 
 @dataclass(frozen=True)
 class Kv(Task):
     """A JSON object of as many random keys and values as fit; the value of one key is asked for (arXiv 2307.03172).
 
-    The prompt has at most `length` tokens. Score: whether the value stands in the answer; with `asked` > 1, the share
-    of turns in which it does, each on the cache of those before.
+    The object, all questions and room for the answers, each a token a digit and AROUND more, have at most `length`
+    tokens. Score: whether the value stands in the answer; with `asked` > 1, the share of turns in which it does, each
+    on the cache of those before.
 
     Arguments: `length` tokens; `samples`; `digits` of keys and values; `asked` keys, turn after turn.
     """
@@ -27,15 +30,14 @@ class Kv(Task):
     samples: Annotated[int, Within(1)] = 50
     digits: Annotated[int, Within(2, 36)] = 5
     asked: Annotated[int, Within(1, 8)] = 1
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     headline: ClassVar[str] = "accuracy"
     better: ClassVar[Literal["lower", "higher"]] = "higher"
 
     def run(self, session: Session) -> Outcome:
         """Write, ask, compare."""
         questions = [self.question(session, number) for number in range(self.samples)]
-        most = max(len(session.encode(value)) for q in questions for value in q.facts)
-        samples = ask(session, questions, Rule(most + 4, stops=("}", ",")), self._judge)
+        samples = ask(session, questions, Rule(self.digits + AROUND, stops=("}", ",")), self._judge)
         return scored(samples)
 
     def question(self, session: Session, number: int) -> Question:
@@ -43,7 +45,8 @@ class Kv(Task):
         dice = random.Random(f"{session.cell.seed}-{self.length}-{self.digits}-{number}")  # noqa: S311 - no secret
         head, pairs = session.encode("Extract the value of the key from the JSON object.\n\n{"), {}
         body: list[int] = []
-        room = self.length - len(head) - len(session.encode(self._ask("0" * self.digits))) - 8
+        turn = len(session.encode(self._ask("0"))) - 1 + 2 * self.digits + AROUND  # at most a token a digit
+        room = self.length - len(head) - self.asked * turn
         while True:
             key, value = (f"{dice.randrange(10**self.digits):0{self.digits}d}" for _ in range(2))
             piece = session.encode(f'"{key}": "{value}",\n')

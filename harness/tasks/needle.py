@@ -25,10 +25,11 @@ PAIRS = tuple((thing, city) for thing in THINGS for city in CITIES)
 class Needle(Task):
     """A fact of five digits is planted in prose at several depths; is it found, digit for digit?
 
-    The text is exactly `length` tokens long with its question. A needle stands after the sentence that ends before its
-    depth. With `keys` > 1 further facts of other names stand at random depths: only the one that is asked for counts
-    (multi-key). With `asked` > 1 so many facts are asked for, turn after turn on the same cache (multi-needle,
-    multi-turn), and the score is the share found.
+    The text has exactly `length` tokens with all questions and with room for the answers, each as long as the longest
+    fact's and a token more: no position beyond `length` is asked of the model. A needle stands after the sentence that
+    ends before its depth. With `keys` > 1 further facts of other names stand at random depths: only the one that is
+    asked for counts (multi-key). With `asked` > 1 so many facts are asked for, turn after turn on the same cache
+    (multi-needle, multi-turn), and the score is the share found.
 
     Arguments: `length` tokens; `depths` places between 0 (start) and 1 (end); `repeats` needles at each depth; `keys`
     facts in the text; `asked` facts asked for; `haystack` a corpus; `score`: "digits", 1 when the greedy answer's first
@@ -43,7 +44,7 @@ class Needle(Task):
     asked: Annotated[int, Within(1, 30)] = 1
     haystack: Annotated[str, Data("harness/data", ("text",))] = "prose"
     score: Literal["digits", "rouge1", "words"] = "digits"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     headline: ClassVar[str] = "accuracy"
     better: ClassVar[Literal["lower", "higher"]] = "higher"
 
@@ -54,24 +55,28 @@ class Needle(Task):
     def run(self, session: Session) -> Outcome:
         """Plant, ask, compare; one sample a text."""
         hay = Haystack(session, self.haystack)
-        grid = [(depth, repeat) for depth in self.depths for repeat in range(self.repeats)]
-        questions = [self.question(session, hay, depth, repeat) for depth, repeat in grid]
-        most = max(len(session.encode(f" {fact.answer}")) for q in questions for fact in q.facts.facts)
-        samples = ask(session, questions, Rule(most + 1, to_the_end=False), partial(self._judge))
+        drawn = [self.drawn(session, depth, repeat) for depth in self.depths for repeat in range(self.repeats)]
+        new = 1 + max(len(session.encode(f" {fact.answer}")) for one in drawn for fact in one.facts[: self.asked])
+        questions = [self.question(session, hay, one, new) for one in drawn]
+        samples = ask(session, questions, Rule(new, to_the_end=False), partial(self._judge))
         return scored(samples, "needles")
 
-    def question(self, session: Session, hay: Haystack, depth: float, repeat: int) -> Question:
-        """A text and its questions; the same for every method."""
+    def drawn(self, session: Session, depth: float, repeat: int) -> Drawn:
+        """The facts of a place of the grid; the same for every method."""
         dice = random.Random(f"{session.cell.seed}-{self.length}-{depth}-{repeat}")  # noqa: S311 - no secret
         facts = [Fact(*pair, f"{dice.randrange(10**5):05d}") for pair in dice.sample(PAIRS, self.keys)]
-        depths = [depth, *(dice.random() for _ in facts[1:])]
-        asked = facts[: self.asked]
+        return Drawn(depth, repeat, facts, [depth, *(dice.random() for _ in facts[1:])], dice)
+
+    def question(self, session: Session, hay: Haystack, drawn: Drawn, new: int) -> Question:
+        """The facts in their text, and their questions, of which each is answered with `new` tokens."""
+        asked = drawn.facts[: self.asked]
         turns = tuple(session.encode(fact.question) for fact in asked)
-        needles = [session.encode(fact.sentence) for fact in facts]
-        prose = hay.prose(dice, self.length - sum(map(len, needles)) - len(turns[0]))
-        context, places = plant(session, prose, zip(depths, needles, strict=True))
-        where = {"length": self.length, "depth": depth, "repeat": repeat, "placed": places[0]}
-        return Question(f"{self.length}-{depth}-{repeat}", context, turns, Asked(asked, where))
+        needles = [session.encode(fact.sentence) for fact in drawn.facts]
+        taken = sum(map(len, [*needles, *turns])) + new * len(turns)
+        prose = hay.prose(drawn.dice, self.length - taken)
+        context, places = plant(session, prose, zip(drawn.depths, needles, strict=True))
+        where = {"length": self.length, "depth": drawn.depth, "repeat": drawn.repeat, "placed": places[0]}
+        return Question(f"{self.length}-{drawn.depth}-{drawn.repeat}", context, turns, Asked(asked, where))
 
     def _judge(self, question: Question, reply: Reply) -> Mapping[str, Any]:
         facts = question.facts.facts
@@ -97,6 +102,16 @@ class Fact(NamedTuple):
     def question(self) -> str:
         """As it is asked for."""
         return f"\n\nWhat is the {self.thing} of {self.city}? The {self.thing} of {self.city} is"
+
+
+class Drawn(NamedTuple):
+    """What a text is made of: its place in the grid, facts, first those asked for, their depths, dice for the rest."""
+
+    depth: float
+    repeat: int
+    facts: Sequence[Fact]
+    depths: Sequence[float]
+    dice: random.Random
 
 
 class Asked(NamedTuple):

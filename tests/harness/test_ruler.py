@@ -125,7 +125,10 @@ def test_pairs_are_asked_in_turns(made):
     pairs = dict(re.findall(r'"(\d{5})": "(\d{5})"', text))
     assert len(pairs) > 15
     assert all(value in pairs.values() for value in question.facts)
-    assert 450 < question.length <= 512
+    answers = sum(5 + 4 for _ in question.turns)  # five digits, and what may stand around them
+    assert (
+        512 - 25 < len(question.context) + sum(map(len, question.turns)) + answers <= 512
+    )  # one more pair has no room
 
 
 @pytest.mark.parametrize(

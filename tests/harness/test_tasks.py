@@ -81,9 +81,9 @@ def test_needles_are_planted_where_they_should_be(sweep, run, stock):
     task = Needle(length=512, keys=3)
     hay = Haystack(Tokens, "prose")
     for depth in task.depths:
-        asked = task.question(Tokens, hay, depth, 0)
+        asked = task.question(Tokens, hay, task.drawn(Tokens, depth, 0), 9)
         context, (question,), ((fact,), where) = asked.context, asked.turns, asked.facts
-        assert len(context) + len(question) == 512
+        assert len(context) + len(question) + 9 == 512
         text = stock[1].decode(context)
         at = text.index(f" is {fact.answer}.")
         assert text.count(fact.answer) == 1
@@ -91,13 +91,27 @@ def test_needles_are_planted_where_they_should_be(sweep, run, stock):
         needle = Tokens.encode(fact.sentence)
         place = next(i for i in range(len(context)) if context[i : i + len(needle)] == needle)
         others = sum(len(Tokens.encode(found)) for found in re.findall(r" The [^.]*? is \d{5}\.", text[: at - 20]))
-        prose = 512 - len(question) - 3 * len(needle)
+        prose = 512 - 9 - len(question) - 3 * len(needle)
         target = round(depth * prose)
         assert place - others <= target + 2
         skipped = stock[1].decode(context[place + len(needle) : target + others + len(needle)])
         assert not set(".?!") & set(re.sub(r" The [^.]*? is \d{5}\.", "", skipped))  # no later sentence ends before it
         assert place == 0 or stock[1].decode(context[:place]).rstrip("\"' \n")[-1] in ".?!"
         assert where["placed"] == pytest.approx(place / len(context), abs=1e-6)
+
+
+@pytest.mark.parametrize("asked", [1, 2])
+def test_needles_ask_for_no_position_beyond_their_length(sweep, run, asked):
+    """A model made for 4096 positions would be measured at 4103 of them by `length: 4096`."""
+    args = f"length: 200, depths: [0.0, 1.0], repeats: 2, keys: 3, asked: {asked}"
+    records, _ = run(sweep(f"method: full\ntask: {{needle: {{{args}}}}}\n"))
+    (record,) = records.values()
+    assert len(record.samples) == 4
+    # each position of a text is a row that was prefilled or fed, but for the last token, which nothing follows
+    rows = record.ledger["prefill"]["tokens"] + record.ledger["decode"]["tokens"]
+    assert rows == 4 * (200 - 1)
+    for sample in record.samples if asked == 1 else ():
+        assert sample["prompt_tokens"] + sample["completion_tokens"] == 200
 
 
 def test_full_attention_finds_needles_and_a_window_does_not(sweep, run):
