@@ -1,7 +1,10 @@
 """Rows above a threshold, appended as they are scored; a second launch mends the sets that are out of bounds.
 
-Weights are held against the threshold, not against a running maximum: each is an exponent and two additions, and sums
-are taken across a block once, at its end. Where a head's weights leave what float32 can hold, they are summed again.
+Weights are held against a point below the threshold, not against a running maximum: each is an exponent and two
+additions, and sums are taken across a block once, at its end. The best scores of real text lie up to 2^240 above the
+threshold, so weights are capped: those of rows that are dropped, none of which ranks above the threshold, never reach
+the cap, and beside one that does they are less than float32 can tell from nothing. A head whose weights are all too
+small for float32, far below the best of its group, is summed again.
 
 Both launches are always made. The second one adds up the weights of each head and, where a set holds too few rows or
 too many, scores it again and searches the k-th: one block then does the work of a selection, so it must be rare.
@@ -16,7 +19,7 @@ import triton.language as tl
 from ..interpreter import upcasts
 from ..overlap.fused import end_soon, overlap, start_after_others
 from ..tiling import Plan, multiprocessors, power_of_2, theta_plan
-from .bound.fused import LOG2_E, bound_kernel, threshold_of
+from .bound.fused import CAP, LOG2_E, base_of, bound_kernel, threshold_of
 
 # Scores that a block looks at together while it searches.
 SEARCH_ROWS = 4096
@@ -40,7 +43,7 @@ def score_and_weigh_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_pt
         least_ptr: (B,) int32.
         index_ptr: (B, G, X, W) int32 result.
         count_ptr: (B, G, X) int32 result.
-        sums_ptr: (B * H, X, 2) float32 result: sum of exp(score - threshold), the same of the rows kept.
+        sums_ptr: (B * H, X, 2) float32 result: sum of exp(score - base), the same of the rows kept.
         scale: Factor of the scores.
         rows: S.
         segment_rows: W.
@@ -80,7 +83,7 @@ def score_and_weigh_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_pt
     k_tile += row[:, None] * k_row + column[None, :]
     out = index_ptr + (pair.to(tl.int64) * SEGMENTS + segment) * segment_rows
     kept = segment * 0
-    base, scale_log2 = base_of(threshold) * LOG2_E, scale * LOG2_E
+    base, scale_log2 = base_of(threshold), scale * LOG2_E
     whole, chosen = tl.zeros([BLOCK_ROWS, LINES], tl.float32), tl.zeros([BLOCK_ROWS, LINES], tl.float32)
     if UPCAST:
         q = q.to(tl.float32)
@@ -97,8 +100,8 @@ def score_and_weigh_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_pt
         tl.store(out + kept + through - 1, at, mask=passing)
         kept += tl.max(through, 0)
         own = best[:, None] if LINES == 1 else score
-        # What is not counted is multiplied by zero: of an infinite weight that makes NaN, and it is summed again.
-        weight = tl.exp2(own * scale_log2 - base)
+        # What is not counted is multiplied by zero, so it must be finite; of a NaN that makes NaN, which is told.
+        weight = tl.exp2(tl.minimum(own * scale_log2 - base, CAP, propagate_nan=tl.PropagateNan.ALL))
         whole += weight * seen.to(tl.float32)[:, None]
         chosen += weight * passing.to(tl.float32)[:, None]
         k_tile += BLOCK_ROWS * k_row
@@ -108,19 +111,6 @@ def score_and_weigh_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_pt
     place = sums_ptr + ((pair * GROUP + line) * SEGMENTS + segment) * 2
     tl.store(place, tl.sum(whole, 0), mask=line < GROUP)
     tl.store(place + 1, tl.sum(chosen, 0), mask=line < GROUP)
-
-
-@triton.jit
-def base_of(threshold):
-    """Choose what weights are held against: exponents of scores near it fit float32.
-
-    Args:
-        threshold: Of the set.
-
-    Returns:
-        The threshold; 0 if it chooses all or nothing.
-    """
-    return tl.where((threshold > float("-inf")) & (threshold < float("inf")), threshold, 0.0)
 
 
 def theta_rows(

@@ -1,4 +1,4 @@
-"""Sets that hold too few rows or too many, and heads whose weights left float32: one block mends each.
+"""Sets that hold too few rows or too many, and heads whose weights are below float32: one block mends each.
 
 A set that is within its bounds costs a few sums. One that is not is scored again, its k-th score is searched as
 `select_topk` searches it, and its rows are written anew.
@@ -14,8 +14,11 @@ from ...select_topk.four.fused import four_first, four_next, narrowed
 from ...select_topk.search.fused import BEYOND, LEAST, between, middle_of, score_of
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-# Of sums between the two nothing that counts was cut off below, and nothing above.
-SMALLEST, LARGEST = tl.constexpr(2.0**-60), tl.constexpr(2.0**100)
+# Bits by which weights are held below the threshold, and at which they are capped: a million rows that are dropped
+# weigh 2^-30 of one that is capped, and as many of these fit into float32.
+BELOW, CAP = tl.constexpr(50.0), tl.constexpr(100.0)
+# Of a sum that is not less nothing that counts was cut off.
+SMALLEST = tl.constexpr(2.0**-60)
 
 
 @triton.jit
@@ -31,6 +34,20 @@ def threshold_of(threshold_ptr, least_ptr, many):
         float32.
     """
     return tl.where(tl.load(least_ptr) >= many, float("-inf"), tl.load(threshold_ptr))
+
+
+@triton.jit
+def base_of(threshold):
+    """Choose what weights are held against.
+
+    Args:
+        threshold: Of the set.
+
+    Returns:
+        Bits, below the threshold; below 0 if it chooses all or nothing.
+    """
+    finite = (threshold > float("-inf")) & (threshold < float("inf"))
+    return tl.where(finite, threshold, 0.0) * LOG2_E - BELOW
 
 
 @triton.jit
@@ -156,7 +173,7 @@ def bound_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_ptr, most_pt
     whole = tl.sum(tl.load(place, mask=known, other=0.0), 1)
     chosen = tl.sum(tl.load(place + 1, mask=known, other=0.0), 1)
     threshold = threshold_of(threshold_ptr + batch * threshold_batch + head * threshold_head, least_ptr + batch, many)
-    cut = (member < GROUP) & (((whole >= SMALLEST) & (whole < LARGEST)) == 0)
+    cut = (member < GROUP) & ((whole >= SMALLEST) == 0)
     if (k_wanted != count) | ((tl.max(cut.to(tl.int32), 0) > 0) & (many > 0)):
         q_rows = q_ptr + batch * q_batch + (head * GROUP + member)[:, None] * q_head
         q = tl.load(q_rows + column[None, :], mask=in_group & (column < DIM)[None, :], other=0.0)
