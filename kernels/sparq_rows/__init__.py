@@ -21,7 +21,10 @@ TESTED = (
 TIMED = tuple(
     RowsCase(f"b1_h{heads}_g{groups}_s{rows}", 1, heads, groups, rows, head_dim=dim, kept=rows // 4, queries=queries,
              visible="full", purpose="time")
-    for heads, groups, dim, rows, queries in ((6, 3, 64, 32768, 4096), (32, 8, 128, 8192, 0), (32, 8, 128, 32768, 0))
+    for heads, groups, dim, rows, queries in (
+        (6, 3, 64, 32768, 4096), (32, 8, 128, 8192, 0), (32, 8, 128, 32768, 0), (32, 8, 128, 65536, 4096),
+        (32, 8, 128, 131072, 4096),
+    )
 )  # fmt: skip
 COMPILED = (
     RowsCase("gqa4", 1, 8, 2, 256, kept=64, purpose="compile"),
