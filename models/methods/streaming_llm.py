@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -17,8 +18,9 @@ from ..evict import sliding_rows_BT
 from ..ledger import Ledger
 from ..memory import Memory
 from ..method import Method
+from ..window import Window, window_of
 
-SINKS = "sinks"
+SINKS, ALL_SINKS = "sinks", "all_sinks"
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class StreamingLlm(Method):
 
     def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Append; a single row overwrites the oldest of a full window, or padding."""
-        if self.positions == "cache" and self.sinks and memory.clock is None:
+        known = memory.clock is not None or bool(memory.given.get(ALL_SINKS, False))  # asks the CPU
+        if self.positions == "cache" and self.sinks and not known:
             self._remember_sinks(memory, k_BGTD)
         if k_BGTD.shape[2] == 1 and self.decode == "slide" and memory.columns is not None and self._is_full(memory):
             memory.replace(self._slot(memory), k_BGTD, v_BGTD)
@@ -157,34 +160,37 @@ class StreamingLlm(Method):
         """Whether each row held is attended up to some query row: budgets are equal, or those of rows that see all."""
         if self.decode == "grow" or not many.fits_hidden(q_BHTD, call):
             return False
+        return call.once(self._place_of("fits", memory), lambda: self._is_window(memory, call))
+
+    def _is_window(self, memory: Memory, call: Call) -> bool:
         budget = self._rows_BT(memory, call)
         return bool(((budget == budget[:, -1:]) | (call.context_BT <= budget)).all())
 
+    def _place_of(self, what: str, memory: Memory) -> Hashable:
+        """Where the layers of one budget, which hold the same rows, leave something for each other."""
+        return (what, amount_of(self, memory.site), self.cost(memory), memory.keys.view.shape[2])
+
     def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """The window through a kernel; sinks that stand elsewhere for each row are merged with it."""
-        place, begun = self._place(memory), (call.numbers_T[0] - call.first)[:, None]
-        budget = self._rows_BT(memory, call)[:, -1:]
-        sinks = (budget - 1).clamp(max=self.sinks)
-        until = (place + (budget - sinks) - begun).clamp(min=0).masked_fill(place < 0, 0)
-        is_sink = (place >= 0) & (place < sinks)
-        read = lifetime.held_count(torch.where(is_sink, call.new, until)[:, None], call)
-        ledger.count(memory, call, read.expand(-1, memory.keys.view.shape[1], -1), 0.0)
-        # without sinks the window alone is left, and tiles of keys before it are not read
-        out, lse = lifetime.attend_held(q_BHTD, memory, until.masked_fill(is_sink, 0)[:, None], call.scale)
+        window = call.once(self._place_of("window", memory), lambda: self._window(memory, call))
+        groups = memory.keys.view.shape[1]
+        ledger.count(memory, call, window.read.expand(-1, groups, -1), 0.0)
+        out, lse = lifetime.attend_held(q_BHTD, memory, window.until, call.scale)
         if not self.sinks:
             return out.to(q_BHTD.dtype)
-        which = torch.arange(self.sinks, device=place.device)
-        at = (place[:, None] == which[:, None]).int().argmax(-1)[:, None, :, None]
-        keys, values = (
-            part.view.gather(2, at.expand(-1, part.view.shape[1], -1, part.view.shape[3]))
-            for part in (memory.keys, memory.values)
+        values, keys = (
+            part.gather(2, window.sinks.expand(-1, groups, -1, part.shape[3]))
+            for part in (memory.values.view, memory.keys.view)
         )
         near = q_BHTD
-        if self.positions == "cache":
-            near, keys = memory.site.rotate(q_BHTD, -(call.context_BT - budget).clamp(min=0)), memory.extra[SINKS]
+        if window.near is not None:
+            near, keys = window.near(q_BHTD), memory.extra[SINKS]
         scores = attend.group_scores(near, keys, "none") * call.scale
-        seen = (which < sinks)[:, None] & (which < call.context_BT[..., None])
-        return lifetime.beside(out, lse, scores.masked_fill(~seen[:, None], -torch.inf), values).to(q_BHTD.dtype)
+        return lifetime.beside(out, lse, scores.masked_fill(window.hidden, -torch.inf), values).to(q_BHTD.dtype)
+
+    def _window(self, memory: Memory, call: Call) -> Window:
+        budget, turn = self._rows_BT(memory, call)[:, -1:], memory.site.rotate.by
+        return window_of(self._place(memory), budget, self.sinks, call, turn if self.positions == "cache" else None)
 
     def _keep(self, memory: Memory, call: Call) -> Tensor:
         visible, place = attend.visible_BTS(memory, call), self._place(memory)[:, None]
@@ -226,16 +232,23 @@ class StreamingLlm(Method):
         """Cut what no later row will attend; note what the prompt left."""
         if call.phase == "prefill":
             memory.allowed = self._rows_BT(memory, call)[:, -1]
+            there = bool((call.context_BT[:, -1] >= self.sinks).all())
+            memory.given = {**memory.given, ALL_SINKS: torch.tensor(there)}
         if self.decode == "slide" or call.phase == "prefill":
             self._cut(memory, call)
 
     def _cut(self, memory: Memory, call: Call) -> None:
-        held = memory.keys.view.shape[2]
-        if memory.clock is not None or held <= self._full(memory, 1):
+        if memory.clock is not None or memory.keys.view.shape[2] <= self._full(memory, 1):
             return
+        stay = call.once(self._place_of("stay", memory), lambda: self._stay(memory, call))
+        if stay is not None:
+            memory.keep(stay, call.new if call.phase == "decode" else 0)
+
+    def _stay(self, memory: Memory, call: Call) -> Tensor | None:
+        """The rows that later ones will attend; None where that is all that is held."""
         budget = self._rows_BT(memory, call)[:, -1:]
         place, last = self._place(memory), (memory.seen - call.first)[:, None]
         sinks = (budget - 1).clamp(max=self.sinks)
         wanted = (place >= 0) & ((place >= last - (budget - sinks)) | (place < sinks))
-        if self.keep is None or int(wanted.sum(-1).max()) < held:
-            memory.keep(attend.rows_of(wanted[:, None]))
+        found = attend.rows_of(wanted[:, None])
+        return found if self.keep is None or found.shape[2] < place.shape[1] else None
