@@ -16,6 +16,7 @@ TESTED = (
     RowsCase("mha_64", 1, 2, 2, 57, head_dim=64, kept=19, queries=24, dtype="float32"),
     RowsCase("gqa3_96", 1, 6, 2, 31, head_dim=96, kept=9, dtype="float16"),
     RowsCase("gqa4_offset", 2, 8, 2, 70, head_dim=64, kept=30, queries=25, dtype="bfloat16", layout="padded"),
+    RowsCase("gqa2_padded", 2, 4, 2, 83, head_dim=64, kept=27, queries=40, dtype="bfloat16", layout="padded"),
     RowsCase("last_row", 2, 4, 2, 50, head_dim=64, kept=17, queries=24, dtype="bfloat16", reduce="sum"),
 )
 TIMED = (
@@ -26,8 +27,12 @@ TIMED = (
     RowsCase("b1_h32_g8_s12288_k4096", 1, 32, 8, 12288, kept=4096, queries=8192, visible="full", purpose="time"),
 )  # fmt: skip
 COMPILED = (
-    RowsCase("gqa4", 1, 8, 2, 256, kept=64, queries=128, purpose="compile"),
+    *(
+        RowsCase("gqa4", 1, 8, 2, 256, kept=64, queries=128, dtype=dtype, purpose="compile")
+        for dtype in ("bfloat16", "float32")
+    ),
     RowsCase("mha", 1, 2, 2, 256, head_dim=96, kept=64, queries=128, dtype="float32", purpose="compile"),
+    RowsCase("gqa2", 1, 4, 2, 1280, head_dim=64, kept=1024, queries=256, purpose="compile"),
     *(
         RowsCase("last_of_32", 1, 32, 8, 1152, kept=1024, queries=128, reduce="sum", dtype=dtype, purpose="compile")
         for dtype in ("bfloat16", "float32")
@@ -144,4 +149,4 @@ def flops(case: Case) -> int:
     return 2 * case.batch * case.q_heads * case.new * case.kept * case.head_dim
 
 
-OP = Op("evict_walk", "3", __name__, evict_walk, make, moved_bytes, flops, TESTED + TIMED + COMPILED, compare_walks)
+OP = Op("evict_walk", "4", __name__, evict_walk, make, moved_bytes, flops, TESTED + TIMED + COMPILED, compare_walks)

@@ -24,6 +24,7 @@ from .ahead.fused import NONE, walk_ahead_kernel, weights_kernel
 from .eager import Walked
 from .few.fused import walk_lowest
 from .job import Job, State, products, room_of_weights
+from .pair.fused import walk_pair_kernel
 
 # Scores held at one time (32 MB, which stay in L2), and those of one row in registers.
 SCORES_AT_ONCE, SCORES_OF_ROW = 2**23, 8192
@@ -32,6 +33,8 @@ SCORES_EACH = 16  # of a thread
 MOST_COLUMNS, LEAST_ROWS, SCORES_OF_CHUNK = 8192, 256, 16384
 # Of a head's sum of weights, 2^100 for its best key, held or not: weights less than 1e-26 of the sum count as none.
 LEAST = 1e-12
+# Of the walk that sums while it finds what leaves: most heads of a set, and what share of a sum has lost no digits.
+HEADS_OF_PAIR, LEFT = 2, 0.25
 # Of the walk among few keys: fewest heads of a set, of which all held would take several rounds, and rows at a time.
 LEAST_HEADS, ROWS_NAMING = 32, 64
 
@@ -158,14 +161,15 @@ def _walk_ahead(job: Job) -> Walked:
     wide = _wide(job.places, new)
     step = max(1, min(new, wide - job.places, SCORES_AT_ONCE // (batch * heads * wide)))
     weight, total = room_of_weights(job, step, wide)
-    after, tiles, shape = torch.empty_like(state.place), products(job, wide), _columns(job, wide)
+    after, tiles = torch.empty_like(state.place), products(job, wide)
+    walk, shape = _walk_of(job, wide)
     scale, strides = job.scale * LOG2_E, (*q.stride()[:3], *k.stride()[:3])
     for begin in range(0, new, step):
         size = (begin, min(step, new - begin), new, rows, job.places)
         weights_kernel[(triton.cdiv(size[1], tiles["M"]), batch * heads)](
             q, k, state.place, job.number_BNS, weight, total, scale, *size, *strides, **tiles
         )
-        walk_ahead_kernel[(batch * sets,)](
+        walk[(batch * sets,)](
             q, k, weight, *job[2:6], state.place, after, *state[1:], scale, *size, *job.factors, *strides, **shape
         )
         state, after = state._replace(place=after), state.place
@@ -177,14 +181,17 @@ def _wide(places: int, new: int) -> int:
     return power_of_2(places + min(new, LEAST_ROWS))
 
 
-def _columns(job: Job, wide: int) -> dict[str, Any]:
-    """Constants of that walk."""
+def _walk_of(job: Job, wide: int) -> tuple[Any, dict[str, Any]]:
+    """The walk by weights made before for so many heads of a set, and its constants."""
     each = job.each
-    return {
+    shape = {
         "GROUP": job.q_BHTD.shape[1] // job.k_BGSD.shape[1], "DIM": job.q_BHTD.shape[3],
-        "SETS": job.number_BNS.shape[1], "HEADS": each, "CHUNK": min(power_of_2(each), max(1, SCORES_OF_CHUNK // wide)),
-        "WIDE": wide, "LEAST": LEAST, "num_warps": max(1, min(8, wide // 128)),
+        "SETS": job.number_BNS.shape[1], "HEADS": each, "WIDE": wide, "LEAST": LEAST,
+        "num_warps": max(1, min(8, wide // 128)),
     }  # fmt: skip
+    if each <= HEADS_OF_PAIR:
+        return walk_pair_kernel, shape | {"LEFT": LEFT}
+    return walk_ahead_kernel, shape | {"CHUNK": min(power_of_2(each), max(1, SCORES_OF_CHUNK // wide))}
 
 
 def _walk_rows(job: Job) -> Walked:

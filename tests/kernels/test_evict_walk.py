@@ -26,10 +26,12 @@ def test_twins_agree(case, device):
     assert verdict.passed, verdict
 
 
-@pytest.mark.parametrize("weights", [1, 32, 64])  # one head at once; two of three, the last alone; most of them
+# Sums beside what leaves; after it: one head at once, two of three and the last alone, most of them.
+@pytest.mark.parametrize(("pair", "weights"), [(2, 32), (0, 1), (0, 32), (0, 64)])
 @pytest.mark.parametrize("case", CASES[1:], ids=lambda case: case.name)
-def test_walks_in_pieces_are_the_same(case, weights, device, monkeypatch):
+def test_walks_in_pieces_are_the_same(case, pair, weights, device, monkeypatch):
     """Broken: where scores of all rows are too many, the walk forgets what it holds; or heads beyond the first chunk."""
+    monkeypatch.setattr("lacuna.kernels.evict_walk.fused.HEADS_OF_PAIR", pair)
     monkeypatch.setattr("lacuna.kernels.evict_walk.fused.LEAST_ROWS", 1)
     monkeypatch.setattr("lacuna.kernels.evict_walk.fused.SCORES_AT_ONCE", 7 * 64 * case.batch * case.q_heads)
     monkeypatch.setattr("lacuna.kernels.evict_walk.fused.SCORES_OF_CHUNK", weights)
@@ -41,7 +43,9 @@ def test_walks_in_pieces_are_the_same(case, weights, device, monkeypatch):
 # Too few are named for scores of which a few have all the weight, so that some rows weigh all that is held; or enough.
 @pytest.mark.parametrize(("named", "sharp"), [(4, 9.0), (16, 1.0)])
 @pytest.mark.parametrize(
-    "case", [CASES[3], replace(CASES[3], name="padded", q_heads=6, layout="padded")], ids=lambda case: case.name
+    "case",
+    [OP.case("last_row"), replace(OP.case("last_row"), name="padded", q_heads=6, layout="padded")],
+    ids=lambda case: case.name,
 )
 def test_rows_name_what_may_leave_after_them(case, named, sharp, device, monkeypatch):
     """Broken: a key outside of those named bore the lowest mark, or what has left still shares in the weights."""
@@ -142,8 +146,9 @@ def test_of_equal_marks_the_oldest_leaves(device):
 
 @pytest.mark.parametrize("least", [fused.LEAST, 3e38])  # rows weighed again: those with nothing left, or all of them
 @pytest.mark.parametrize("far", [2.0, 15.0, 40.0])
-@pytest.mark.parametrize(("reduce", "heads"), [("max", 32), ("sum", 1)])  # over all held; among few
-def test_a_key_that_left_may_have_had_all_the_weight(reduce, heads, far, least, device, monkeypatch):
+# Over all held, with sums beside what leaves and after it; among few.
+@pytest.mark.parametrize(("reduce", "heads", "pair"), [("max", 32, 2), ("max", 32, 0), ("sum", 1, 0)])
+def test_a_key_that_left_may_have_had_all_the_weight(reduce, heads, pair, far, least, device, monkeypatch):
     """Broken: where a key that left stands far above all others, the rest weigh nothing, and any of them is dropped."""
     case = RowsCase("far", 1, 2, 1, 40, head_dim=16, kept=6, queries=30, dtype="float32", reduce=reduce)
     inputs = OP.make(case, device, 3)
@@ -153,6 +158,7 @@ def test_a_key_that_left_may_have_had_all_the_weight(reduce, heads, far, least, 
     monkeypatch.setattr(fused, "_walk_rows", fails)
     monkeypatch.setattr(fused, "LEAST", least)
     monkeypatch.setattr(fused, "LEAST_HEADS", heads)
+    monkeypatch.setattr(fused, "HEADS_OF_PAIR", pair)
     inputs["number_BNS"][0, 0, :10] = torch.arange(10, dtype=torch.int32)
     inputs["budget_BT"][:] = inputs["most"] = 10
     with poisoned_memory():
@@ -164,18 +170,29 @@ def test_a_key_that_left_may_have_had_all_the_weight(reduce, heads, far, least, 
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter knows no layouts")
+@pytest.mark.parametrize("pair", [2, 0])
 @pytest.mark.parametrize(("reduce", "heads"), [("max", 32), ("sum", 32), ("sum", 1)])
 @pytest.mark.parametrize("slower", [False, True])
-def test_a_cache_over_several_warps_is_walked_as_a_small_one(slower, reduce, heads, device, monkeypatch):
+def test_a_cache_over_several_warps_is_walked_as_a_small_one(slower, reduce, heads, pair, device, monkeypatch):
     """Broken: what the compiler holds in several layouts differs between them, and a key leaves in one of them only."""
     case = RowsCase("large", 1, 4, 2, 1500, head_dim=64, kept=1000, queries=460, visible="full", reduce=reduce)
     monkeypatch.setattr(fused, "LEAST", 3e38 if slower else fused.LEAST)
     monkeypatch.setattr(fused, "LEAST_HEADS", heads)
+    monkeypatch.setattr(fused, "HEADS_OF_PAIR", pair)
     inputs = OP.make(case, device, 3)
     found = OP.fused(**inputs)
     compared = compare_walks(inputs, found, found)
     assert not compared.reason
     assert compared.error < 1e-5
+
+
+@pytest.mark.parametrize("left", [0.0, 3e38])  # of a sum: never summed anew; always
+def test_a_sum_is_the_same_whether_what_leaves_is_taken_off_or_left_out(left, device, monkeypatch):
+    """Broken: where most of a row's weight leaves with a key, what is left is summed over other keys than are held."""
+    monkeypatch.setattr(fused, "LEFT", left)
+    case = OP.case("gqa2_padded")
+    verdict = verify(OP, case, device)
+    assert verdict.passed, verdict
 
 
 @pytest.mark.parametrize("break_", ["another", "none", "mark"])
