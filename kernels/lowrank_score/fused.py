@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ..interpreter import upcasts
 from ..op import Reduce
-from ..overlap.fused import overlap, start_after_others
+from ..overlap.fused import end_soon, overlap, start_after_others
 from ..tiling import Plan, multiprocessors, power_of_2, score_plan
 
 
@@ -170,6 +170,7 @@ def score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, out_ptr, told_ptr, clear_ptr, row
     k_tile += row[:, None] * k_row + column[None, :]
     powers = score_rows(q, k_tile, out_set, start, end, rows, k_row, GROUP, DIM, REDUCE, BLOCK_ROWS,
                               BLOCK_GROUP, BLOCK_DIM, STAGES, TELL, UPCAST)  # fmt: skip
+    end_soon(OVERLAP)
     if TELL:
         tell(told_ptr + (pair * SPLITS + split) * 4, powers)
     hidden = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
@@ -255,6 +256,7 @@ def scores_told(
         BLOCK_GROUP=max(8, power_of_2(heads // kv_heads)), BLOCK_DIM=max(16, power_of_2(dims)),
         STAGES=plan.num_stages, TELL=tell,
         BLOCK_CLEAR=power_of_2(-(-words // (batch * kv_heads * plan.splits))) if words else 0,
-        UPCAST=upcasts(q_BHR.dtype), num_warps=plan.num_warps, num_stages=plan.num_stages, **overlap(q_BHR.device),
+        UPCAST=upcasts(q_BHR.dtype), num_warps=plan.num_warps, num_stages=plan.num_stages,
+        **overlap(q_BHR.device, 3 if tell else 1),
     )  # fmt: skip
     return s_BNS, told_BNX4

@@ -18,7 +18,8 @@ from ..lowrank_score.fused import lowrank_score, scores_told
 from ..op import Reduce
 from ..select_topk.fused import MOST_ROWS, empty_choice, select_topk
 from ..select_topk.joint.fused import board_words
-from ..tiling import multiprocessors, whole_plan
+from ..tiling import Plan, multiprocessors, whole_plan
+from .cut import long_gather_plan
 from .whole.fused import whole_decode
 
 # Scores below which a second stream costs more than it hides.
@@ -129,7 +130,7 @@ def in_three_launches(
     heads, (batch, groups, rows) = q_BHD.shape[1], rank_k_BGSR.shape[:3]
     sets, device = heads if reduce == "none" else groups, q_BHD.device
     index_BNK, count_BN = empty_choice(batch, sets, max(1, width), device)
-    out_BHD = torch.empty_like(q_BHD, memory_format=torch.contiguous_format)
+    out_BHD, plan = q_BHD.new_empty(q_BHD.shape), attend_plan(k_BGSD, v_BGSD, index_BNK, rows)
 
     def score(part: Part) -> Scored:
         ranked = rank_q_BHR[part.texts, part.heads], rank_k_BGSR[part.texts, part.groups]
@@ -139,7 +140,7 @@ def in_three_launches(
         chosen = index_BNK[part.texts, part.sets], count_BN[part.texts, part.sets]
         select_topk(scored[0], wanted_B[part.texts], width, None, chosen, *scored[1:])
         cache = k_BGSD[part.texts, part.groups], v_BGSD[part.texts, part.groups]
-        gather_decode(q_BHD[part.texts, part.heads], *cache, *chosen, scale, into=out_BHD[part.texts, part.heads])
+        gather_decode(q_BHD[part.texts, part.heads], *cache, *chosen, scale, plan, out_BHD[part.texts, part.heads])
 
     first, *rest = parts_of(batch, groups, heads, sets, halves or halves_of(device, batch * sets, rows, reduce))
     scored = score(first)
@@ -174,6 +175,25 @@ def scores_of(
         return lowrank_score(q_BHR, k_BGSR, lo_B, hi_B, reduce), None, None
     board = torch.empty(board_words(batch * groups, rows, k_BGSR.device), dtype=torch.int64, device=k_BGSR.device)
     return *scores_told(q_BHR, k_BGSR, lo_B, hi_B, reduce, clear=board), board
+
+
+def attend_plan(k_BGSD: torch.Tensor, v_BGSD: torch.Tensor, index_BNK: torch.Tensor, rows: int) -> Plan | None:
+    """Cut the attention behind a choice.
+
+    Args:
+        k_BGSD: (B, G, S, D) keys.
+        v_BGSD: (B, G, S, D) values.
+        index_BNK: Rows of all sets.
+        rows: S.
+
+    Returns:
+        The plan; nothing where `gather_decode` has its own.
+    """
+    if rows <= MOST_ROWS:
+        return None
+    (batch, sets, width), device = index_BNK.shape, k_BGSD.device
+    dim, item_bytes = max(k_BGSD.shape[3], v_BGSD.shape[3]), k_BGSD.element_size()
+    return long_gather_plan(batch * sets, width, dim, item_bytes, multiprocessors(device), shared_bytes(device))
 
 
 def parts_of(batch: int, groups: int, heads: int, sets: int, halves: int) -> list[Part]:

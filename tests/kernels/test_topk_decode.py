@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lacuna.kernels.tiling import Plan
+from lacuna.kernels.topk_decode.cut import long_gather_plan
+from lacuna.kernels.topk_decode.fused import HOPPER_SHARED_BYTES
+
 SPEC = importlib.util.spec_from_file_location("ops", Path(__file__).with_name("test_ops.py"))
 ops = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(ops)
@@ -24,7 +28,7 @@ def whole_numbers(case, device, reduce):
     return inputs
 
 
-def assert_right(inputs, output):
+def assert_right(inputs, output, atol=2e-6):
     """The rows are those of the definition, and the attention is to them."""
     ranked = ("rank_q_BHR", "rank_k_BGSR", "lo_B", "hi_B", "reduce")
     s_BNS = ops.definitions.lowrank_score(*(inputs[name] for name in ranked))
@@ -33,7 +37,7 @@ def assert_right(inputs, output):
     assert torch.equal(output[1].long().cpu(), index_BNK)
     dense = (inputs["q_BHD"], inputs["k_BGSD"], inputs["v_BGSD"])
     want_BHD = ops.definitions.gather_decode(*dense, index_BNK, count_BN, inputs["scale"])
-    torch.testing.assert_close(output[0].double().cpu(), want_BHD, rtol=0, atol=2e-6)
+    torch.testing.assert_close(output[0].double().cpu(), want_BHD, rtol=0, atol=atol)
 
 
 @ops.both
@@ -160,3 +164,39 @@ def test_long_rows_are_chosen_from_by_what_scores_tell(reduce, device, monkeypat
     with ops.poisoned_memory():
         output = ops.run("topk_decode", "fused", inputs, halves=1)
     assert_right(inputs, output)
+
+
+def test_attention_behind_long_rows_has_one_block_an_sm():
+    """Broken: large tiles are asked for where shared memory, sets or chosen rows are too few for them."""
+    assert long_gather_plan(8, 32768, 128, 2, 132, HOPPER_SHARED_BYTES) == Plan(128, 16, 4, 6)
+    assert long_gather_plan(8, 32768, 64, 2, 132, HOPPER_SHARED_BYTES).block_rows == 256
+    refused = {
+        "float32": (8, 32768, 128, 4, 132),
+        "many sets": (128, 32768, 128, 2, 132),
+        "few rows": (8, 4096, 128, 2, 132),
+    }
+    assert not any(long_gather_plan(*given, HOPPER_SHARED_BYTES) for given in refused.values())
+    assert long_gather_plan(50, 32768, 128, 2, 132, HOPPER_SHARED_BYTES) is None  # a quarter of the SMs would idle
+    assert long_gather_plan(8, 32768, 128, 2, 108, 163 * 1024) is None
+
+
+def test_attention_in_large_tiles_is_to_the_rows_chosen(device, monkeypatch):
+    """Broken: blocks that share a long set attend to rows of another, or leave some out."""
+    monkeypatch.setattr("lacuna.kernels.topk_decode.fused.MOST_ROWS", 16)
+    monkeypatch.setattr("lacuna.kernels.select_topk.fused.MOST_ROWS", 16)
+    planned = []
+    monkeypatch.setattr(
+        "lacuna.kernels.topk_decode.fused.multiprocessors", lambda _: 2
+    )  # as many as blocks of the only set, on a GPU too
+    plan_of = long_gather_plan
+    monkeypatch.setattr(
+        "lacuna.kernels.topk_decode.fused.long_gather_plan",
+        lambda *given: planned.append(plan_of(*given)) or planned[-1],
+    )
+    case = ops.Case("long", 1, 4, 1, 3001, head_dim=64, low_dims=16, kept=2100, dtype="float16")
+    inputs = ops.inputs_of("topk_decode", case, device, "float16") | {"reduce": "max"}
+    for name in ("rank_q_BHR", "rank_k_BGSR"):
+        inputs[name] = (inputs[name] * 2).round().clamp(-3, 3)
+    output = ops.run("topk_decode", "fused", inputs, halves=1)
+    assert planned == [Plan(256, 2, 4, 6)]
+    assert_right(inputs, output, atol=1e-4)  # float16 weights of two thousand rows
