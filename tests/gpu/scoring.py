@@ -6,8 +6,8 @@ An eighth of the text is a dense prompt, after which methods that compress promp
 the method acts on. Weights are random, and so are bases; thresholds are calibrated on another text as long. Seconds and
 memory are what is measured, and the density says how much a method read meanwhile. Some processes share the methods;
 all compile side by side, by a text as long, then take turns. In each turn dense and the method are timed alternately,
-since what the host launches takes another time in another process; a ratio is of the medians of one process. Lines come
-to FOLDER/scoring.csv as they are known.
+since what the host launches takes another time in another process; a ratio is of the medians of one process. A shorter text
+comes first in each session, which makes what is made once. Lines come to FOLDER/scoring.csv as they are known.
 """
 
 import argparse
@@ -48,6 +48,13 @@ if TINY:
     SHAPES = {"pocket": (2, 6, 3, 16, 64), "llama-3-8b-x4": (2, 8, 2, 16, 64)}
 # Budgets of those whose share of a text this short would not hold their state or their blocks.
 OTHERWISE = {"ratchetkv": {"rows": 512}, "landmark": {}, "ntk": {"prefix": 16 if TINY else 64}}
+# Further lines of a method, under names of their own: its arguments beside its share.
+VARIANTS = {
+    "linear_residual_elu": ("linear_residual", {"features": "elu"}),
+    "linear_residual_favor": ("linear_residual", {"features": "favor"}),
+    "linear_residual_window": ("linear_residual", {"recent": 1.0}),
+    "linear_residual_window_favor": ("linear_residual", {"recent": 1.0, "features": "favor"}),
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,12 @@ class Line:
     dense_seconds: float
     peak_mib: float
     density: float
+
+
+def method_of(name):
+    """A method of that name, or the variant of one."""
+    own, more = VARIANTS.get(name, (name, {}))
+    return make_method(own, {**arguments(own), **more})
 
 
 def arguments(name):
@@ -128,6 +141,8 @@ def score(model, method, files, ids):
     """Seconds, peak memory and density of one text."""
     with bind(model, method, artifacts=files) as binding:
         session = session_of(Session, model, method, binding)
+        session.score(ids[:, : TOKENS // 4], TOKENS // 8)  # bases, tables and features, which a session makes once
+        binding.reset()
         if not TINY:
             torch.cuda.synchronize()
         begun = time.perf_counter()
@@ -152,7 +167,7 @@ def steps(job, folder):
             if time.perf_counter() - begun > 0.75 * PREPARE_S:  # rather no line of this one than of none
                 break
             try:
-                method = make_method(method_name, arguments(method_name))
+                method = method_of(method_name)
                 files = calibrated(model, method, shape)
                 score(model, method, files, ids)
                 ready.append((name, method_name, model, method, files))
@@ -188,11 +203,11 @@ def table(folder, shape, names):
         (median_of(own, "seconds") / median_of(own, "dense_seconds"), name, own) for name, own in found.items() if own
     ]
     for ratio, name, own in sorted(rows):
-        print(f"{shape:14} {name:18} {median_of(own, 'seconds'):8.3f} s {ratio:8.2f} x dense "
+        print(f"{shape:14} {name:28} {median_of(own, 'seconds'):8.3f} s {ratio:8.2f} x dense "
               f"({median_of(own, 'dense_seconds'):.3f} s) {median_of(own, 'peak_mib'):8.0f} MiB "
               f"density {median_of(own, 'density'):.3f}")  # fmt: skip
     for name in [name for name, own in found.items() if not own]:
-        print(f"{shape:14} {name:18} no line")
+        print(f"{shape:14} {name:28} no line")
     return all(found.values())
 
 
@@ -216,7 +231,7 @@ def main(folder, shapes, names):
 def given():
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    every = sorted(plugins.names("methods"), key=lambda name: name != "full")
+    every = [*sorted(plugins.names("methods"), key=lambda name: name != "full"), *VARIANTS]
     parser.add_argument("folder", type=Path)
     parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"default all: {', '.join(every)}")
     parser.add_argument(
