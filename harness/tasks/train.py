@@ -69,7 +69,7 @@ class Train(Task):
     points: Annotated[int, Within(1)] = 200
     launch: Literal["graph", "call"] = "graph"
     sums: Literal["ordered", "free"] = "ordered"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     headline: ClassVar[str] = "heldout_perplexity"
     better: ClassVar[Literal["lower", "higher"]] = "lower"
     ranks: ClassVar[Literal["tensor", "data"]] = "data"

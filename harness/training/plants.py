@@ -33,6 +33,7 @@ from .wording import CITIES, HOPS, THINGS, Dice, texts
 KINDS = ("facts", "variables", "words", "keys", "copies", "passkeys")
 GROUNDS = {"variables": "lines", "passkeys": "filler"}  # what half of a kind's rows are made of in place of text
 DIGITS, ASKED, CONFUSED, LISTED, COUNTED = 5, 3, 3, 0.5, 5.0
+OPENS = 0.2  # of the rows with facts begin with one: a text's first tokens draw attention of all, and are read badly
 Line = tuple[list[Ints], list[float]]  # pieces of an insert, and what they weigh
 
 
@@ -94,10 +95,11 @@ class Plants:
         return self._told_and_asked(len(hay_RL), 8, min(8, max(2, hay_RL.shape[1] // 512)), dice)
 
     def _told_and_asked(self, rows: int, facts: int, asked: int, dice: Dice) -> Inserts:
-        """Facts anywhere; each asked for after it was told."""
+        """Facts anywhere, in OPENS of the rows one at the very start; each asked for after it was told."""
         number = self._confused(rows, facts, dice)
         digits = dice.integers(10, size=(rows, facts, DIGITS))
         told_at = dice.random((rows, facts)) * (1.0 if facts == asked else 0.9)  # then questions have the end for them
+        told_at[dice.random(rows) < OPENS, 0] = 0.0
         which = dice.random((rows, facts)).argsort(1)[:, :asked]
         pick = np.take_along_axis
         after = pick(told_at, which, 1)

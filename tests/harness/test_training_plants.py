@@ -162,6 +162,16 @@ def test_facts_are_told_apart_by_thing_and_city(shards, kind):
     assert shared >= (kind == "keys")
 
 
+@pytest.mark.parametrize("kind", ["facts", "keys"])
+def test_some_rows_begin_with_a_fact(shards, kind):
+    """A needle at depth 0 is a text's first token: a model that never saw a fact there does not find it."""
+    rows = [row for seed in range(40) for row in planted(shards, kind, seed)[1]]
+    told = [re.match(r" The ([a-z]+ [a-z]+|[a-z]+) of ([A-Z][a-z]+) is (\d{5})\.", row) for row in rows]
+    assert 0.1 < sum(map(bool, told)) / len(rows) < 0.3
+    asked = [f"? The {m[1]} of {m[2]} is {m[3]}." in row for m, row in zip(told, rows, strict=True) if m]
+    assert any(asked) if kind == "keys" else all(asked)
+
+
 @pytest.mark.parametrize(("kind", "piece", "alphabet"), [("words", "word", 26), ("variables", "name", 26)])
 def test_made_up_names_are_drawn_from_all(kind, piece, alphabet):
     """Names of the alphabet's first half alone, or a few hundred, would be known by heart, and others not found."""
