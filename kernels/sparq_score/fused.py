@@ -29,7 +29,7 @@ def sparq_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, score_ptr, sums_ptr, scale,
                        COMPONENTS: tl.constexpr, SPLITS: tl.constexpr, TILES: tl.constexpr, ALIGN: tl.constexpr,
                        BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr,
                        BLOCK_COMPONENTS: tl.constexpr, UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
-    """Score a run of tiles of one (sequence, KV head); the grid is (B * G * X,), blocks of a pair side by side.
+    """Score a run of tiles of one (sequence, KV head); the grid is (B * G, X).
 
     Args:
         q_ptr: Queries.
@@ -60,26 +60,21 @@ def sparq_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, score_ptr, sums_ptr, scale,
         OVERLAP: Whether the launch overlaps the kernel before.
     """
     start_after_others(OVERLAP)
-    pair, split = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS
+    pair, split = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // KV_HEADS).to(tl.int64), (pair % KV_HEADS).to(tl.int64)
     lo, hi = tl.load(lo_ptr + batch), tl.load(hi_ptr + batch)
     member, column, row = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_ROWS)
     in_group = (member < GROUP)[:, None]
     q_rows = q_ptr + batch * q_batch + (head * GROUP + member)[:, None] * q_head
-    given = tl.load(q_rows + column[None, :], mask=in_group & (column < DIM)[None, :], other=0.0)
-    whole = given.to(tl.float32)
+    whole = tl.load(q_rows + column[None, :], mask=in_group & (column < DIM)[None, :], other=0.0).to(tl.float32)
     size = tl.where(column < DIM, tl.sum(tl.abs(whole), 0), -1.0)
     # the place of each component among all, by counting those before it
     ahead = (size[None, :] > size[:, None]) | ((size[None, :] == size[:, None]) & (column[None, :] < column[:, None]))
     place = tl.sum(ahead.to(tl.int32), 1)
     slot = tl.arange(0, BLOCK_COMPONENTS)
+    component = tl.sum(tl.where(place[None, :] == slot[:, None], column[None, :], 0), 1)
     chosen = slot < COMPONENTS
-    taken = (place[:, None] == slot[None, :]) & chosen[None, :]
-    component = tl.sum(tl.where(taken, column[:, None], 0), 0)
-    # a product picks the components of the queries, exactly: a second load would be waited for
-    if UPCAST:
-        given = whole
-    q = tl.dot(given, taken.to(given.dtype), input_precision="ieee").to(given.dtype)
+    q = tl.load(q_rows + component[None, :], mask=in_group & chosen[None, :], other=0.0)
     held = tl.sum(tl.where(place < COMPONENTS, tl.abs(whole), 0.0), 1)
     part = tl.where(held > 0.0, held, 1.0) / tl.where(held > 0.0, tl.sum(tl.abs(whole), 1), 1.0)
     factor = scale * tl.rsqrt(part)
@@ -89,18 +84,20 @@ def sparq_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, score_ptr, sums_ptr, scale,
     out = score_ptr + pair.to(tl.int64) * GROUP * rows + member.to(tl.int64)[:, None] * rows
     top = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_GROUP], tl.float32)
+    if UPCAST:
+        q = q.to(tl.float32)
     for tile in range(first, tl.minimum(first + TILES * BLOCK_ROWS, rows), BLOCK_ROWS):
         at = tile + row
         seen = (at >= lo) & (at < hi)
         near = (at >= begin) & (at < reach)
-        # keys leave the second cache to the scores, which are read again
+        # keys pass through the second cache, and leave it to the scores, which are read again
         inside = chosen[:, None] & near[None, :]
         k = tl.load(k_tile + at[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
         if UPCAST:
             k = k.to(tl.float32)
         score = tl.dot(q, k, input_precision="ieee") * factor[:, None]
         score = tl.where(seen[None, :] & in_group, score, float("-inf"))
-        tl.store(out + at[None, :], score, mask=in_group & (at < rows)[None, :])
+        tl.store(out + at[None, :], score, mask=in_group & (at < rows)[None, :], eviction_policy="evict_last")
         new_top = tl.maximum(top, tl.max(score, 1))
         base = tl.where(new_top == float("-inf"), 0.0, new_top)
         total = total * tl.exp2((top - base) * LOG2_E) + tl.sum(tl.exp2((score - base[:, None]) * LOG2_E), 1)
@@ -236,7 +233,7 @@ def sparq_score(
     made = [(batch, groups, rows), (batch, heads, rows), (batch, heads), (batch * heads, plan.splits, 2)]
     rank_BGS, score_BHS, lse_BH, sums = (torch.empty(shape, dtype=torch.float32, device=q_BHD.device) for shape in made)
     shared = {"KV_HEADS": groups, "GROUP": group, "SPLITS": plan.splits, **overlap(q_BHD.device)}
-    sparq_score_kernel[(batch * groups * plan.splits,)](
+    sparq_score_kernel[(batch * groups, plan.splits)](
         q_BHD, k_BGDS, lo_B, hi_B, score_BHS, sums, scale, rows, *q_BHD.stride()[:2],
         *k_BGDS.stride()[:3], DIM=dim, COMPONENTS=components, ALIGN=aligned_rows(k_BGDS),
         TILES=triton.cdiv(triton.cdiv(rows, plan.block_rows), plan.splits), BLOCK_ROWS=plan.block_rows,
