@@ -75,4 +75,4 @@ def flops(case: Case) -> int:
     return 2 * case.batch * case.q_heads * case.rows * case.low_dims
 
 
-OP = Op("sparq_score", "3", __name__, sparq_score, make, moved_bytes, flops, CASES, compare_all)
+OP = Op("sparq_score", "2", __name__, sparq_score, make, moved_bytes, flops, CASES, compare_all)

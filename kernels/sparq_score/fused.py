@@ -174,10 +174,9 @@ def sparq_plan(pairs: int, rows: int, components: int, item_bytes: int, multipro
         The plan.
     """
     most_rows, tile_bytes = (512, 2 * TILE_BYTES) if rows > SHORT_ROWS else (256, TILE_BYTES)
-    row_bytes = power_of_2(max(16, components)) * item_bytes
-    block_rows = min(most_rows, max(16, tile_bytes // row_bytes))
+    block_rows = min(most_rows, max(16, tile_bytes // (power_of_2(max(16, components)) * item_bytes)))
     splits = choose_splits(pairs, -(-rows // block_rows), 2 * multiprocessor_count, START_TILES)
-    return Plan(block_rows, splits, num_warps=4, num_stages=3 if block_rows * row_bytes > TILE_BYTES else 4)
+    return Plan(block_rows, splits, num_warps=4, num_stages=3)
 
 
 def aligned_rows(k_BGDS: torch.Tensor) -> int:
