@@ -72,6 +72,7 @@ def test_a_dense_prompt_is_dense(name, args, basis, model):
 @pytest.mark.parametrize(("name", "args"), gap_cases())
 def test_unequal_lengths(name, args, basis, model):
     """A text whose result depends on who shares its batch would make scores depend on the batch size."""
+    model = model.double()  # other shapes round otherwise, and in float32 that turned what was nearly a tie
     method, lengths = make_method(name, args), (40, 33, 29)
     texts = [tokens(1, n, seed=n) for n in lengths]
     ids = torch.cat(
