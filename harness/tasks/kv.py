@@ -43,14 +43,15 @@ class Kv(Task):
     def question(self, session: Session, number: int) -> Question:
         """The number-th object, the same for every method."""
         dice = random.Random(f"{session.cell.seed}-{self.length}-{self.digits}-{number}")  # noqa: S311 - no secret
-        head, pairs = session.encode("Extract the value of the key from the JSON object.\n\n{"), {}
+        head = session.encode("Extract the value of the key from the JSON object.\n\n{")
         body: list[int] = []
+        pairs: dict[str, str] = {}
         turn = len(session.encode(self._ask("0"))) - 1 + 2 * self.digits + AROUND  # at most a token a digit
         room = self.length - len(head) - self.asked * turn
         while True:
             key, value = (f"{dice.randrange(10**self.digits):0{self.digits}d}" for _ in range(2))
             piece = session.encode(f'"{key}": "{value}",\n')
-            if len(body) + len(piece) > room:
+            if len(body) + len(piece) > room or len(pairs) == 10**self.digits:  # no key is left
                 break
             if key not in pairs:
                 body += piece

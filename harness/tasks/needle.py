@@ -73,6 +73,8 @@ class Needle(Task):
         turns = tuple(session.encode(fact.question) for fact in asked)
         needles = [session.encode(fact.sentence) for fact in drawn.facts]
         taken = sum(map(len, [*needles, *turns])) + new * len(turns)
+        if taken >= self.length:
+            raise ValueError(f"needle: facts, questions and answers take {taken} of {self.length} tokens: raise length")
         prose = hay.prose(drawn.dice, self.length - taken)
         context, places = plant(session, prose, zip(drawn.depths, needles, strict=True))
         where = {"length": self.length, "depth": drawn.depth, "repeat": drawn.repeat, "placed": places[0]}

@@ -131,6 +131,12 @@ def test_pairs_are_asked_in_turns(made):
     )  # one more pair has no room
 
 
+def test_pairs_end_where_no_key_is_left(made):
+    """Broken: of a hundred keys of two digits a hundred and first is looked for, for ever."""
+    (text, _), *_ = made(Kv(length=4096, digits=2, samples=1))
+    assert len(set(re.findall(r'"(\d\d)": "\d\d"', text))) == 100
+
+
 @pytest.mark.parametrize(
     ("task", "said"),
     [
@@ -143,6 +149,13 @@ def test_a_length_that_is_too_short_is_said(made, task, said):
     """lm-eval's generators never return on some of these."""
     with pytest.raises(ValueError, match=said):
         made(task)
+
+
+def test_facts_that_do_not_fit_are_said(under):
+    """Broken: a longer haystack is asked for, which would not help."""
+    task = Needle(length=200, keys=8, asked=8)
+    with under() as session, pytest.raises(ValueError, match=r"take \d+ of 200 tokens: raise length"):
+        task.question(session, Haystack(session, "prose"), task.drawn(session, 0.5, 0), 6)
 
 
 def test_judges_of_long_context_tasks(under):
