@@ -100,7 +100,8 @@ def score_and_weigh_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_pt
         tl.store(out + kept + through - 1, at, mask=passing)
         kept += tl.max(through, 0)
         own = best[:, None] if LINES == 1 else score
-        # What is not counted is multiplied by zero, so it must be finite; of a NaN that makes NaN, which is told.
+        # What is not counted is multiplied by zero, so it must be finite; of a NaN that makes NaN, which is told. An
+        # infinite score is one that is capped.
         weight = tl.exp2(tl.minimum(own * scale_log2 - base, CAP, propagate_nan=tl.PropagateNan.ALL))
         whole += weight * seen.to(tl.float32)[:, None]
         chosen += weight * passing.to(tl.float32)[:, None]

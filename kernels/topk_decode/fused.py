@@ -130,7 +130,9 @@ def in_three_launches(
     heads, (batch, groups, rows) = q_BHD.shape[1], rank_k_BGSR.shape[:3]
     sets, device = heads if reduce == "none" else groups, q_BHD.device
     index_BNK, count_BN = empty_choice(batch, sets, max(1, width), device)
-    out_BHD, plan = q_BHD.new_empty(q_BHD.shape), attend_plan(k_BGSD, v_BGSD, index_BNK, rows)
+    out_BHD = q_BHD.new_empty(q_BHD.shape)
+    parts = parts_of(batch, groups, heads, sets, halves or halves_of(device, batch * sets, rows, reduce))
+    plan = attend_plan(q_BHD, k_BGSD, v_BGSD, index_BNK) if len(parts) == 1 else None  # halves would leave SMs idle
 
     def score(part: Part) -> Scored:
         ranked = rank_q_BHR[part.texts, part.heads], rank_k_BGSR[part.texts, part.groups]
@@ -142,7 +144,7 @@ def in_three_launches(
         cache = k_BGSD[part.texts, part.groups], v_BGSD[part.texts, part.groups]
         gather_decode(q_BHD[part.texts, part.heads], *cache, *chosen, scale, plan, out_BHD[part.texts, part.heads])
 
-    first, *rest = parts_of(batch, groups, heads, sets, halves or halves_of(device, batch * sets, rows, reduce))
+    first, *rest = parts
     scored = score(first)
     if rest:
         # The second half is scored after the first, not beside it: else both would choose at the same time.
@@ -177,23 +179,26 @@ def scores_of(
     return *scores_told(q_BHR, k_BGSR, lo_B, hi_B, reduce, clear=board), board
 
 
-def attend_plan(k_BGSD: torch.Tensor, v_BGSD: torch.Tensor, index_BNK: torch.Tensor, rows: int) -> Plan | None:
+def attend_plan(
+    q_BHD: torch.Tensor, k_BGSD: torch.Tensor, v_BGSD: torch.Tensor, index_BNK: torch.Tensor
+) -> Plan | None:
     """Cut the attention behind a choice.
 
     Args:
+        q_BHD: (B, H, D) queries.
         k_BGSD: (B, G, S, D) keys.
         v_BGSD: (B, G, S, D) values.
         index_BNK: Rows of all sets.
-        rows: S.
 
     Returns:
         The plan; nothing where `gather_decode` has its own.
     """
-    if rows <= MOST_ROWS:
+    if k_BGSD.shape[2] <= MOST_ROWS:
         return None
     (batch, sets, width), device = index_BNK.shape, k_BGSD.device
     dim, item_bytes = max(k_BGSD.shape[3], v_BGSD.shape[3]), k_BGSD.element_size()
-    return long_gather_plan(batch * sets, width, dim, item_bytes, multiprocessors(device), shared_bytes(device))
+    given = (batch * sets, q_BHD.shape[1] // sets, width, dim, item_bytes)
+    return long_gather_plan(*given, multiprocessors(device), shared_bytes(device))
 
 
 def parts_of(batch: int, groups: int, heads: int, sets: int, halves: int) -> list[Part]:

@@ -232,10 +232,14 @@ class StreamingLlm(Method):
         """Cut what no later row will attend; note what the prompt left."""
         if call.phase == "prefill":
             memory.allowed = self._rows_BT(memory, call)[:, -1]
-            there = bool((call.context_BT[:, -1] >= self.sinks).all())
-            memory.given = {**memory.given, ALL_SINKS: torch.tensor(there)}
+            if self.positions == "cache" and self.sinks:
+                memory.given = {**memory.given, ALL_SINKS: call.once((ALL_SINKS, self.sinks), lambda: self._all(call))}
         if self.decode == "slide" or call.phase == "prefill":
             self._cut(memory, call)
+
+    def _all(self, call: Call) -> Tensor:
+        """Whether each prompt has all sinks, on the CPU: later rows ask it."""
+        return torch.tensor(bool((call.context_BT[:, -1] >= self.sinks).all()))
 
     def _cut(self, memory: Memory, call: Call) -> None:
         if memory.clock is not None or memory.keys.view.shape[2] <= self._full(memory, 1):

@@ -100,16 +100,18 @@ def test_weights_that_leave_float32_are_summed_again(case, theta, least, twin, d
 
 
 class Recorder:
-    """Stands for the second launch, and keeps the sums that the first one gave it."""
+    """Stands for the second launch: keeps the sums that the first one gave it, and the ranks of sets scored again."""
 
     def __init__(self, kernel):
-        self.kernel, self.sums = kernel, None
+        self.kernel, self.sums, self.ranks = kernel, None, None
 
     def __getitem__(self, grid):
         def launch(*arguments, **options):
             self.sums = next(
                 each for each in arguments if torch.is_tensor(each) and each.ndim == 4 and each.shape[-1] == 2
             )
+            self.ranks = arguments[11].fill_(torch.nan)  # written for sets that are scored again
+            assert self.ranks.ndim == 3
             self.kernel[grid](*arguments, **options)
 
         return launch
@@ -136,6 +138,7 @@ def assert_sums_need_no_second_look(inputs, monkeypatch):
     rows, shares = definition(**inputs)
     torch.testing.assert_close(share_BH.double().cpu(), shares, rtol=1e-4, atol=1e-6)
     assert count_BGX.sum(-1).flatten().tolist() == [len(chosen) for chosen in rows.values()]
+    assert bool(recorder.ranks.isnan().all())
     whole, kept = recorder.sums.double().cpu().sum(2).unbind(-1)
     seen = (inputs["hi_B"] > inputs["lo_B"]).cpu()
     assert bool((whole[seen] >= SMALLEST).all() & whole.isfinite().all())

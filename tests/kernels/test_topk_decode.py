@@ -168,16 +168,17 @@ def test_long_rows_are_chosen_from_by_what_scores_tell(reduce, device, monkeypat
 
 def test_attention_behind_long_rows_has_one_block_an_sm():
     """Broken: large tiles are asked for where shared memory, sets or chosen rows are too few for them."""
-    assert long_gather_plan(8, 32768, 128, 2, 132, HOPPER_SHARED_BYTES) == Plan(128, 16, 4, 6)
-    assert long_gather_plan(8, 32768, 64, 2, 132, HOPPER_SHARED_BYTES).block_rows == 256
+    assert long_gather_plan(8, 4, 32768, 128, 2, 132, HOPPER_SHARED_BYTES) == Plan(128, 16, 4, 6)
+    assert long_gather_plan(8, 4, 32768, 64, 2, 132, HOPPER_SHARED_BYTES).block_rows == 256
     refused = {
-        "float32": (8, 32768, 128, 4, 132),
-        "many sets": (128, 32768, 128, 2, 132),
-        "few rows": (8, 4096, 128, 2, 132),
+        "float32": (8, 4, 32768, 128, 4, 132),
+        "many sets": (128, 4, 32768, 128, 2, 132),
+        "few rows": (8, 4, 4096, 128, 2, 132),
+        "wide queries": (8, 128, 65536, 256, 2, 132),  # compiled, it takes 262656 bytes
     }
     assert not any(long_gather_plan(*given, HOPPER_SHARED_BYTES) for given in refused.values())
-    assert long_gather_plan(50, 32768, 128, 2, 132, HOPPER_SHARED_BYTES) is None  # a quarter of the SMs would idle
-    assert long_gather_plan(8, 32768, 128, 2, 108, 163 * 1024) is None
+    assert long_gather_plan(50, 4, 32768, 128, 2, 132, HOPPER_SHARED_BYTES) is None  # a quarter of the SMs would idle
+    assert long_gather_plan(8, 4, 32768, 128, 2, 108, 163 * 1024) is None
 
 
 def test_attention_in_large_tiles_is_to_the_rows_chosen(device, monkeypatch):
@@ -186,14 +187,14 @@ def test_attention_in_large_tiles_is_to_the_rows_chosen(device, monkeypatch):
     monkeypatch.setattr("lacuna.kernels.select_topk.fused.MOST_ROWS", 16)
     planned = []
     monkeypatch.setattr(
-        "lacuna.kernels.topk_decode.fused.multiprocessors", lambda _: 2
-    )  # as many as blocks of the only set, on a GPU too
+        "lacuna.kernels.topk_decode.fused.multiprocessors", lambda _: 4
+    )  # as many as blocks of both sets, on a GPU too
     plan_of = long_gather_plan
     monkeypatch.setattr(
         "lacuna.kernels.topk_decode.fused.long_gather_plan",
         lambda *given: planned.append(plan_of(*given)) or planned[-1],
     )
-    case = ops.Case("long", 1, 4, 1, 3001, head_dim=64, low_dims=16, kept=2100, dtype="float16")
+    case = ops.Case("long", 1, 8, 2, 3001, head_dim=64, low_dims=16, kept=2100, dtype="float16")
     inputs = ops.inputs_of("topk_decode", case, device, "float16") | {"reduce": "max"}
     for name in ("rank_q_BHR", "rank_k_BGSR"):
         inputs[name] = (inputs[name] * 2).round().clamp(-3, 3)

@@ -102,7 +102,7 @@ def walk_pair_kernel(q_ptr, k_ptr, weight_ptr, mark_ptr, number_ptr, budget_ptr,
         two_next = tl.load(line + second + after * WIDE + column, mask=reach, other=0.0)
         real, full = now >= 0, count + 1 > budget
         # Marks are not negative, so their bits are ordered as they are; of equal ones the oldest comes first. Which
-        # it is, its column tells: the compiler may hold marks twice, summed in another order, and not equal.
+        # it is, its column tells.
         order = (mark.to(tl.int32, bitcast=True).to(tl.int64) << 32) | column.to(tl.int64)
         seen = (held > 0.0) | (column == own)
         old = tl.where(number <= now - recent, order, NONE)
