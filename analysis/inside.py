@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from numpy.typing import NDArray
 
 from .headlines import DENSE
-from .label import tell_apart
+from .label import in_order, tell_apart
 from .study import Study
 from .style import look
 
@@ -31,6 +31,7 @@ MOST_NUMBERS = 10  # rows or columns of a map that still leave room for numbers
 DARK = 0.6  # below this share of its scale viridis is too dark for black letters
 MOST_LINES = 16
 LINES = ("-", "--", ":", "-.")
+TEXTS = ("corpus", "heldout", "haystack")  # arguments that may be files, which folder they lie in says nothing
 Row = Mapping[Any, Any]
 
 
@@ -83,7 +84,7 @@ def sparse(study: Study, task: str, *fields: str) -> pd.DataFrame:
 
 def wheres(found: pd.DataFrame) -> list[pd.DataFrame]:
     """A table for each panel's heading."""
-    return [rows for _, rows in found.groupby("where", sort=True)]
+    return in_order(found, ["where"])
 
 
 def _with(samples_json: str, fields: Sequence[str]) -> list[dict[str, Any]]:
@@ -105,14 +106,19 @@ def _asked(args: Mapping[str, Any], without: Sequence[str], prefix: str = "") ->
     kept = {k: v for k, v in args.items() if prefix + k not in without}
     inner = {k: _asked(v, without, f"{prefix}{k}.") for k, v in kept.items() if isinstance(v, Mapping)}
     plain = {k: v for k, v in kept.items() if k not in inner}
-    named = {"corpus": corpus_of(kept)} if "corpus" in kept else {}
+    named = {name: _of_files(kept[name]) for name in TEXTS if name in kept}
     # the arguments of a single calibration need no name before them
     return {**plain, **named, **({"args": next(iter(inner.values()))} if len(inner) == 1 else inner)}
 
 
 def corpus_of(args: Mapping[str, Any]) -> str:
     """The name of a corpus; of a file, its own name without the folders."""
-    return Path(str(args.get("corpus", ""))).name
+    return _of_files(args.get("corpus", ""))
+
+
+def _of_files(value: Any) -> str:
+    """A file without its folders, or several."""
+    return ", ".join(Path(str(one)).name for one in (value if isinstance(value, list | tuple) else [value]))
 
 
 def heading(*parts: str, wide: int = WIDE) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
@@ -16,6 +17,7 @@ from .headlines import UNITS, headline
 UNUSED = ("trace", "provenance_json", "artifact_json", "host", "gpu", "started", "seconds")
 SETTING = ("dtype", "device", "ranks", "prefill", "query_aware")
 WIDE = 36  # letters above a panel
+NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.])")  # no part of a word, or of a version
 
 
 def label_cells(frame: pd.DataFrame) -> pd.DataFrame:
@@ -66,6 +68,17 @@ def title(points: pd.DataFrame) -> str:
     pooled = sorted(set(points["pooled"]) - {""})
     said = f"{pooled[0]}, together" if len(pooled) == 1 else "several arguments together" if pooled else ""
     return "\n".join(text for text in (fill(condition(points.iloc[0]), WIDE), said) if text)
+
+
+def by_number(labels: pd.Series) -> pd.Series:
+    """Keys that sort labels as a reader does: `prompt=4096` before `prompt=32768`."""
+    return labels.map(lambda label: NUMBER.sub(lambda found: f"{float(found[0]):020.6f}", str(label)))
+
+
+def in_order(found: pd.DataFrame, by: Sequence[str]) -> list[pd.DataFrame]:
+    """Rows of equal labels, in the order of these."""
+    names = list(by)
+    return [rows for _, rows in found.sort_values(names, key=by_number, kind="stable").groupby(names, sort=False)]
 
 
 def _parsed(text: str, kind: type) -> Any | None:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from . import significance, stats
 from .headlines import DENSE
-from .label import label_cells
+from .label import by_number, label_cells
 from .pool import Pool, Rows, grouped
 
 HARD = ("model_label", "dtype", "device", "ranks", "task_label")  # a baseline agrees in these, always
@@ -103,8 +103,9 @@ def from_cells(cells: pd.DataFrame) -> pd.DataFrame:
     table["p_holm"] = significance.holm(table["p"].to_numpy(dtype=float))
     table["order"] = (table["method"] != DENSE).astype(int)
     table["falling"] = -table.groupby(["model", "setting", "method_label"])["density"].transform("mean").fillna(-1)
-    keys = ["model", "setting", "order", "method", "falling", "method_label", "task_label"]
-    return table.sort_values(keys, kind="stable").drop(columns=["order", "falling"]).reset_index(drop=True)
+    keys = ["model", "setting", "order", "method", "falling", "method_label", "asked"]
+    table["asked"] = by_number(table["task_label"])
+    return table.sort_values(keys, kind="stable").drop(columns=["order", "falling", "asked"]).reset_index(drop=True)
 
 
 def estimates(pools: Sequence[Pool]) -> list[dict[str, Any]]:

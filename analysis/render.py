@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
+from .label import in_order
 from .points import points
 from .table import TextTable, lay_out, short_cells
 
@@ -67,7 +68,7 @@ def terminal_tables(found: pd.DataFrame, by: str) -> str:
     if by == "method":
         return aligned(lay_out(found, short_cells))
     column = "task_label" if by == "task" else by
-    groups = [(str(name), rows) for name, rows in found.groupby(column, sort=True)]
+    groups = [(str(rows[column].iloc[0]), rows) for rows in in_order(found, [column])]
     return "\n".join(f"{by} {name}\n\n{aligned(lay_out(rows, short_cells))}" for name, rows in groups)
 
 

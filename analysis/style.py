@@ -22,6 +22,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
 from ..results.plugins import names
+from .label import in_order
 
 Group = TypeVar("Group")
 COLUMN = 3.4  # inches: one column of a two-column paper
@@ -43,8 +44,8 @@ class Look:
 
 
 # Okabe and Ito's palette
-BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE, GREY = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999"
+BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE, GREY, VIOLET = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999", "#8A2BE2"
 )  # fmt: skip
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = "os^DvP"
@@ -64,7 +65,7 @@ LOOKS: Mapping[str, Look] = {
     "top_theta": Look(SKY, "v"),
     "quest": Look(ORANGE, "v"),
     "landmark": Look(ORANGE, "P"),
-    "loki_theta": Look(BLUE, "P"),
+    "loki_theta": Look(VIOLET, "P"),
     "snapkv": Look(GREY, "X"),
     "pca_attn": Look(ORANGE, "X"),
     "pyramidkv": Look(BLUE, "<"),
@@ -143,7 +144,7 @@ def dealt(found: pd.DataFrame, by: Sequence[str]) -> tuple[list[pd.DataFrame], s
     times = -(-len(methods) // (MOST_LINES - 1))
     kept, note = (found, "") if times * whole <= MOST_DEALT else fewer(found, "method")
     hands = [set(hand) for hand in np.array_split(methods, times)] if kept is found else [set(methods)]
-    groups = [g for _, g in kept.groupby(list(by), sort=True)]
+    groups = in_order(kept, by)
     several = [g[g["is_dense"].astype(bool) | g["method"].isin(hand)] for hand in hands for g in groups]
     return [g for g in several if not g["is_dense"].all()] or groups, note
 

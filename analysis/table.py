@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .label import by_number
 from .numbers import letter, number, over_all, signed, span, times
 from .points import points
 from .significance import holm
@@ -106,7 +107,7 @@ def about(found: pd.DataFrame) -> str:
 
 
 def _sentences(found: pd.DataFrame) -> Iterator[str]:
-    counts = found[found["n"] > 0].groupby("heading", sort=True)["n"].agg(["min", "max"])
+    counts = found[found["n"] > 0].groupby("heading", sort=False)["n"].agg(["min", "max"])
     if counts.empty:
         yield "No cell has samples."
         return
@@ -146,7 +147,8 @@ def _pooled(found: pd.DataFrame) -> Iterator[str]:
 
 def _detectable(found: pd.DataFrame) -> Iterator[str]:
     # the median of a column: one number a reader can hold a loss against
-    middle = found[np.isfinite(found["detectable"])].groupby(["is_time", "heading"], sort=True)["detectable"].median()
+    known = found[np.isfinite(found["detectable"])].sort_values("is_time", kind="stable")
+    middle = known.groupby(["is_time", "heading"], sort=False)["detectable"].median()
     texts = [f"{head} {times(value) if is_time else number(value)}" for (is_time, head), value in middle.items()]
     if texts:
         yield f"Smallest change that so many samples would show in four runs of five: {', '.join(texts)}."
@@ -181,7 +183,7 @@ def _heads(found: pd.DataFrame) -> list[Head]:
     # scores first, then times: the order in which the table is read
     names = ["is_time", "heading", "better"]
     there = found.assign(energy=found["energy"].notna(), naive=found["naive"].notna())
-    groups = there.groupby(names, sort=True)[["energy", "naive"]].any().reset_index()
+    groups = there.groupby(names)[["energy", "naive"]].any().reset_index().sort_values(names, key=by_number)
     return [Head(str(h), str(b), bool(t), bool(e), bool(n)) for t, h, b, e, n in groups.itertuples(index=False)]
 
 

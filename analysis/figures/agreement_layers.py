@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..inside import inside, layer_axis, stroked
+from ..inside import inside, layer_axis, stroked, wheres
 from ..study import Study
 from ..style import COLUMN, sheet
 
@@ -28,7 +28,7 @@ def draw(study: Study) -> Figure:
         ValueError: no cell of the task ended well.
     """
     found = inside(study, "agreement", "layer", "set", *MEASURES)
-    groups = [(rows, name) for _, rows in found.groupby("where", sort=True) for name in MEASURES]
+    groups = [(rows, name) for rows in wheres(found) for name in MEASURES]
     return sheet(groups, 2, COLUMN, 2.4, lambda axis, pair: _panel(axis, *pair))
 
 

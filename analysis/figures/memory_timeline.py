@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..inside import heading, inside, stroked
+from ..inside import heading, inside, stroked, wheres
 from ..study import Study
 from ..style import COLUMN, sheet
 
@@ -39,7 +39,7 @@ def draw(study: Study) -> Figure:
         ValueError: no cell says what it held.
     """
     found = inside(study, "decode_time", "after", "tokens", "held_bytes")
-    groups = [rows for _, rows in found.groupby("where", sort=True)]
+    groups = wheres(found)
     wanted = [Panel(rows, kind) for rows, kind in itertools.product(groups, KINDS) if _has(rows, kind)]
     return sheet(wanted, 2, COLUMN, 2.4, _panel)
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ..label import title
+from ..label import in_order, title
 from ..study import Study
 from ..style import fewer, look, sheet, whiskers
 
@@ -30,7 +30,7 @@ def draw(study: Study) -> Figure:
     if found.empty or found["is_dense"].all():
         raise ValueError("needs a cell of a task with a score and one of decode_time that ended well, of one method")
     found, note = fewer(found, "method")
-    groups = [g for _, g in found.groupby(["model", "setting", "task_label"], sort=True)]
+    groups = in_order(found, ["model", "setting", "task_label"])
     return sheet(groups, min(3, len(found["task_label"].unique())), 2.5, 2.2, _panel, note)
 
 

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .. import stats
+from ..label import in_order
 from ..study import Study
 from ..style import COLUMN, MOST_PANELS, fewer, filled, look, sheet, whiskers
 
@@ -30,7 +31,7 @@ def draw(study: Study) -> Figure:
         ValueError: no task has samples with a score at two lengths.
     """
     cells, note = fewer(_planted(study.cells))
-    parts = [rows for _, rows in cells.groupby(["model_label", "setting", "task_label"], sort=True)]
+    parts = in_order(cells, ["model_label", "setting", "task_label"])
     groups = [_shares(rows) for rows in parts[:MOST_PANELS]] + parts[MOST_PANELS:]
     if not any(len(rows["length"].unique()) > 1 for rows in groups[:MOST_PANELS]):
         raise ValueError("needs a cell of a task with planted facts (needle, passkey) that ended well, at two lengths")

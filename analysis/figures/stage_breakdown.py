@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..bench import decode
-from ..inside import MOST_LINES, heading, inside
+from ..inside import MOST_LINES, heading, inside, wheres
 from ..study import Study
 from ..style import COLUMN, legend, panels, paper
 
@@ -73,7 +73,7 @@ def _steps(study: Study) -> list[pd.DataFrame]:
     if profiled.empty:
         return []
     found = inside(Study(profiled), "decode_time", "ms")
-    return [rows.head(MOST_LINES) for _, rows in found.groupby("where", sort=True)]
+    return [rows.head(MOST_LINES) for rows in wheres(found)]
 
 
 def _step_panel(axis: Axes, rows: pd.DataFrame) -> None:

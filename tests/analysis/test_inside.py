@@ -16,6 +16,15 @@ def test_cells_that_differ_have_labels_that_differ(make):
     assert list(frame["method_label"]) == ["topk k=0.5", "topk k=0.25"] * 2
 
 
+def test_files_are_named_without_their_folders(make):
+    """Broken: of several files half a name is left, or the same text in two folders looks like two texts."""
+    files = (["old/a.tar", "old/b.tar"], ["new/a.tar"])
+    texts = [{"corpus": c, "heldout": f"{c[0][:3]}/val.gz", "tokens": 1} for c in files]
+    found = [make.record(make.cell("full", {}, "train", t), {"loss": 1.0}, [{"tokens": 1, "loss": 1.0}]) for t in texts]
+    frame = inside(Study(to_frame(found)), "train", "tokens", "loss")
+    assert sorted(frame["asked"]) == ["corpus=a.tar", "corpus=a.tar, b.tar"]
+
+
 def test_samples_without_the_fields_are_no_analysis(make):
     """Broken: records of an older version end in a KeyError instead of a sentence."""
     found = make.record(make.cell("topk", {}, "output_error"), {"output_error": 0.1}, [{"layer": 0}])

@@ -37,6 +37,13 @@ def test_lengths_of_a_needle_are_pooled_and_contexts_of_a_time_are_not(make):
     assert set(times["task_label"]) == {"decode_time prompt=256", "decode_time prompt=512"}
 
 
+def test_contexts_stand_in_the_order_of_their_numbers(make):
+    """Broken: 1024 tokens stand before 256, since their first digit is smaller."""
+    found = points(to_frame(make.sweep(prompts=(512, 1024, 256))))
+    times = found[(found["method"] == "full") & found["is_time"]]
+    assert list(times["task_label"]) == [f"decode_time prompt={length}" for length in (256, 512, 1024)]
+
+
 def test_differences_use_the_same_samples(make):
     """Broken: a method is compared with dense on needles that only one of them was asked."""
     records = make.sweep()
