@@ -31,9 +31,9 @@ class StreamingLlm(Method):
     budget has, itself included; so many are held. Prompt rows attend everything when the prefill is dense; then the
     prompt is cut. With the paper's positions the sinks' keys are held twice, turned and not, and charged so.
 
-    Arguments: `keep` a share of the prompt (of the row's own causal length where nothing was prefilled), `rows` of each
-    head (the paper: 1024), or `bytes` that a layer holds, `sinks` (the paper: 4) among them; a budget that is smaller
-    has fewer sinks, and its last row. `positions: cache` (paper) counts positions inside the cache, so that the sinks
+    Arguments: `keep` a share of the prompt (of the row's own causal length where nothing was prefilled, and then of the
+    sinks and a row at least), `rows` of each head (the paper: 1024), or `bytes` that a layer holds, `sinks` (the paper:
+    4) among them; a budget that is smaller has fewer sinks, and its last row. `positions: cache` (paper) counts positions inside the cache, so that the sinks
     stay close however long the text; `positions: text` keeps the original ones. `decode: slide` (paper) drops a row for
     each new one; `decode: grow` drops only once, at the end of the prompt, as KVCache-Factory does (with `positions:
     text`; its needle runner has rows - 32 sinks).
@@ -45,7 +45,7 @@ class StreamingLlm(Method):
     sinks: Annotated[int, Within(0)] = 4
     positions: Literal["cache", "text"] = "cache"
     decode: Literal["slide", "grow"] = "slide"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     shape: ClassVar[Literal["direct", "select", "evict"]] = "evict"
 
     def __post_init__(self) -> None:
@@ -135,7 +135,11 @@ class StreamingLlm(Method):
         return memory.numbers_BS(memory.keys.view.shape[0]) - memory.first[:, None]
 
     def _rows_BT(self, memory: Memory, call: Call) -> Tensor:
-        return sliding_rows_BT(self, memory, call, self.cost(memory))
+        rows = sliding_rows_BT(self, memory, call, self.cost(memory))
+        if self.keep is None or memory.prompt is not None or call.phase == "prefill":
+            return rows
+        # a share that grows would begin without room for the sinks, and what was dropped does not come back
+        return torch.maximum(rows, call.context_BT.clamp(max=self.sinks + 1))
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Attend sinks and window of each row; a single row drops first what it will not attend."""

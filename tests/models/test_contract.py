@@ -45,6 +45,17 @@ def test_rows_at_once_equal_rows_one_by_one(name, args, groups, prefill, basis):
 
 
 @pytest.mark.parametrize(("name", "args"), gap_cases())
+def test_rows_without_a_prompt_equal_rows_one_by_one(name, args, basis, model):
+    """A text scored from its first token on would attend rows that a share of few tokens has dropped in generation."""
+    method = make_method(name, args)
+    if not method.vectorised:
+        pytest.skip(f"{name} says itself that it must be fed row by row")
+    ids = tokens(2, 40)
+    once, steps = (run_rows(model, method, ids, basis(), 1, at_once)[0] for at_once in (True, False))
+    torch.testing.assert_close(once, steps, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "args"), gap_cases())
 def test_gaps_change_logits_unless_dense(name, args, basis, model):
     """A method that is bound but does not act would report dense results as sparse."""
     ids = tokens(1, 40)
