@@ -33,10 +33,10 @@ class StreamingLlm(Method):
 
     Arguments: `keep` a share of the prompt (of the row's own causal length where nothing was prefilled, and then of the
     sinks and a row at least), `rows` of each head (the paper: 1024), or `bytes` that a layer holds, `sinks` (the paper:
-    4) among them; a budget that is smaller has fewer sinks, and its last row. `positions: cache` (paper) counts positions inside the cache, so that the sinks
-    stay close however long the text; `positions: text` keeps the original ones. `decode: slide` (paper) drops a row for
-    each new one; `decode: grow` drops only once, at the end of the prompt, as KVCache-Factory does (with `positions:
-    text`; its needle runner has rows - 32 sinks).
+    4) among them; a budget that is smaller has fewer sinks, and its last row. `positions: cache` (paper) counts
+    positions inside the cache, so that the sinks stay close however long the text; `positions: text` keeps the original
+    ones. `decode: slide` (paper) drops a row for each new one; `decode: grow` drops only once, at the end of the
+    prompt, as KVCache-Factory does (with `positions: text`; its needle runner has rows - 32 sinks).
     """
 
     keep: Keep = None
