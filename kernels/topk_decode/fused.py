@@ -127,12 +127,11 @@ def in_three_launches(
     Returns:
         (B, H, D) attention, index_BNK and count_BN.
     """
-    heads, (batch, groups, rows) = q_BHD.shape[1], rank_k_BGSR.shape[:3]
-    sets, device = heads if reduce == "none" else groups, q_BHD.device
-    index_BNK, count_BN = empty_choice(batch, sets, max(1, width), device)
+    (batch, groups, rows), heads, device = rank_k_BGSR.shape[:3], q_BHD.shape[1], q_BHD.device
+    index_BNK, count_BN = empty_choice(batch, sets := heads if reduce == "none" else groups, max(1, width), device)
+    first, *rest = parts_of(batch, groups, heads, sets, halves or halves_of(device, batch * sets, rows, reduce))
+    own = None if rest else attend_plan(q_BHD, k_BGSD, v_BGSD, index_BNK)  # halves of few sets would leave SMs idle
     out_BHD = q_BHD.new_empty(q_BHD.shape)
-    parts = parts_of(batch, groups, heads, sets, halves or halves_of(device, batch * sets, rows, reduce))
-    plan = attend_plan(q_BHD, k_BGSD, v_BGSD, index_BNK) if len(parts) == 1 else None  # halves would leave SMs idle
 
     def score(part: Part) -> Scored:
         ranked = rank_q_BHR[part.texts, part.heads], rank_k_BGSR[part.texts, part.groups]
@@ -142,9 +141,8 @@ def in_three_launches(
         chosen = index_BNK[part.texts, part.sets], count_BN[part.texts, part.sets]
         select_topk(scored[0], wanted_B[part.texts], width, None, chosen, *scored[1:])
         cache = k_BGSD[part.texts, part.groups], v_BGSD[part.texts, part.groups]
-        gather_decode(q_BHD[part.texts, part.heads], *cache, *chosen, scale, plan, out_BHD[part.texts, part.heads])
+        gather_decode(q_BHD[part.texts, part.heads], *cache, *chosen, scale, own, out_BHD[part.texts, part.heads])
 
-    first, *rest = parts
     scored = score(first)
     if rest:
         # The second half is scored after the first, not beside it: else both would choose at the same time.
