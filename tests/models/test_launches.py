@@ -154,7 +154,8 @@ def test_many_rows_make_few_launches(name, args, most, basis, monkeypatch):
     more, fewer = (launches_of_a_piece(layers, name, args, basis(layers=layers)) for layers in (3, 2))
     more.subtract(fewer)
     assert sum(more.values()) <= most, more
-    assert name not in ("h2o", "tova") or not more["_local_scalar_dense"]
+    asks = {"h2o": 0, "tova": 0, "streaming_llm": 1}  # the last the CPU, whether it has all sinks
+    assert more["_local_scalar_dense"] == asks.get(name, more["_local_scalar_dense"])
 
 
 def test_weights_that_are_joined_are_held_once(basis):
