@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from warnings import catch_warnings, filterwarnings
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ..results.plugins import describe, load
@@ -39,6 +40,11 @@ MANY = 1000  # records from which drawing takes longer than to start processes
 MOST = 4  # processes; a login node has other users
 # of widths and heights, tried in turn
 ROOM = ((1.0, 1.0), (1.0, 1.25), (1.0, 1.5), (1.0, 2.0), (1.3, 1.0), (1.3, 1.5), (1.7, 1.5), (2.2, 2.0))
+
+
+# No engine at all: for "none", which is one that does nothing, matplotlib draws a figure twice to save it once; and it
+# chooses the style's engine anew each time that it puts back a None.
+LAID_OUT = {"figure.constrained_layout.use": False}
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ def draw(study: Study, name: str) -> Drawing:
             _lay_out(figure)
     except ValueError as error:  # a figure says so when the records lack what it shows
         return Drawing(name, doc, {}, str(error))
-    with style():
+    with style(), rc_context(LAID_OUT):
         return Drawing(name, doc, {kind: _saved(figure, kind) for kind in FORMATS}, "")
 
 
@@ -159,7 +165,8 @@ def _lay_out(figure: Figure) -> None:
                     break
             else:
                 raise ValueError("its titles and labels leave no room for its panels: choose fewer with --where")
-    figure.set_layout_engine("none")
+    with rc_context(LAID_OUT):
+        figure.set_layout_engine(None)
 
 
 def _saved(figure: Figure, kind: str) -> bytes:
