@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -13,8 +14,9 @@ from ...kernels.theta_decode import OP as THETA_DECODE
 from ...results import rules
 from ...results.fields import ByteCount, Keep, Needs, RowCount, Within
 from .. import attend, many, running, threshold
-from ..budget import Allowance, asks_for_gaps, rows_once
+from ..budget import Allowance, Cost, amount_of, asks_for_gaps, rows_once
 from ..call import Call
+from ..landing import Landing
 from ..ledger import Ledger
 from ..memory import Memory, Site
 from ..method import Method
@@ -95,6 +97,11 @@ class TopTheta(Method):
             running.add(memory, v_BGTD)
         memory.append(k_BGTD, v_BGTD)
 
+    def landing(self, memory: Memory) -> Landing:
+        """The same of a single row, in one launch but for the sum."""
+        landing = Landing.plain(memory)
+        return replace(landing, before=partial(running.add, memory)) if self.vmc == "mean" else landing
+
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Score all rows, compare, attend what is left: one row through the op, many through masks."""
         if call.new == 1 and self.cap == "none" and ledger.watch is None:
@@ -111,14 +118,14 @@ class TopTheta(Method):
         if self.vmc == "mean":
             mean = threshold.per_head(running.mean_BGTD(memory, call), out_BHTD.shape[1])
             out_BHTD = out_BHTD + lack_BHT[..., None] * mean
-        return out_BHTD.masked_fill(call.context_BT[:, None, :, None] == 0, 0)
+        return out_BHTD.masked_fill(call.once("empty", lambda: call.context_BT[:, None, :, None] == 0), 0)
 
     def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         k, v, (lo, hi) = memory.keys.view, memory.values.view, attend.span(memory, call)
         heads = q_BHTD.shape[1]
         theta = threshold.look_up(memory.constants["theta"], call, heads if self.heads == "query" else k.shape[1])
-        theta = theta.masked_fill((call.context_BT <= self._aim(memory, call))[:, None], -torch.inf)[..., 0]
-        given = theta.new_zeros(theta.shape[0], heads)
+        theta = theta.masked_fill(self._stays_dense(memory, call), -torch.inf)[..., 0]
+        given = call.once(("none given", heads), lambda: theta.new_zeros(theta.shape[0], heads))
         if self.sdc == "offline":
             given = threshold.look_up(memory.constants["mass"], call, heads)[..., 0]
         missing = "exact" if self.placement == "post" else MISSING[self.sdc]
@@ -133,7 +140,7 @@ class TopTheta(Method):
         heads, groups = q_BHTD.shape[1], memory.keys.view.shape[1]
         how, sets = ("none", heads) if self.heads == "query" else ("max", groups)
         theta = threshold.look_up(memory.constants["theta"], call, sets)
-        short = (call.context_BT <= self._aim(memory, call))[:, None]
+        short = self._stays_dense(memory, call)
         shift = many.weight_sums(q_BHTD, memory, call) if self.placement == "post" else None
         limit = theta if shift is None else theta.clamp(min=0).log()
         limit = limit.masked_fill(short, -torch.inf)
@@ -182,11 +189,18 @@ class TopTheta(Method):
             above = threshold.most_recent(above, k)
         return threshold.choose(rank, above, context.clamp(max=1), k if self.cap == "best" else context), theta
 
+    def _stays_dense(self, memory: Memory, call: Call) -> Tensor:
+        """Which query rows see no more than the thresholds aim at, [B, 1, T]; the same in all layers of one budget."""
+        key = ("stays dense", amount_of(self, memory.site), self._cost(memory, call))
+        return call.once(key, lambda: (call.context_BT <= self._aim(memory, call))[:, None])
+
+    def _cost(self, memory: Memory, call: Call) -> Cost:
+        sets = call.group if self.heads == "query" else 1
+        return threshold.cost(memory, memory.keys.row_bytes, memory.values.row_bytes * sets)
+
     def _aim(self, memory: Memory, call: Call) -> Tensor:
         """What the thresholds aim at, [B, T]."""
-        sets = call.group if self.heads == "query" else 1
-        cost = threshold.cost(memory, memory.keys.row_bytes, memory.values.row_bytes * sets)
-        return rows_once(self, memory, call, cost)
+        return rows_once(self, memory, call, self._cost(memory, call))
 
     def allowance(self, memory: Memory, call: Call) -> Allowance | None:
         """Only a cap bounds a row's own count."""
@@ -217,5 +231,6 @@ class TopTheta(Method):
         entries = sum(table.shape[0] * table.element_size() for table in memory.constants.values())
         fixed = entries * site.live / max(1, len(site.kv_heads))
         fixed += running.mean_bytes(memory) if self.vmc == "mean" else 0
-        keys = call.context_BT.double() * (site.live * memory.keys.row_bytes)
-        ledger.count(memory, call, read_BGT, keys + fixed, memory.values.row_bytes)
+        keys = site.live * memory.keys.row_bytes
+        beside = call.once(("beside", keys, fixed), lambda: call.context_BT.double() * keys + fixed)
+        ledger.count(memory, call, read_BGT, beside, memory.values.row_bytes)

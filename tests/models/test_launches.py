@@ -83,6 +83,8 @@ def a_layer(name, args, basis):
         ("loki", {"keep": 0.25, "d": 0.25}, 9),
         ("loki_theta", {"keep": 0.25, "d": 0.25, "sdc": "none", "vmc": "none"}, 12),
         ("loki_theta", {"keep": 0.25, "d": 0.25}, 15),
+        ("top_theta", {"keep": 0.25}, 12),
+        ("top_theta", {"keep": 0.25, "sdc": "exact", "vmc": "mean"}, 18),
     ],
 )
 def test_a_layer_makes_few_launches(name, args, most, basis):
