@@ -10,9 +10,9 @@ from torch import Tensor
 
 from . import attend
 from .call import Call
-from .evict import Stepwise
 from .ledger import Ledger
 from .memory import Memory
+from .stepwise import Stepwise
 from .walk import Walk
 
 

@@ -20,12 +20,13 @@ from ..results import rules
 from . import attend, lifetime, many, residual_steps
 from .budget import Allowance, amount_of, share, widest, word_of
 from .call import Call
-from .evict import Stepwise, grouped, marked_row_bytes, text
+from .evict import grouped, text
 from .feature_map import FeatureMap
 from .leaving import Leaving, course, course_until, dropped_of, left_of, until_of
 from .ledger import Ledger
 from .memory import Memory, Site
 from .residual_state import Dropped, Share, State, marked, refuse_windows
+from .stepwise import Stepwise, marked_row_bytes
 from .walk import Marking, Walk, walk_at_once
 
 SINK = 1e30  # a mark that no attention reaches

@@ -17,7 +17,7 @@ from .call import Call
 from .memory import Memory
 
 if TYPE_CHECKING:
-    from .evict import Stepwise
+    from .stepwise import Stepwise
 
 
 class Marking(NamedTuple):

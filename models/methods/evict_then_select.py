@@ -18,10 +18,11 @@ from ...results.fields import ByteCount, Keep, Module, Needs, RowCount, Share, n
 from .. import attend
 from ..budget import Allowance
 from ..call import Call
-from ..evict import Evict, Stepwise
+from ..evict import Evict
 from ..ledger import Ledger
 from ..memory import Memory, Site
 from ..method import Method, Select
+from ..stepwise import Stepwise
 
 WORDS = ("keep", "rows", "bytes")
 

@@ -12,11 +12,12 @@ from ...results.fields import ByteCount, Keep, RowCount, Share
 from .. import attend, many
 from ..budget import Allowance, asks_for_gaps, share
 from ..call import Call
-from ..evict import Evict, Stepwise, grouped
+from ..evict import Evict, grouped
 from ..in_cache import attend_in_cache
 from ..ledger import Ledger
 from ..memory import Memory
 from ..method import count_dense
+from ..stepwise import Stepwise
 from ..walk import Marking
 
 

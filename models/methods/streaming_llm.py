@@ -14,10 +14,10 @@ from ...results.fields import ByteCount, Keep, RowCount, Within
 from .. import attend, lifetime, many
 from ..budget import Allowance, Cost, amount_of, asks_for_gaps, widest, word_of
 from ..call import Call
-from ..evict import sliding_rows_BT
 from ..ledger import Ledger
 from ..memory import Memory
 from ..method import Method
+from ..stepwise import sliding_rows_BT
 from ..window import Window, window_of
 
 SINKS, ALL_SINKS = "sinks", "all_sinks"

@@ -13,8 +13,9 @@ from ...results.fields import ByteCount, Keep, RowCount
 from .. import attend
 from ..budget import share
 from ..call import Call
-from ..evict import Stepwise, grouped, weights
+from ..evict import grouped, weights
 from ..memory import Memory, Site
+from ..stepwise import Stepwise
 from ..walk import Marking
 
 
