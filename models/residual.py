@@ -16,7 +16,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..results import rules
 from . import attend, lifetime, many, residual_steps
 from .budget import Allowance, amount_of, share, widest, word_of
 from .call import Call
@@ -116,17 +115,9 @@ class Residual(Stepwise):
 
     def room(self, memory: Memory, steps: int) -> int:
         """None: a full cache takes one row for another."""
-        del steps
-        assert memory.first is not None
-        call = Call(None, memory.first, "decode", 1.0, int(memory.seen) + 1, 1)
-        budget_B = self.rows_BT(memory, call)[:, 0]
-        grows = word_of(self) == "keep" and memory.prompt is None
-        if grows or memory.columns is None or bool((memory.text_rows_BN(memory.first) < budget_B[:, None]).any()):
-            told = f"{word_of(self)} = {amount_of(self, memory.site)}"
-            name = rules.name_of(self)
-            raise ValueError(f"{name} is captured with a full cache: the prompt must be longer than {told}")
-        residual_steps.prepare(memory, self.protected(budget_B), self.state(memory).read_bytes(len(budget_B)))
-        return 0
+        rows = super().room(memory, steps)
+        residual_steps.prepare(memory, self.state(memory).read_bytes(memory.keys.view.shape[0]))
+        return rows
 
     @property
     def windowed(self) -> bool:

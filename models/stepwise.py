@@ -10,7 +10,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from . import attend, lifetime, many
+from ..results import rules
+from . import attend, full_cache, lifetime, many
 from .budget import Allowance, Budgeted, Cost, amount_of, in_rows, widest, word_of
 from .call import Call
 from .evict import Evict, weights
@@ -40,7 +41,10 @@ class Stepwise(Evict):
         """How many of the last rows are never dropped; at least the new row itself, at most the budget."""
 
     def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
-        """Append rows without marks."""
+        """Append rows without marks; in a full cache that is pinned, the new row takes another's place."""
+        if full_cache.is_prepared(memory):
+            full_cache.swap(memory, k_BGTD, v_BGTD)
+            return
         memory.append(k_BGTD, v_BGTD, {"mark": torch.zeros_like(k_BGTD[..., :1], dtype=torch.float32)})
 
     def attend_dense(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
@@ -57,6 +61,8 @@ class Stepwise(Evict):
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Walk the rows; each attends what the walk has left it."""
+        if call.clock is not None:
+            return self._step(q_BHTD, memory, call, ledger)
         if ledger.watch is None and many.fits_hidden(q_BHTD, call):
             return self._at_once(q_BHTD, memory, call, ledger)
         walk = Walk(self, memory, call)
@@ -78,6 +84,30 @@ class Stepwise(Evict):
         self._count(memory, call, ledger, lifetime.held_count(until, call))
         memory.keep(attend.rows_of(until == call.new, self.most_rows(memory, call)), call.new)
         return out.to(q_BHTD.dtype)
+
+    def _step(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """A step of a full cache; which row leaves was found when the new one was written."""
+        ledger.count(memory, call, memory.given["held"], 0.0, marked_row_bytes(memory))
+        marking = self.marking(q_BHTD.shape[1], memory.keys.view.shape[1])
+        return full_cache.attend(q_BHTD, memory, call, marking)
+
+    def room(self, memory: Memory, steps: int) -> int:
+        """None: a full cache takes one row for another.
+
+        Raises:
+            ValueError: the cache is not full, or its budget grows.
+        """
+        del steps
+        assert memory.first is not None
+        call = Call(None, memory.first, "decode", 1.0, int(memory.seen) + 1, 1)
+        budget_B = self.rows_BT(memory, call)[:, 0]
+        grows = word_of(self) == "keep" and memory.prompt is None
+        if grows or memory.columns is None or bool((memory.text_rows_BN(memory.first) < budget_B[:, None]).any()):
+            told = f"{word_of(self)} = {amount_of(self, memory.site)}"
+            name = rules.name_of(self)
+            raise ValueError(f"{name} is captured with a full cache: the prompt must be longer than {told}")
+        full_cache.prepare(memory, self.protected(budget_B))
+        return 0
 
     def _count(self, memory: Memory, call: Call, ledger: Ledger, read_BGT: Tensor) -> None:
         ledger.count(memory, call, read_BGT, 0.0, marked_row_bytes(memory))

@@ -67,6 +67,12 @@ class H2o(Stepwise):
         count_dense(memory, call, ledger)
         return attend.dense(q_BHTD, memory, call)
 
+    def room(self, memory: Memory, steps: int) -> int:
+        """None where a row leaves for each new one; keys that are turned anew for each row are not captured."""
+        if self.positions == "cache":
+            raise ValueError("h2o with positions: cache turns all keys anew for each row: set engine: dynamic")
+        return super().room(memory, steps) if self.evict == "step" else Evict.room(self, memory, steps)
+
     def allowance(self, memory: Memory, call: Call) -> Allowance:
         """The budget; with one cut, what was decoded since comes on top."""
         return super().allowance(memory, call) if self.evict == "step" else Evict.allowance(self, memory, call)

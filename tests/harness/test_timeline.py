@@ -11,6 +11,8 @@ CASES = [  # engine, method, rows that are left of a prompt of 64, rows that a s
     ("dynamic", "{streaming_llm: {rows: 16}}", 18, 0),  # the keys of 4 sinks are held unrotated too
     ("static", "{topk: {rows: 8}}", 64, 1),
     ("static", "{streaming_llm: {rows: 16}}", 18, 0),
+    ("static", "{h2o: {rows: 16}}", 16 + 16 / 128, 0),  # a mark is a number beside the 128 of a row
+    ("static", "{tova: {rows: 16}}", 16 + 16 / 128, 0),
 ]
 
 

@@ -18,6 +18,16 @@ from lacuna.models.method import Select
 from lacuna.models.shard import Shard
 
 STEPS = 9
+FULL = [  # a row leaves for each new one, and there is no state
+    ("h2o", {"keep": 0.5}),
+    ("h2o", {"keep": (0.25, 0.6), "recent": 1}),
+    ("h2o", {"rows": 9, "recent": 3}),
+    ("h2o", {"bytes": 2000, "recent": 0.25}),
+    ("tova", {"keep": 0.5}),
+    ("tova", {"rows": 19}),
+    ("tova", {"keep": 0.25, "heads": "kv"}),
+    ("tova", {"bytes": 2000, "heads": "kv"}),
+]
 CASES = [
     ("full", {}),
     ("topk", {"keep": 0.25}),
@@ -40,6 +50,7 @@ CASES = [
     ("linear_residual", {"keep": 0.5, "sinks": 2, "features": "favor", "width": 24}),
     ("linear_residual", {"rows": 9, "sinks": 2, "recent": 1.0, "centre": "mean"}),
     ("ratchetkv", {"rows": 44, "guard": "ratio"}),
+    *FULL,
     ("ntk", {"prefix": 12}),
 ]
 LENGTHS = (30, 24, 19)
@@ -160,7 +171,9 @@ def test_steps_end_where_room_ends(basis):
 @pytest.mark.parametrize(
     ("name", "args", "told"),
     [
-        ("h2o", {"keep": 0.5}, "change from step to step"),
+        ("h2o", {"keep": 0.5, "positions": "cache"}, "turns all keys anew"),
+        ("h2o", {"rows": 24}, "longer than rows = 24"),
+        ("tova", {"rows": 30}, "longer than rows = 30"),
         ("streaming_llm", {}, "longer than rows = 1024"),
         ("linear_residual", {"rows": 25}, "longer than rows = 25"),
         ("ratchetkv", {"rows": 44, "decode": "grow"}, "change from step to step"),

@@ -112,6 +112,19 @@ def test_a_layer_beside_a_state_makes_few_launches(name, args, most, basis):
     assert all(found[op] == 1 for op in ("rotate_rows", "swap_row", "marked_decode", "linear_decode")), found
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "most"),
+    [("h2o", {"keep": 0.25}, 10), ("h2o", {"bytes": 4000, "recent": 3}, 10), ("tova", {"keep": 0.25, "heads": "kv"}, 11),
+     ("tova", {"keep": 0.25}, 13)],
+)  # fmt: skip
+def test_a_layer_of_a_full_cache_makes_few_launches(name, args, most, basis):
+    """What all layers of one budget share would be worked out in each, or a row leave in several launches."""
+    found = a_layer(name, args, basis)
+    assert sum(found.values()) <= most, found
+    assert found["mm"] == 4
+    assert all(found[op] == 1 for op in ("rotate_rows", "swap_row", "marked_decode")), found
+
+
 def launches_of_a_piece(layers, name, args, files):
     """Of the third lot of rows fed at once, the first of them a dense prompt."""
     model, ids = make_model(num_key_value_heads=2, num_hidden_layers=layers), tokens(1, 240)
