@@ -18,7 +18,7 @@ STAGES = (
     ("whole", ("whole_kernel",)),  # score, select and gather in one launch
     ("gather", ("attend_chosen", "value_gather")),
     ("attend", ("attend_kernel", "attend_marked", "flash", "fmha", "cudnn_generated")),
-    ("merge", ("combine_kernel", "merge_kernel", "fill_kernel", "mark_kernel", "linear_decode")),
+    ("merge", ("combine_kernel", "merge_kernel", "fill_kernel", "share_kernel", "mark_kernel", "linear_decode")),
     ("collective", ("nccl", "one_shot", "all_reduce", "symm_mem", "sum_norm")),
     ("matmul", ("gemm", "gemv", "cutlass", "cublas", "nvjet", "splitk", "splitKreduce")),
 )

@@ -26,7 +26,7 @@ class Landing:
     Attributes:
         lead: [G, D, R] leading columns of the basis that keys are kept in; of no columns: keys are kept as they are.
         rest: [G, D, D - R] the others.
-        leads: rows of the leading columns, kept once more beside the keys.
+        leads: rows of the first columns of the keys as they are kept, once more beside them, in any layout.
         before: what else is done with the row's values [B, G, 1, D], before it is written.
     """
 

@@ -17,7 +17,7 @@ SUM = "value_sum"
 def add(memory: Memory, v_BGTD: Tensor) -> None:
     """Add rows that are about to be appended, without padding, to the sum; in fp32, as half precision would stop."""
     if memory.clock is not None:  # a decoded token is no padding
-        memory.extra[SUM] = memory.extra[SUM] + v_BGTD
+        memory.extra[SUM].add_(v_BGTD)  # in place, where a captured step reads it
         return
     numbers = memory.seen + torch.arange(v_BGTD.shape[2], device=v_BGTD.device)
     total = _without_padding(v_BGTD, numbers, memory.first).sum(2, keepdim=True)

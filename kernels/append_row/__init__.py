@@ -1,6 +1,7 @@
 """One token's queries and keys turned and projected, and its rows written into preallocated caches.
 
-Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, R leading columns.
+Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, R leading columns,
+W columns kept once more.
 """
 
 from dataclasses import replace
@@ -35,7 +36,7 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
     basis = torch.linalg.qr(torch.randn(case.kv_heads, dim, dim, generator=generator)).Q.to(device, case.torch_dtype)
     lead, rest = (part.contiguous() for part in (basis if low else basis[..., :0]).tensor_split([low], -1))
     place_B = torch.randint(0, case.rows, (case.batch,), generator=generator).to(device)
-    sizes = {"keys_BGSD": dim, "values_BGSD": dim, "leads_BGSR": low}
+    sizes = {"keys_BGSD": dim, "values_BGSD": dim, "leads_BGSW": low}
     caches = {
         name: draw((case.batch, case.kv_heads, case.rows, size), case, device, seed + 5 + number)
         for number, (name, size) in enumerate(sizes.items())
@@ -72,6 +73,6 @@ def flops(case: Case) -> int:
 
 
 OP = Op(
-    "append_row", "1", __name__, append_row, make, moved_bytes, flops, TESTED + SHORT, compare_all,
-    writes=("keys_BGSD", "values_BGSD", "leads_BGSR"),
+    "append_row", "2", __name__, append_row, make, moved_bytes, flops, TESTED + SHORT, compare_all,
+    writes=("keys_BGSD", "values_BGSD", "leads_BGSW"),
 )  # fmt: skip

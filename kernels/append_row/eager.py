@@ -1,7 +1,7 @@
 """One token of each text turned, projected and written into preallocated caches, in plain torch.
 
 Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, D head dim, R leading columns (none
-where nothing is projected), Q = D - R.
+where nothing is projected), Q = D - R, W columns of keys that are kept once more.
 """
 
 import torch
@@ -20,7 +20,7 @@ def append_row(
     place_B: torch.Tensor,
     keys_BGSD: torch.Tensor,
     values_BGSD: torch.Tensor,
-    leads_BGSR: torch.Tensor,
+    leads_BGSW: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Turn queries and keys by their position, bring both into a basis, and write keys and values where they belong.
 
@@ -37,7 +37,7 @@ def append_row(
         place_B: (B,) int64, the row of each text that is written.
         keys_BGSD: (B, G, S, D), written.
         values_BGSD: (B, G, S, D), written.
-        leads_BGSR: (B, G, S, R), written: the leading columns of the keys once more.
+        leads_BGSW: (B, G, S, W), written: the first W columns of the keys, as they are kept, once more; W may be 0.
 
     Returns:
         (B, H, D) queries in the basis, and the three caches.
@@ -49,7 +49,7 @@ def append_row(
         q_BGJD = q_BHD.unflatten(1, (k_BGD.shape[1], -1))
         q_BHD = (q_BGJD.to(wide) @ basis_GDD).to(q_BHD.dtype).flatten(1, 2)
         k_BGD = (k_BGD[:, :, None].to(wide) @ basis_GDD)[:, :, 0].to(k_BGD.dtype)
-    for cache, rows in ((keys_BGSD, k_BGD), (values_BGSD, v_BGD), (leads_BGSR, k_BGD[..., : lead_GDR.shape[2]])):
+    for cache, rows in ((keys_BGSD, k_BGD), (values_BGSD, v_BGD), (leads_BGSW, k_BGD[..., : leads_BGSW.shape[3]])):
         place = place_B[:, None, None, None].expand(-1, *cache.shape[1:2], 1, cache.shape[3])
         cache.scatter_(2, place, rows[:, :, None])
-    return q_BHD, keys_BGSD, values_BGSD, leads_BGSR
+    return q_BHD, keys_BGSD, values_BGSD, leads_BGSW

@@ -3,7 +3,8 @@
 The query heads of a group and their key are the lines of one product with the basis, whose columns are shared by
 several blocks; each writes its columns of the queries, of the key and of the value.
 
-Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, D head dim, R leading columns.
+Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, D head dim, R leading columns,
+W columns kept once more.
 """
 
 import torch
@@ -68,10 +69,10 @@ def turned(base, stride, line, column, there, cos_ptr, sin_ptr, DIM: tl.constexp
 @triton.jit
 def append_kernel(q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, lead_ptr, rest_ptr, place_ptr, out_ptr, keys_ptr, values_ptr,
                   leads_ptr, q_batch, k_batch, v_batch, place_batch, keys_batch, keys_head, keys_row, values_batch,
-                  values_head, values_row, leads_batch, leads_head, leads_row, KV_HEADS: tl.constexpr,
-                  GROUP: tl.constexpr, DIM: tl.constexpr, LEAD: tl.constexpr, BLOCK_LINES: tl.constexpr,
-                  BLOCK_DIM: tl.constexpr, BLOCK_OUT: tl.constexpr, UPCAST: tl.constexpr,
-                  OVERLAP: tl.constexpr):  # fmt: skip
+                  values_head, values_row, leads_batch, leads_head, leads_row, leads_column,
+                  KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, LEAD: tl.constexpr,
+                  WIDTH: tl.constexpr, BLOCK_LINES: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_OUT: tl.constexpr,
+                  UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Write some columns of one (text, KV head); the grid is (B * G, D / BLOCK_OUT).
 
     Args:
@@ -86,7 +87,7 @@ def append_kernel(q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, lead_ptr, rest_ptr, pla
         out_ptr: (B, H, D) result, contiguous.
         keys_ptr: Cache of keys, written.
         values_ptr: Cache of values, written.
-        leads_ptr: Cache of leading columns, written; not used if R is 0.
+        leads_ptr: Cache of columns that are kept once more, written; not used if W is 0.
         q_batch: Stride of the queries.
         k_batch: Stride of the keys.
         v_batch: Stride of the values.
@@ -97,13 +98,15 @@ def append_kernel(q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, lead_ptr, rest_ptr, pla
         values_batch: Stride of the values.
         values_head: Stride of the values.
         values_row: Stride of the values.
-        leads_batch: Stride of the leading columns.
-        leads_head: Stride of the leading columns.
-        leads_row: Stride of the leading columns.
+        leads_batch: Stride of the columns kept once more.
+        leads_head: Stride of the columns kept once more.
+        leads_row: Stride of the columns kept once more.
+        leads_column: Stride of the columns kept once more; usually 1, for which Triton compiles a kernel of its own.
         KV_HEADS: G.
         GROUP: J.
         DIM: D.
         LEAD: R; 0: nothing is projected.
+        WIDTH: W; 0: nothing is kept once more.
         BLOCK_LINES: Power of two, at least 16 and J + 1.
         BLOCK_DIM: Power of two, at least 16 and D.
         BLOCK_OUT: Columns of a block, a power of two, at least 16.
@@ -149,9 +152,10 @@ def append_kernel(q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, lead_ptr, rest_ptr, pla
     stored = keys_ptr.dtype.element_ty
     key = keys_ptr + batch * keys_batch + head * keys_head + place * keys_row + line[:, None] * 0 + out[None, :]
     tl.store(key, y.to(stored), mask=is_key & in_out)
-    if LEAD > 0:
+    if WIDTH > 0:
         lead = leads_ptr + batch * leads_batch + head * leads_head + place * leads_row
-        tl.store(lead + line[:, None] * 0 + out[None, :], y.to(stored), mask=is_key & (out < LEAD)[None, :])
+        at = lead + line[:, None] * 0 + out[None, :] * leads_column
+        tl.store(at, y.to(stored), mask=is_key & (out < WIDTH)[None, :])
     v = tl.load(v_ptr + batch * v_batch + head * DIM + out, mask=out < DIM, other=0.0)
     value = values_ptr + batch * values_batch + head * values_head + place * values_row + out
     tl.store(value, v, mask=out < DIM)
@@ -168,7 +172,7 @@ def append_row(
     place_B: torch.Tensor,
     keys_BGSD: torch.Tensor,
     values_BGSD: torch.Tensor,
-    leads_BGSR: torch.Tensor,
+    leads_BGSW: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Turn, project and write as the eager twin does, in one launch.
 
@@ -183,29 +187,29 @@ def append_row(
         place_B: (B,) int64, the row of each text that is written; any stride.
         keys_BGSD: (B, G, S, D), written; any strides, the last dim contiguous.
         values_BGSD: (B, G, S, D), written; any strides, the last dim contiguous.
-        leads_BGSR: (B, G, S, R), written; any strides, the last dim contiguous.
+        leads_BGSW: (B, G, S, W), written: the first W columns of the keys once more; any strides.
 
     Returns:
         (B, H, D) queries in the basis, and the three caches.
 
     Raises:
-        ValueError: If the last dim of a cache is not contiguous.
+        ValueError: If the last dim of keys or values is not contiguous.
     """
-    check_contiguous_rows(keys_BGSD, values_BGSD, leads_BGSR)
+    check_contiguous_rows(keys_BGSD, values_BGSD)
     batch, heads, dim = q_BHD.shape
-    groups, lead = k_BGD.shape[1], lead_GDR.shape[2]
+    groups, lead, width = k_BGD.shape[1], lead_GDR.shape[2], leads_BGSW.shape[3]
     out_BHD = q_BHD.new_empty(batch, heads, dim, dtype=storage_dtype(q_BHD.dtype))
     # a basis or a cache of no columns has no address that a kernel could be given
     filled = (part.contiguous() if lead else q_BHD for part in (lead_GDR, rest_GDQ))
-    leads = leads_BGSR if lead else keys_BGSD
+    leads = leads_BGSW if width else keys_BGSD
     block_out = min(COLUMNS, max(16, power_of_2(dim)))
     q_BHD, k_BGD, v_BGD = map(one_text, (q_BHD, k_BGD, v_BGD))
     append_kernel[(batch * groups, triton.cdiv(dim, block_out))](
         q_BHD, k_BGD, v_BGD, cos_BD.contiguous(), sin_BD.contiguous(), *filled, place_B, out_BHD, keys_BGSD,
         values_BGSD, leads, q_BHD.stride(0), k_BGD.stride(0), v_BGD.stride(0), place_B.stride(0),
-        *keys_BGSD.stride()[:3], *values_BGSD.stride()[:3], *leads.stride()[:3],
-        KV_HEADS=groups, GROUP=heads // groups, DIM=dim, LEAD=lead,
+        *keys_BGSD.stride()[:3], *values_BGSD.stride()[:3], *leads.stride(),
+        KV_HEADS=groups, GROUP=heads // groups, DIM=dim, LEAD=lead, WIDTH=width,
         BLOCK_LINES=max(16, power_of_2(heads // groups + 1)), BLOCK_DIM=max(16, power_of_2(dim)), BLOCK_OUT=block_out,
         UPCAST=upcasts(q_BHD.dtype), num_warps=4, **overlap(q_BHD.device),
     )  # fmt: skip
-    return out_BHD.to(q_BHD.dtype), keys_BGSD, values_BGSD, leads_BGSR
+    return out_BHD.to(q_BHD.dtype), keys_BGSD, values_BGSD, leads_BGSW

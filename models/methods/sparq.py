@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from ...kernels.chosen_share import OP as CHOSEN_SHARE
+from ...kernels.fill_missing import OP as FILL_MISSING
 from ...kernels.select_topk import OP as SELECT_TOPK
 from ...kernels.sparq_rows import OP as SPARQ_ROWS
 from ...kernels.sparq_score import OP as SPARQ_SCORE
@@ -16,6 +19,7 @@ from ...results.fields import ByteCount, Keep, RowCount, Share
 from .. import attend, many, running
 from ..budget import Allowance, Cost, amount_of, asks_for_gaps, rows_once, share, widest, word_of
 from ..call import Call
+from ..landing import Landing
 from ..ledger import Ledger
 from ..memory import Memory
 from ..method import Method
@@ -75,9 +79,16 @@ class Sparq(Method):
         memory.aux.setdefault("by_component", Rows(memory.room, "columns"))
         memory.append(k_BGTD, v_BGTD, {"by_component": k_BGTD})
 
+    def landing(self, memory: Memory) -> Landing:
+        """The same of a single row, in one launch but for the sum."""
+        landing = replace(Landing.plain(memory), leads=memory.aux["by_component"])
+        return replace(landing, before=partial(running.add, memory)) if self.rest == "mean" else landing
+
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Rank, choose, attend: by index for one row, by mask for many."""
-        out, inside = (self._one if call.new == 1 else self._many)(q_BHTD, memory, call, ledger)
+        if call.new == 1:
+            return self._one(q_BHTD, memory, call, ledger)
+        out, inside = self._many(q_BHTD, memory, call, ledger)
         if self.rest == "none":
             return out
         mean = running.mean_BGTD(memory, call).repeat_interleave(q_BHTD.shape[1] // memory.keys.view.shape[1], 1)
@@ -85,10 +96,8 @@ class Sparq(Method):
         empty = call.once("empty", lambda: call.context_BT[:, None, :, None] == 0)
         return mixed.masked_fill(empty, 0).to(q_BHTD.dtype)
 
-    def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> tuple[Tensor, Tensor]:
-        """Output [B, H, 1, D], and the approximate weight [B, H, 1] inside the rows chosen."""
-        lo, hi = attend.span(memory, call)
-        by_component = memory.aux["by_component"].view.transpose(2, 3)
+    def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        by_component, (lo, hi) = memory.aux["by_component"].view.transpose(2, 3), attend.span(memory, call)
         cost = self.cost(memory, call)
         key = ("sparq", amount_of(self, memory.site), cost)
         budget, local = call.once(key, lambda: self._row_budget(memory, call))
@@ -98,11 +107,11 @@ class Sparq(Method):
         rank, scores, lse = SPARQ_SCORE(q_BHTD[:, :, 0], by_component, lo, hi, local, components, call.scale)
         index, count = SELECT_TOPK(rank, budget, width)
         self._count(memory, call, ledger, count[..., None])
-        chosen = index.clamp(min=0).long().repeat_interleave(q_BHTD.shape[1] // index.shape[1], 1)
-        valid = (index >= 0).repeat_interleave(q_BHTD.shape[1] // index.shape[1], 1)
-        weights = (scores.gather(-1, chosen) - lse[..., None]).exp()
-        inside = torch.where(valid, weights, 0).sum(-1)
-        return attend.gathered(q_BHTD, memory, index, count, call), inside[..., None]
+        if self.rest == "none":
+            return attend.gathered(q_BHTD, memory, index, count, call)
+        share = CHOSEN_SHARE(scores, lse, index, count)  # while some scores are still near
+        out, sums = attend.gathered(q_BHTD, memory, index, count, call), memory.extra[running.SUM]
+        return FILL_MISSING(out[:, :, 0], share, sums[:, :, 0], call.context_BT[:, 0], 1.0)[:, :, None]
 
     def _wanted(self, memory: Memory, call: Call) -> tuple[Tensor, Tensor]:
         """Rows to choose and local rows among them; [B, T] int32."""

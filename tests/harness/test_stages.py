@@ -25,6 +25,7 @@ KERNELS = Path(lacuna.kernels.op.__file__).parent
         ("dense_decode", {"attend", "merge"}),
         ("theta_decode", {"score", "gather", "merge"}),
         ("swap_row", {"append"}),
+        ("chosen_share", {"merge"}),
         ("marked_decode", {"attend", "merge"}),
         ("linear_decode", {"merge"}),
         ("gate", {"other"}),

@@ -108,6 +108,7 @@ def main(dtypes):
     )  # as many sets as the GPU that a CPU stands for
     select.fused(*select.make(few, device, 0).values())
     in_one_launch(few, device)
+    kept_twice(shapes[0], device)
     long = replace(few, q_heads=8, rows=49152)  # whose scores tell blocks that choose jointly
     load_op("topk_decode").fused(**load_op("topk_decode").make(long, device, 0))
 
@@ -116,6 +117,13 @@ def in_one_launch(case, device):
     """Scores, choice and attention; in float32 they never go together, but the kernel compiles."""
     tile = 16 if case.item_bytes > 2 else 128
     whole_decode(**load_op("topk_decode").make(case, device, 0), plan=WholePlan(16384, 8, 255, tile, 4, tile, 6))
+
+
+def kept_twice(case, device):
+    """Keys appended as they are, and once more by component, as SparQ keeps them."""
+    append = load_op("append_row")
+    inputs = append.make(replace(case, rows=64, kept=0, reduce="sum"), device, 0)
+    append.fused(**inputs | {"leads_BGSW": inputs["keys_BGSD"].mT.contiguous().mT})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, D head dim, R leading columns.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,3 +50,23 @@ def test_verification_runs_each_twin_on_inputs_of_its_own(device):
     before = {name: value.clone() for name, value in inputs.items() if torch.is_tensor(value)}
     assert judge(APPEND, APPEND.cases[0], inputs).passed
     assert all(torch.equal(inputs[name], old) for name, old in before.items())
+
+
+@pytest.mark.parametrize("twin", ["eager", "fused"])
+@pytest.mark.parametrize("width", [5, 96])
+@pytest.mark.parametrize("case", [SHAPES[1], replace(SHAPES[1], reduce="max", low_dims=40)], ids=["plain", "projected"])
+def test_columns_are_kept_once_more_in_any_layout(case, width, twin, device):
+    """Broken: a copy laid out by component gets another row's place, other columns, or keys that were not turned."""
+    inputs = APPEND.make(case, device, 0)
+    by_column = torch.full((case.batch, case.kv_heads, width, 64), 7.0, device=device)
+    inputs["leads_BGSW"] = by_column.transpose(2, 3)[:, :, : case.rows]
+    before = inputs["keys_BGSD"].clone()
+    with poisoned_memory():
+        _, keys, _, leads = getattr(APPEND, twin)(**inputs)
+    assert leads.data_ptr() == by_column.data_ptr()
+    written = torch.zeros(case.batch, 64, dtype=torch.bool, device=device)
+    for b, place in enumerate(inputs["place_B"].tolist()):
+        assert not torch.equal(keys[b, :, place], before[b, :, place])
+        assert torch.equal(by_column[b, :, :, place], keys[b, :, place, :width])
+        written[b, place] = True
+    assert bool((by_column.transpose(2, 3)[~written[:, None].expand(-1, case.kv_heads, -1)] == 7).all())

@@ -82,9 +82,12 @@ def a_layer(name, args, basis):
         ("topk", {"rows": 5}, 9),
         ("loki", {"keep": 0.25, "d": 0.25}, 9),
         ("loki_theta", {"keep": 0.25, "d": 0.25, "sdc": "none", "vmc": "none"}, 12),
-        ("loki_theta", {"keep": 0.25, "d": 0.25}, 15),
+        ("loki_theta", {"keep": 0.25, "d": 0.25}, 14),
+        ("sparq", {"keep": 0.25}, 14),
+        ("sparq", {"rows": 5, "budget_rule": "released"}, 14),
+        ("sparq", {"keep": 0.25, "rest": "none"}, 11),
         ("top_theta", {"keep": 0.25}, 12),
-        ("top_theta", {"keep": 0.25, "sdc": "exact", "vmc": "mean"}, 18),
+        ("top_theta", {"keep": 0.25, "sdc": "exact", "vmc": "mean"}, 17),
     ],
 )
 def test_a_layer_makes_few_launches(name, args, most, basis):
