@@ -9,12 +9,13 @@ from torch.profiler import ProfilerActivity, profile
 
 # the beginning of a kernel's name, or a part of it -> what it is for; the first that fits counts
 STAGES = (
-    ("append", ("append_kernel", "swap_row_kernel", "lowest_row", "index_copy", "index_put", "indexFunc")),
+    ("append", ("append_kernel", "swap_row_kernel", "grow_box", "lowest_row", "index_copy", "index_put", "indexFunc")),
     ("score", ("score_kernel", "score_and_keep", "score_and_weigh", "sparq")),
     (
         "select",
         ("select_kernel", "select_joint", "count_kernel", "tally", "write_kernel", "write_passing", "bound_kernel"),
     ),
+    ("select", ("page_rows",)),
     ("whole", ("whole_kernel",)),  # score, select and gather in one launch
     ("gather", ("attend_chosen", "value_gather")),
     ("attend", ("attend_kernel", "attend_marked", "flash", "fmha", "cudnn_generated")),

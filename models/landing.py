@@ -19,6 +19,10 @@ def _nothing(v_BG1D: Tensor) -> None:
     del v_BG1D
 
 
+def _no_more() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Landing:
     """How a single row is kept.
@@ -28,12 +32,14 @@ class Landing:
         rest: [G, D, D - R] the others.
         leads: rows of the first columns of the keys as they are kept, once more beside them, in any layout.
         before: what else is done with the row's values [B, G, 1, D], before it is written.
+        after: what is done once it is.
     """
 
     lead: Tensor
     rest: Tensor
     leads: Rows | None = None
     before: Callable[[Tensor], None] = _nothing
+    after: Callable[[], None] = _no_more
 
     @classmethod
     def plain(cls, memory: Memory) -> Landing:
@@ -54,4 +60,5 @@ class Landing:
             q_BHD, k_BGD, v_BGD, cos_BD, sin_BD, self.lead, self.rest, place_B, keys, values, leads
         )[0]
         memory.landed(k_BGD[:, :, None])
+        self.after()
         return query

@@ -59,13 +59,14 @@ class Rows:
     """Rows [B, G, S, W] in a buffer that doubles when full, so that an append copies only what is new.
 
     Laid out "rows" by rows, as S contiguous rows, or "columns" by columns: the view is the same, its strides are not.
+    A row stands for a token, or for so many `tokens` that follow each other.
 
     Once pinned, the buffer is all there will be: the view is the whole of it, what lies past `count` is undefined, and
     an append writes where a clock says.
     """
 
-    def __init__(self, room: int = 0, by: Literal["rows", "columns"] = "rows") -> None:
-        self._by = by
+    def __init__(self, room: int = 0, by: Literal["rows", "columns"] = "rows", tokens: int = 1) -> None:
+        self._by, self._tokens = by, tokens
         self._buffer: Tensor | None = None
         self._count, self._room = 0, room
         self._clock: Clock | None = None
@@ -85,24 +86,28 @@ class Rows:
     @property
     def count(self) -> int | Tensor:
         """Rows held that are defined."""
-        return self._count if self._clock is None or self._size == self._count else self._clock.seen + self._apart
+        if self._clock is None or self._size == self._count:
+            return self._count
+        return -(-self._clock.seen // self._tokens) + self._apart
 
     @property
     def place(self) -> Tensor:
         """[1] the row that the next append writes, once pinned."""
         assert self._clock is not None
+        assert self._tokens == 1
         return self._clock.row if self._apart == 0 else self._clock.row + self._apart
 
     def pin(self, more: int, clock: Clock) -> None:
-        """Make room for so many more rows, once and for all; `more` = 0 for rows that are only overwritten."""
+        """Make room for so many more tokens, once and for all; `more` = 0 for rows that are only overwritten."""
         assert self._buffer is not None
-        self._size = self._count + more
+        begun, end = (-(-tokens // self._tokens) for tokens in (clock.begun, clock.begun + more))
+        self._size = self._count + end - begun
         if self._buffer.shape[2] < self._size:
             whole = self._empty(self._buffer, self._size)
             whole[:, :, : self._count] = self.view
             self._buffer = whole
         self._buffer[:, :, : self._size][:, :, self._count :] = 0  # a product with a masked weight must not meet NaN
-        self._clock, self._apart = clock, self._count - clock.begun  # evicted rows take no place
+        self._clock, self._apart = clock, self._count - begun  # evicted rows take no place
 
     def apart(self) -> Rows:
         """The rows of each head as a sequence of its own, [B G, 1, S, W]; a view, to be read only."""

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ...kernels.chosen_prefill.eager import as_words, of_words
+from ...kernels.grow_box import OP as GROW_BOX
 from ...kernels.lowrank_score import OP as LOWRANK_SCORE
+from ...kernels.page_rows import OP as PAGE_ROWS
 from ...kernels.select_topk import OP as SELECT_TOPK
 from ...results import rules
 from ...results.fields import ByteCount, Keep, RowCount, Within
 from .. import attend, many
 from ..budget import Allowance, Cost, amount_of, asks_for_gaps, rows_once, widest, word_of
 from ..call import Call
+from ..landing import Landing
 from ..ledger import Ledger
 from ..memory import Memory
 from ..method import Method
 from ..rows import Rows
 
 BOUNDS_AT_ONCE = 2**26  # 256 MB
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a single row of each text stands, [B] each: the page that it is in, that page's rows so far; int32."""
+
+    own: Tensor
+    begun: Tensor
+    zero: Tensor
 
 
 @dataclass(frozen=True)
@@ -57,17 +70,39 @@ class Quest(Method):
         """A share of 1 asks for everything, or nearly."""
         return asks_for_gaps(self)
 
+    def room(self, memory: Memory, steps: int) -> int:
+        """A row a step; a box for each page that begins meanwhile."""
+        del memory
+        return steps
+
+    def landing(self, memory: Memory) -> Landing:
+        """As it is; the box of its page grows in a launch of its own."""
+        plain = Landing.plain(memory)
+        return plain if memory.site.layer < self.skip else replace(plain, after=partial(self._grow, memory))
+
+    def _grow(self, memory: Memory) -> None:
+        """Let the box of the page being written hold the row that a pinned memory was given last."""
+        keys, first = memory.keys.view, self._first(memory)
+        GROW_BOX(keys, memory.keys.place.expand_as(first), first, memory.aux["boxes"].view, self.page)
+
     def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Append, and draw the boxes of the pages that were written to."""
         memory.append(k_BGTD, v_BGTD)
         if memory.site.layer < self.skip:
             return
+        if memory.clock is not None:
+            self._grow(memory)
+        else:
+            self._draw(memory, k_BGTD)
+
+    def _draw(self, memory: Memory, k_BGTD: Tensor) -> None:
         batch, groups, new, dim = k_BGTD.shape
         have = memory.aux["boxes"].view.shape[2] if "boxes" in memory.aux else 0
         more = -(-int(memory.seen) // self.page) - have
         keys, first = memory.keys.view, self._first(memory)
         if more:
-            memory.aux.setdefault("boxes", Rows()).append(k_BGTD.new_zeros(batch, groups, more, 2 * dim))
+            boxes = memory.aux.setdefault("boxes", Rows(tokens=self.page))
+            boxes.append(k_BGTD.new_zeros(batch, groups, more, 2 * dim))
         page_BJ = self._touched(memory, new)
         row_BJP = first[:, None, None] + page_BJ[..., None] * self.page + torch.arange(self.page, device=keys.device)
         # a page that is not full repeats the last row: its box is not read before it is full, and drawn again then
@@ -90,16 +125,49 @@ class Quest(Method):
         """Bound, choose, attend."""
         if memory.site.layer < self.skip:
             return self.attend_dense(q_BHTD, memory, call, ledger)
-        return self._one(q_BHTD, memory, call, ledger) if call.new == 1 else self._many(q_BHTD, memory, call, ledger)
+        if call.new > 1:
+            return self._many(q_BHTD, memory, call, ledger)
+        way = self._by_pages if many.plain(memory, call) else self._by_rows
+        return way(q_BHTD, memory, call, ledger)
 
-    def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
-        held, boxes = memory.keys.view.shape[2], memory.aux["boxes"].view
+    def _by_pages(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """A single row that sees all before it chooses whole pages, and then knows their rows."""
+        boxes, bounds = memory.aux["boxes"].view, self._bounds(q_BHTD, memory, call)
+        cost, amount = self.cost(memory, call), amount_of(self, memory.site)
+        room = call.once(("whole pages", amount, cost), partial(self._room, memory, call))
+        most = widest(self, memory.site, memory.keys.view.shape[2], cost) // self.page
+        chosen, pages = SELECT_TOPK(bounds, room, min(max(1, most), boxes.shape[2]))
+        index, count = PAGE_ROWS(chosen, pages, call.context_BT[:, 0], call.first, self.page)
+        read = count[..., None]
+        if count.shape[1] != boxes.shape[1]:  # heads share a page of their group, and all have their own
+            whole = attend.union_of_index(chosen, pages, boxes.shape[1], boxes.shape[2])
+            read = self._place(call).begun[:, None, None] + whole * self.page
+        ledger.count(memory, call, read, self._extra(memory, call))
+        return attend.gathered(q_BHTD, memory, index, count, call)
+
+    def _bounds(self, q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
+        """Of a single row's whole pages, [B, N, P]; -inf beyond them."""
+        at = self._place(call)
+        bounds: Tensor = LOWRANK_SCORE(
+            _halves(q_BHTD)[:, :, 0], memory.aux["boxes"].view, at.zero, at.own, self._reduce
+        )
+        return bounds
+
+    def _place(self, call: Call) -> _Place:
+        return call.once(("pages", self.page), partial(self._place_of, call))
+
+    def _place_of(self, call: Call) -> _Place:
         own = self._own(call)[:, 0]
-        bounds = LOWRANK_SCORE(_halves(q_BHTD)[:, :, 0], boxes, torch.zeros_like(own), own, self._reduce)
+        return _Place(own, call.context_BT[:, 0].int() - own * self.page, torch.zeros_like(own))
+
+    def _by_rows(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
+        """The same where pages are cut, as a sliding window does: each row has the bound of its page."""
+        groups, held = memory.keys.view.shape[1:3]
+        bounds = self._bounds(q_BHTD, memory, call)
         scores = self._by_row(bounds[:, :, None], memory, call, slice(None))[:, :, 0]
         width = min(widest(self, memory.site, held, self.cost(memory, call)) + self.page, held)
         index, count = SELECT_TOPK(scores, self._budget(memory, call)[:, 0].int(), width)
-        read = attend.union_of_index(index, count, boxes.shape[1], held)
+        read = attend.union_of_index(index, count, groups, held)
         ledger.count(memory, call, read, self._extra(memory, call))
         return attend.gathered(q_BHTD, memory, index, count, call)
 
@@ -125,7 +193,7 @@ class Quest(Method):
         bounds = attend.group_scores(_halves(q_BHTD[:, :, rows]), boxes, self._reduce)
         page = torch.arange(boxes.shape[2], device=boxes.device)
         begun = (call.context_BT[:, None, rows] - own * self.page).clamp(min=0)
-        room = (self._budget(memory, call)[:, rows] - begun[:, 0]) // self.page
+        room = self._whole(memory, call)[:, rows]
         before = page < own[..., None]
         best = attend.largest(bounds.masked_fill(~before, -torch.inf), room)
         read = attend.union_BGT(best, boxes.shape[1]) * self.page + begun
@@ -168,11 +236,18 @@ class Quest(Method):
         own = call.context_BT - self._own(call) * self.page
         return Allowance(attended_BT=((rows.maximum(own) - own) * sets + own).minimum(call.context_BT))
 
-    def _budget(self, memory: Memory, call: Call) -> Tensor:
-        """Rows of whole pages that fit into the budget beside the row's own page, and those of its own page; [B, T]."""
+    def _whole(self, memory: Memory, call: Call) -> Tensor:
+        """Whole pages that fit into the budget beside the row's own, [B, T]."""
         begun = call.context_BT - self._own(call) * self.page
-        rows = rows_once(self, memory, call, self.cost(memory, call))
-        return begun + (rows - begun).clamp(min=0) // self.page * self.page
+        return (rows_once(self, memory, call, self.cost(memory, call)) - begun).clamp(min=0) // self.page
+
+    def _room(self, memory: Memory, call: Call) -> Tensor:
+        """The same of a single row, [B] int32."""
+        return self._whole(memory, call)[:, 0].int()
+
+    def _budget(self, memory: Memory, call: Call) -> Tensor:
+        """Rows of these pages and of its own, [B, T]."""
+        return call.context_BT - self._own(call) * self.page + self._whole(memory, call) * self.page
 
     def _by_row(self, bounds_BNTP: Tensor, memory: Memory, call: Call, rows: slice) -> Tensor:
         """The bound of each row's page; its own page comes first, what is not visible never; [B, N, T, S]."""
@@ -186,9 +261,14 @@ class Quest(Method):
         return (place.clamp(min=0) // self.page)[:, None, None]
 
     def _extra(self, memory: Memory, call: Call) -> Tensor:
-        return self._own(call).double() * (memory.aux["boxes"].row_bytes * memory.site.live)
+        box = memory.aux["boxes"].row_bytes * memory.site.live
+        return call.once(("boxes", box), lambda: self._own(call).double() * box)
 
 
 def _halves(q_BHTD: Tensor) -> Tensor:
     """The query's positive and negative part: times a page's largest and smallest components they give the bound."""
-    return torch.cat([q_BHTD.clamp(min=0), q_BHTD.clamp(max=0)], -1)
+    dim = q_BHTD.shape[3]
+    halves = q_BHTD.new_empty(*q_BHTD.shape[:3], 2 * dim)
+    torch.clamp(q_BHTD, min=0, out=halves[..., :dim])
+    torch.clamp(q_BHTD, max=0, out=halves[..., dim:])
+    return halves

@@ -20,6 +20,8 @@ KERNELS = Path(lacuna.kernels.op.__file__).parent
         ("sum_norm", {"collective"}),
         ("theta_rows", {"score", "select"}),
         ("select_topk", {"select"}),
+        ("page_rows", {"select"}),
+        ("grow_box", {"append"}),
         ("gather_decode", {"gather"}),
         ("topk_decode", {"whole"}),
         ("dense_decode", {"attend", "merge"}),

@@ -30,12 +30,12 @@ def fresh(method, groups=2, layer=0, layers=1, batch=2, **changes):
     return memory
 
 
-def feed(method, memory, q, k, v, phase):
-    """One call of T rows; the method's output and its ledger."""
+def feed(method, memory, q, k, v, phase, *, causal=False):
+    """One call of T rows, known to be plainly causal or not; the method's output and its ledger."""
     ledger, new = Ledger(), q.shape[2]
     method.write(memory, k, v)
     mask = torch.ones(new, memory.seen, dtype=torch.bool).tril(memory.seen - new).expand(q.shape[0], -1, -1)
-    call = Call(mask, memory.first, phase, DIM**-0.5, memory.seen, new, q)
+    call = Call(mask, memory.first, phase, DIM**-0.5, memory.seen, new, q, causal=causal)
     arrived = memory.text_rows_BN(call.first)
     out = (method.attend_dense if phase == "prefill" else method.attend)(q, memory, call, ledger)
     method.settle(memory, call)

@@ -52,6 +52,14 @@ CASES = [
     ("ratchetkv", {"rows": 44, "guard": "ratio"}),
     *FULL,
     ("ntk", {"prefix": 12}),
+    ("quest", {"keep": 0.5, "page": 4, "skip": 0}),
+    ("quest", {"keep": 0.5, "page": 4, "skip": 1, "heads": "query"}),
+    ("quest", {"rows": 11, "page": 3, "skip": 0, "heads": "query"}),
+    ("quest", {"rows": (9, 13), "page": 5, "skip": 0}),
+    ("quest", {"rows": 17, "skip": 1}),
+    ("quest", {"bytes": 6000, "page": 2, "skip": 0}),
+    ("quest", {"keep": 0.03, "page": 16, "skip": 0}),
+    ("quest", {"keep": 0.25, "page": 4}),
 ]
 LENGTHS = (30, 24, 19)
 
@@ -95,6 +103,24 @@ def test_steps_at_fixed_places_equal_the_ordinary_path(name, args, pick, groups,
             told = session.binding.ledger.sums()
     torch.testing.assert_close(told, counted, atol=1e-6, rtol=1e-12)
     assert summary([told])["decode"]["tokens"] == STEPS * len(LENGTHS)
+
+
+@pytest.mark.parametrize("args", [{"keep": 0.5, "page": 4, "skip": 1}, {"rows": 9, "page": 5, "skip": 0}])
+def test_pages_that_begin_are_charged_when_they_do(args, basis):
+    """Room for boxes would be charged before a page begins, or a box that steps wrote not at all."""
+    model, method = make_model(), make_method("quest", args)
+    counts = []
+    with session_of(model, method, basis()) as session:
+        state = session.prefill(texts())
+        token = greedy(state.logits)
+        for _ in range(STEPS):
+            token = greedy(session.step(state, token))
+            counts.append(session.binding.ledger.sums())
+    with session_of(model, method, basis()) as session, engine(session, session.prefill(texts()), STEPS) as steps:
+        for counted in counts:
+            steps.step()
+            torch.testing.assert_close(session.binding.ledger.sums(), counted, atol=1e-6, rtol=1e-12)
+    assert len({float(counted[1, 2, 0]) for counted in counts}) == STEPS
 
 
 ASKING = ("__bool__", "__int__", "__float__", "__index__", "item", "tolist", "nonzero", "cpu", "numpy")

@@ -201,14 +201,18 @@ def test_keydiff_keeps_keys_unlike_the_mean():
             assert kept[b][g] == set(sorted(range(20), key=like.__getitem__)[:6])
 
 
+@pytest.mark.parametrize("among", ["rows", "pages"])
+@pytest.mark.parametrize("alike", ["nothing", "boxes"])
 @pytest.mark.parametrize("heads", ["kv", "query"])
-def test_quest_attends_the_pages_of_the_largest_bounds(heads):
-    """The bound of a page is over its whole rows; the row's own page is always attended; never more than k rows."""
+def test_quest_attends_the_pages_of_the_largest_bounds(heads, alike, among):
+    """Bounds are of whole pages, the first of equals wins; the row's own page is always attended; never more than k rows."""
     q, k, v = draw(23)
+    if alike == "boxes":
+        k[:, :, :20] = k[:, :, :4].repeat(1, 1, 5, 1)
     method = make_method("quest", {"rows": 11, "page": 4, "skip": 0, "heads": heads})
     memory = fresh(method)
     feed(method, memory, *(x[:, :, :22] for x in (q, k, v)), "prefill")
-    out, ledger = feed(method, memory, *(x[:, :, 22:] for x in (q, k, v)), "decode")
+    out, ledger = feed(method, memory, *(x[:, :, 22:] for x in (q, k, v)), "decode", causal=among == "pages")
     total = 0
     for b in range(2):
         each = []

@@ -88,6 +88,10 @@ def a_layer(name, args, basis):
         ("sparq", {"keep": 0.25, "rest": "none"}, 11),
         ("top_theta", {"keep": 0.25}, 12),
         ("top_theta", {"keep": 0.25, "sdc": "exact", "vmc": "mean"}, 17),
+        ("quest", {"keep": 0.5, "page": 4, "skip": 0}, 15),
+        ("quest", {"rows": (9, 8), "page": 4, "skip": 0}, 15),
+        ("quest", {"keep": 0.5, "page": 4, "skip": 0, "heads": "query"}, 25),
+        ("quest", {"keep": 0.5, "page": 4, "skip": 3}, 9),
     ],
 )
 def test_a_layer_makes_few_launches(name, args, most, basis):

@@ -6,7 +6,21 @@ import pytest
 import torch
 
 from lacuna.kernels.op import watched
-from lacuna.models.rows import Rows, keep_all
+from lacuna.models.rows import Clock, Rows, keep_all
+
+
+def test_a_row_of_several_tokens_is_held_from_its_first_token_on():
+    """Boxes of pages would have room for as many pages as there are steps, or be charged before their page begins."""
+    rows, clock = Rows(tokens=4), Clock(10, torch.zeros(1, dtype=torch.long))
+    rows.append(torch.ones(1, 1, 3, 2))
+    rows.pin(7, clock)
+    assert rows.view.shape[2] == 5
+    assert not rows.view[:, :, 3:].any()
+    held = []
+    for _ in range(7):
+        clock.tick()
+        held.append(int(rows.count))
+    assert held == [3, 3, 4, 4, 4, 4, 5]
 
 
 @pytest.mark.parametrize("change", [lambda rows: rows.reorder(torch.tensor([1, 0])), lambda rows: rows.repeat(2)])
