@@ -165,7 +165,8 @@ class Engine:
     def _state(self) -> Iterator[Tensor]:
         """All that a step changes, but the row that it writes: made twice, it is written twice."""
         clock, ledger = self.clock, self.ledger
-        yield from (clock.row, clock.seen, clock.hi_B, clock.context_BT, self.token, self.logits, self._tokens_BN)
+        yield from (clock.row, clock.seen, clock.hi_B, clock.context_BT, *clock.followed)
+        yield from (self.token, self.logits, self._tokens_BN)
         yield from (part for part in (ledger.common, ledger.layers, ledger.most) if part is not None)
         for memory in self.session.binding.memories(self.cache):
             yield from changed(memory)

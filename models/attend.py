@@ -71,6 +71,8 @@ def span(memory: Memory, call: Call) -> tuple[Tensor, Tensor]:
     """
     if memory.clock is not None and memory.columns is None:
         return memory.clock.lo_B, memory.clock.hi_B
+    if memory.growth is not None:
+        return memory.growth.lo, memory.growth.hi
     if call.visible is None and memory.columns is None:
         lo = call.first.int()
     else:

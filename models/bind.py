@@ -166,7 +166,7 @@ class _Layer(CacheLayerMixin):
     def land(self, q_BHD: Tensor, k_BGD: Tensor, v_BGD: Tensor, cos_BD: Tensor, sin_BD: Tensor) -> Tensor | None:
         """Turn and write a single row in one launch; the query as keys are kept, or None where `update` must do it."""
         memory, binding = self.memory, self.binding
-        if memory is None or memory.clock is None or memory.copies > 1 or binding.observer or binding.feed.kind:
+        if memory is None or memory.clock is None or binding.observer or binding.feed.kind:
             return None
         memory.first = binding.first
         landing = binding.method.landing(memory)

@@ -66,6 +66,11 @@ class Evict(Method):
         rows = (memory.allowed - memory.prompt)[:, None] + call.context_BT
         return Allowance(attended_BT=rows if call.phase == "decode" else None, held_B=rows[:, -1])
 
+    def room(self, memory: Memory, steps: int) -> int:
+        """A row a step: nothing is dropped but at the end of a prompt."""
+        del memory
+        return steps
+
     def head_rows(self, worth_BNS: Tensor, rows_B: Tensor) -> Tensor:
         """The same for each set of rows, [B, N]; default equal."""
         return rows_B[:, None].expand(-1, worth_BNS.shape[1])

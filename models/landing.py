@@ -53,6 +53,8 @@ class Landing:
     ) -> Tensor:
         """Turn, project and append the row to a pinned memory; the queries [B, H, D] as keys are kept."""
         self.before(v_BGD[:, :, None])
+        if memory.copies > 1:
+            k_BGD, v_BGD = (row.repeat_interleave(memory.copies, 1) for row in (k_BGD, v_BGD))
         place_B = memory.keys.place.expand(q_BHD.shape[0])
         keys, values = memory.keys.view, memory.values.view
         leads = keys[..., :0] if self.leads is None else self.leads.view

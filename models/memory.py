@@ -19,7 +19,7 @@ from torch import Tensor
 from .call import Call
 from .host_rows import HostRows
 from .rotation import Turning
-from .rows import Clock, Rows, keep_all
+from .rows import Clock, Growth, Rows, keep_all
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Memory:
         prompt_seen: tokens of the batch then, padding included.
         allowed: [B] rows of a head that an evicting method's budget then allowed.
         given: what rows after a prompt go by, the same for all, as their method noted it; not held, not charged.
+        growth: where the text stands, once pinned after a cut and growing.
     """
 
     def __init__(self, site: Site, constants: Mapping[str, Tensor], room: int = 0) -> None:
@@ -98,6 +99,7 @@ class Memory:
         self.columns: Tensor | None = None
         self.clock: Clock | None = None
         self.given: dict[str, Tensor] = {}
+        self.growth: Growth | None = None
         self._tokens = 0
         self._written = 0
         self._fixed: dict[str, Tensor] = {}
@@ -122,9 +124,9 @@ class Memory:
         """
         for part in (self.keys, self.values, *self.aux.values()):
             part.pin(more, clock)
-        if self.columns is not None and more:
-            unknown = self.columns.new_full((*self.columns.shape[:2], more), torch.iinfo(self.columns.dtype).max)
-            self.columns = torch.cat([self.columns, unknown], 2)
+        if self.columns is not None and more:  # rows to come are numbered now: none is seen before the clock is there
+            coming = torch.arange(clock.begun, clock.begun + more, device=self.columns.device)
+            self.columns = torch.cat([self.columns, coming.expand(*self.columns.shape[:2], -1)], 2)
         self.clock, self._written = clock, clock.ticks
 
     def settle(self) -> None:
@@ -153,9 +155,7 @@ class Memory:
 
     def landed(self, new_BGTD: Tensor) -> None:
         """Note that T rows were written at the end."""
-        if self.columns is not None and self.clock is not None:
-            self.columns.index_copy_(2, self.keys.place, self.clock.row.expand(*self.columns.shape[:2], 1))
-        elif self.columns is not None:
+        if self.columns is not None and self.clock is None:
             numbers = torch.arange(self._tokens, self._tokens + new_BGTD.shape[2], device=new_BGTD.device)
             self.columns = torch.cat([self.columns, numbers.expand(*self.columns.shape[:2], -1)], 2)
         self.advance(new_BGTD.shape[2])
@@ -214,6 +214,8 @@ class Memory:
         """How many rows held are text: no padding, no hole."""
         if self.columns is None:
             return (self.seen - first_B)[:, None]
+        if self.growth is not None:
+            return self.growth.rows_BN
         there = self.columns >= first_B[:, None, None]
         return (there if self.clock is None else there & (self.columns < self.seen)).sum(-1)
 

@@ -115,6 +115,8 @@ def count_dense(memory: Memory, call: Call, ledger: Ledger) -> None:
     groups = memory.keys.view.shape[1]
     if (memory.columns is None and call.clock is not None) or many.plain(memory, call):  # all that was seen
         rows = call.context_BT[:, None].expand(-1, groups, -1)
+    elif memory.growth is not None:
+        rows = memory.growth.rows_BN[..., None].expand(-1, groups, -1)
     else:
         rows = attend.visible_count_BNT(memory, call).expand(-1, groups, -1)
     ledger.count(memory, call, rows, 0.0)

@@ -1,15 +1,18 @@
-"""Fix a cache's places for decode steps, so that a step can be captured once and replayed."""
+"""Fix a cache's places for decode steps, so that a step can be captured once and replayed.
+
+Shapes: B batch, N sets of rows held.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from .bind import Binding
 from .memory import Memory
-from .rows import Clock
+from .rows import Clock, Growth
 
 
 def pin(binding: Binding, cache: Any, steps: int) -> Clock:
@@ -26,9 +29,32 @@ def pin(binding: Binding, cache: Any, steps: int) -> Clock:
     assert binding.first is not None
     memories = binding.memories(cache)
     binding.clock = Clock(int(memories[0].seen), binding.first)
-    for memory in memories:
-        memory.pin(binding.method.room(memory, steps), binding.clock)
+    rooms = [binding.method.room(memory, steps) for memory in memories]
+    for memory, room in zip(memories, rooms, strict=True):
+        memory.pin(room, binding.clock)
+    cut = [memory for memory, room in zip(memories, rooms, strict=True) if room and memory.columns is not None]
+    _follow(cut, binding.clock)
     return binding.clock
+
+
+def _follow(memories: Sequence[Memory], clock: Clock) -> None:
+    """Note where the text of memories that only grow stands: each step adds a row behind it."""
+    if not memories:
+        return
+    begin = [_begin_BN(memory) for memory in memories]
+    end = [lo_BN.new_full(lo_BN.shape, int(memory.keys.count)) for memory, lo_BN in zip(memories, begin, strict=True)]
+    rows = clock.follow([(hi_BN - lo_BN).long() for hi_BN, lo_BN in zip(end, begin, strict=True)])
+    for memory, lo_BN, hi_BN, rows_BN in zip(memories, begin, clock.follow(end), rows, strict=True):
+        memory.growth = Growth(lo_BN.flatten(), hi_BN.flatten(), rows_BN)
+
+
+def _begin_BN(memory: Memory) -> Tensor:
+    """The row with which the text of each set begins; int32."""
+    assert memory.columns is not None
+    assert memory.first is not None
+    before = memory.columns < memory.first[:, None, None]
+    assert not bool((~before[..., :-1] & before[..., 1:]).any()), "a hole or padding lies behind text"
+    return before.sum(-1).int()
 
 
 def changed(memory: Memory) -> Iterator[Tensor]:

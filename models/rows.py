@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class Clock:
         seen: [] tokens so far, that one included.
         lo_B, hi_B: the rows [lo, hi) that the token sees where nothing is evicted; int32.
         context_BT: [B, 1] how many these are.
+        followed: further numbers that go up by one with each token.
     """
 
     def __init__(self, begun: int, first_B: Tensor) -> None:
@@ -38,14 +39,21 @@ class Clock:
         self.lo_B = first_B.int()
         self.hi_B = torch.full_like(self.lo_B, begun)
         self.context_BT = (begun - first_B)[:, None]
+        self.followed: list[Tensor] = []
         self._known: dict[Hashable, Any] = {}
 
     def tick(self) -> None:
         """On to the next token."""
-        for number in (self.row, self.seen, self.hi_B, self.context_BT):
+        for number in (self.row, self.seen, self.hi_B, self.context_BT, *self.followed):
             number.add_(1)
         self.ticks += 1
         self._known = {}
+
+    def follow(self, numbers: Sequence[Tensor]) -> list[Tensor]:
+        """Copies of numbers of one dtype that go up by one with each token from now on, all in one launch."""
+        self.followed.append(torch.cat([number.flatten() for number in numbers]))
+        parts = self.followed[-1].split([number.numel() for number in numbers])
+        return [part.view_as(number) for part, number in zip(parts, numbers, strict=True)]
 
     def once(self, key: Hashable, work: Callable[[], T]) -> T:
         """What is the same in every layer of a step is computed by the first of them."""
@@ -53,6 +61,19 @@ class Clock:
             self._known[key] = work()
         known: T = self._known[key]
         return known
+
+
+class Growth(NamedTuple):
+    """Where text stands in rows that were cut once and only grow; what is no text lies before it.
+
+    Attributes:
+        lo, hi: [B N] rows [lo, hi) of each text and set that are text, the token under way included; int32.
+        rows_BN: how many these are.
+    """
+
+    lo: Tensor
+    hi: Tensor
+    rows_BN: Tensor
 
 
 class Rows:
@@ -95,7 +116,8 @@ class Rows:
         """[1] the row that the next append writes, once pinned."""
         assert self._clock is not None
         assert self._tokens == 1
-        return self._clock.row if self._apart == 0 else self._clock.row + self._apart
+        clock, apart = self._clock, self._apart
+        return clock.row if apart == 0 else clock.once(("place", apart), lambda: clock.row + apart)
 
     def pin(self, more: int, clock: Clock) -> None:
         """Make room for so many more tokens, once and for all; `more` = 0 for rows that are only overwritten."""

@@ -8,6 +8,7 @@ Shapes: B batch, G key/value heads, L layers, N sets of rows held.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +32,21 @@ class _Count:
     attended_BG: Tensor
     extra: Tensor | float
     row_bytes: int
+
+
+def _text_rows_BG(memory: Memory) -> Tensor:
+    """Rows of text that each real head holds."""
+    assert memory.first is not None
+    return memory.text_rows_BN(memory.first).expand(-1, memory.keys.view.shape[1])[:, : memory.live]
+
+
+def _summed_LB(rows: Sequence[Tensor]) -> Tensor:
+    """Rows [B, G] of each layer, summed over its heads; layers of as many heads are added up together."""
+    sizes = {rows_BG.shape[1] for rows_BG in rows}
+    if len(sizes) == 1:
+        return torch.stack(list(rows)).sum(2)
+    alike = {heads: iter(_summed_LB([part for part in rows if part.shape[1] == heads])) for heads in sizes}
+    return torch.stack([next(alike[rows_BG.shape[1]]) for rows_BG in rows])
 
 
 @dataclass
@@ -88,12 +104,12 @@ class StepLedger(Ledger):
         context_B = self.clock.context_BT[:, 0]
         real_B = (context_B > 0).double()
         counts = [self._now[layer] for layer in sorted(self._now)]
-        attended_LBG = torch.stack([c.attended_BG for c in counts]) * real_B[:, None]
+        attended_LB = _summed_LB([c.attended_BG for c in counts]) * real_B
         rows = torch.stack(
-            [attended_LBG.sum((1, 2)), self._beside_LB(counts, real_B).sum(1), self._kept_LB(counts, context_B).sum(1)]
+            [attended_LB.sum(1), self._beside_LB(counts, real_B).sum(1), self._kept_LB(counts, context_B).sum(1)]
         )
         common = torch.stack([real_B.sum(), context_B.clamp(min=0).sum().double()])
-        most = attended_LBG.sum(2).amax(1)
+        most = attended_LB.amax(1)
         if self.common is None or self.layers is None or self.most is None:
             self.common, self.layers, self.most = common, rows, most
         else:
@@ -114,15 +130,13 @@ class StepLedger(Ledger):
     @staticmethod
     def _kept_LB(counts: list[_Count], context_B: Tensor) -> Tensor:
         """Rows of text held after the step, all real heads together; where all are held, that is known once."""
-        parts, whole = [], {live: context_B.clamp(min=0) * live for live in {c.memory.live for c in counts}}
-        for memory in (c.memory for c in counts):
-            if memory.columns is None or "kept" in memory.given:  # a full cache stays full
-                parts.append(memory.given.get("kept", whole[memory.live]))
-                continue
-            rows_BN = memory.text_rows_BN(memory.first) if memory.first is not None else None
-            assert rows_BN is not None
-            parts.append(rows_BN.expand(-1, memory.keys.view.shape[1])[:, : memory.live].sum(-1) * (context_B > 0))
-        return torch.stack(parts).double()
+        memories = [c.memory for c in counts]
+        whole = {live: context_B.clamp(min=0) * live for live in {memory.live for memory in memories}}
+        cut = [memory for memory in memories if memory.columns is not None and "kept" not in memory.given]
+        held_LB = _summed_LB([_text_rows_BG(memory) for memory in cut]) * (context_B > 0) if cut else ()
+        counted = {memory.site.layer: rows_B for memory, rows_B in zip(cut, held_LB, strict=True)}
+        known = {memory.site.layer: memory.given.get("kept", whole[memory.live]) for memory in memories}
+        return torch.stack(list((known | counted).values())).double()
 
     def sums(self) -> Tensor:
         """As of any ledger: the prompt's counts and the steps' together."""
@@ -130,6 +144,7 @@ class StepLedger(Ledger):
         if self.common is None or self.layers is None:
             return table
         rows, context = self.common.tolist()
+        joint_3B = torch.zeros(3, 1, dtype=torch.float64)
         table = torch.cat([table, table.new_zeros(1 + max(self._now) - len(table), 3, 6)]) if len(table) == 0 else table
         for layer, (attended, beside, kept) in zip(sorted(self._now), self.layers.T.tolist(), strict=True):
             now = self._now[layer]
@@ -141,36 +156,43 @@ class StepLedger(Ledger):
             table[layer, DECODE] += torch.tensor(counts, dtype=torch.float64)
             held = torch.tensor([float(memory.held_bytes), float(memory.dense_bytes), live], dtype=torch.float64)
             table[layer, 2, :3] = table[layer, 2, :3].maximum(held)
-            over = self._over(now, attended / copies, read, rows)
-            table[layer, 2, 3:] = table[layer, 2, 3:].maximum(over)
+            over_3B, joint = self._over(now, attended / copies, read, rows)
+            if joint:  # only the sum over all layers, in the last, says something
+                over_3B = joint_3B = joint_3B + over_3B
+            if not joint or layer == memory.site.layers - 1:
+                table[layer, 2, 3:] = table[layer, 2, 3:].maximum(over_3B.amax(1).clamp(min=0))
         return table
 
-    def _over(self, now: _Count, attended: float, read: float, rows: float) -> Tensor:
+    def _over(self, now: _Count, attended: float, read: float, rows: float) -> tuple[Tensor, bool]:
         """How far a layer's steps went beyond their budget, as `audit` has it: rows attended, rows held, bytes.
 
         Contexts are known, so the budgets of all steps are asked for at once, after them, and held against the sums;
-        no step costs more for it. A head's most rows are held against the largest budget too.
+        no step costs more for it. A head's most rows are held against the largest budget too, where a layer has one of
+        its own. [3, B], negative below a budget; and whether only the sum over all layers counts.
         """
-        memory, over = now.memory, torch.zeros(3, dtype=torch.float64)
+        memory = now.memory
+        over = torch.zeros(3, memory.keys.view.shape[0], dtype=torch.float64)
         assert self.clock is not None
         call = self._all_steps(memory)
         allowance = self.method.allowance(memory, call) if self.method else None
         if allowance is None or not memory.site.live or not rows:
-            return over
-        part = memory.site.live / memory.site.kv_heads_real
+            return over, False
+        part, bytes_ = memory.site.live / memory.site.kv_heads_real, []
         if allowance.attended_BT is not None:
             allowed_BT = allowance.attended_BT * (call.context_BT > 0)
             over[0] = (attended / memory.site.live - float(allowed_BT.sum())) / rows
-            over[0] = max(float(over[0]), self._most_of(memory) - float(allowed_BT.max()))
+            if not allowance.over_layers:
+                over[0] = max(float(over[0, 0]), self._most_of(memory) - float(allowed_BT.max()))
         if allowance.held_B is not None and memory.first is not None:
             held_BN = memory.text_rows_BN(memory.first).double().expand(-1, memory.keys.view.shape[1])
-            over[1] = float((held_BN[:, : memory.live].mean(-1) - allowance.held_B).amax())
+            over[1] = (held_BN[:, : memory.live].mean(-1) - allowance.held_B).cpu()
         if allowance.read_bytes is not None:
-            over[2] = read / rows - allowance.read_bytes * part
+            bytes_.append(read / rows - allowance.read_bytes * part)
         if allowance.held_bytes is not None:
             texts = memory.keys.view.shape[0]
-            over[2] = max(float(over[2]), float(memory.held_bytes) / texts - allowance.held_bytes * part)
-        return over.clamp(min=0)
+            bytes_.append(float(memory.held_bytes) / texts - allowance.held_bytes * part)
+        over[2] = max(bytes_, default=0.0)
+        return over, allowance.over_layers
 
     def _all_steps(self, memory: Memory) -> Call:
         """One call whose rows are those of all steps."""

@@ -14,6 +14,7 @@ from ..budget import Allowance, asks_for_gaps, share
 from ..call import Call
 from ..evict import Evict, grouped
 from ..in_cache import attend_in_cache
+from ..landing import Landing
 from ..ledger import Ledger
 from ..memory import Memory
 from ..method import count_dense
@@ -68,10 +69,14 @@ class H2o(Stepwise):
         return attend.dense(q_BHTD, memory, call)
 
     def room(self, memory: Memory, steps: int) -> int:
-        """None where a row leaves for each new one; keys that are turned anew for each row are not captured."""
+        """None, or with one cut a row a step; keys that are turned anew for each row are not captured."""
         if self.positions == "cache":
             raise ValueError("h2o with positions: cache turns all keys anew for each row: set engine: dynamic")
         return super().room(memory, steps) if self.evict == "step" else Evict.room(self, memory, steps)
+
+    def landing(self, memory: Memory) -> Landing | None:
+        """As it is after one cut, when nothing reads marks any more: those of rows to come are zero once pinned."""
+        return Landing.plain(memory) if self.evict == "once" else super().landing(memory)
 
     def allowance(self, memory: Memory, call: Call) -> Allowance:
         """The budget; with one cut, what was decoded since comes on top."""

@@ -166,6 +166,19 @@ def test_steps_at_fixed_places_are_timed_with_their_proof(sweep, run, fill):
     assert gains["step_gb"] * 1e9 > weights
 
 
+def test_a_prompt_that_was_cut_is_stepped_at_fixed_places(sweep, run):
+    """What a cut left of one text would not be what its copies hold, or each of its steps would be over its budget."""
+    args = "prompt: 64, steps: 4, prefills: 1, batch: 2, engine: static, fill: copy, layers: fused"
+    methods = "{adakv: {rows: 16, window: 8}}, {snapkv: {rows: 16, window: 8, heads: query}}, {pyramidkv: {rows: 16}}"
+    records, _ = run(sweep(f"method: [{methods}]\ntask: {{decode_time: {{{args}}}}}\n"))
+    assert len(records) == 3
+    for record in records.values():
+        assert record.status == "ok", record.reason
+        decode = record.ledger["decode"]
+        steps = decode["tokens"] / 2
+        assert decode["rows_attended_mean"] == decode["rows_kept_mean"] == 16 + (steps + 1) / 2
+
+
 def test_a_wrong_op_makes_a_speed_invalid(sweep, run, monkeypatch):
     """The time of an op that computes something else would stand in a table."""
     import lacuna.kernels.dense_decode as op

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from conftest_models import make_method, make_model, tokens
+from engine_cases import ONCE
 
 from lacuna.harness.engine import Engine, Sampled, engine, greedy
 from lacuna.harness.lm import LM, Session
@@ -60,6 +61,7 @@ CASES = [
     ("quest", {"bytes": 6000, "page": 2, "skip": 0}),
     ("quest", {"keep": 0.03, "page": 16, "skip": 0}),
     ("quest", {"keep": 0.25, "page": 4}),
+    *ONCE,
 ]
 LENGTHS = (30, 24, 19)
 
@@ -71,13 +73,13 @@ def session_of(model, method, files):
         yield Session(LM(model, None, Shard.whole(), World(Ranks(), "cpu")), method, None, binding)
 
 
-def texts():
-    return [tokens(1, n, seed=n)[0].tolist() for n in LENGTHS]
+def texts(lengths=LENGTHS):
+    return [tokens(1, n, seed=n)[0].tolist() for n in lengths]
 
 
-def ordinary(session, pick, steps=STEPS):
+def ordinary(session, pick, steps=STEPS, lengths=LENGTHS):
     """Tokens [B, 1 + steps], the last logits, and the ledger, one step after the other with a growing cache."""
-    state = session.prefill(texts())
+    state = session.prefill(texts(lengths))
     chosen = [pick(state.logits)]
     for _ in range(steps):
         chosen.append(pick(session.step(state, chosen[-1])))

@@ -105,6 +105,25 @@ def test_a_layer_makes_few_launches(name, args, most, basis):
 @pytest.mark.parametrize(
     ("name", "args", "most"),
     [
+        ("snapkv", {"rows": 9, "window": 4}, 9),
+        ("snapkv", {"rows": 9, "window": 4, "heads": "query"}, 11),
+        ("pyramidkv", {"rows": 12, "window": 4}, 10),
+        ("adakv", {"rows": 9, "window": 4}, 10),
+        ("keydiff", {"keep": 0.25}, 9),
+        ("l2norm", {"keep": 0.25, "skip": 1}, 9),
+        ("h2o", {"keep": 0.25, "evict": "once"}, 9),
+    ],
+)
+def test_a_layer_of_a_cache_that_was_cut_makes_few_launches(name, args, most, basis):
+    """Where the text of each head stands would be looked for in every step, or heads apart be copied to be attended."""
+    found = a_layer(name, args, basis)
+    assert sum(found.values()) <= most, found
+    assert found["append_row"] == found["dense_decode"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "most"),
+    [
         ("linear_residual", {"rows": 9, "sinks": 2}, 20),
         ("linear_residual", {"rows": 9, "sinks": 2, "features": "elu"}, 22),
         ("linear_residual", {"rows": 9, "sinks": 2, "centre": "mean"}, 41),
