@@ -80,6 +80,12 @@ def span(memory: Memory, call: Call) -> tuple[Tensor, Tensor]:
     return lo, torch.zeros_like(lo) + memory.keys.count
 
 
+def between(q_BHTD: Tensor, memory: Memory, lo_B: Tensor, hi_B: Tensor, call: Call) -> Tensor:
+    """Attend the rows held [lo, hi) with a single query row; returns [B, H, 1, D]."""
+    out_BHD: Tensor = DENSE_DECODE(q_BHTD[:, :, 0], memory.keys.view, memory.values.view, lo_B, hi_B, call.scale)
+    return out_BHD[:, :, None]
+
+
 def dense(q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
     """Attend every visible row held; returns [B, H, T, D]."""
     k, v = memory.keys.view, memory.values.view
@@ -89,7 +95,7 @@ def dense(q_BHTD: Tensor, memory: Memory, call: Call) -> Tensor:
             q = q_BHTD.reshape(lo.shape[0], -1, q_BHTD.shape[3])
             k, v = k.flatten(0, 1)[:, None], v.flatten(0, 1)[:, None]
             return DENSE_DECODE(q, k, v, lo, hi, call.scale).view(q_BHTD.shape)
-        return DENSE_DECODE(q_BHTD[:, :, 0], k, v, lo, hi, call.scale)[:, :, None]
+        return between(q_BHTD, memory, lo, hi, call)
     if call.visible is None and memory.columns is None and call.new == call.seen:
         return scaled_dot_product_attention(q_BHTD, k, v, is_causal=True, scale=call.scale, enable_gqa=True)
     if sees_all_held(memory, call):  # no mask of T x S, which the fast kernels refuse

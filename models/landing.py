@@ -33,6 +33,7 @@ class Landing:
         leads: rows of the first columns of the keys as they are kept, once more beside them, in any layout.
         before: what else is done with the row's values [B, G, 1, D], before it is written.
         after: what is done once it is.
+        over: says, and notes, over which row of each text [B] it is written; default: behind the last.
     """
 
     lead: Tensor
@@ -40,6 +41,7 @@ class Landing:
     leads: Rows | None = None
     before: Callable[[Tensor], None] = _nothing
     after: Callable[[], None] = _no_more
+    over: Callable[[], Tensor] | None = None
 
     @classmethod
     def plain(cls, memory: Memory) -> Landing:
@@ -55,12 +57,15 @@ class Landing:
         self.before(v_BGD[:, :, None])
         if memory.copies > 1:
             k_BGD, v_BGD = (row.repeat_interleave(memory.copies, 1) for row in (k_BGD, v_BGD))
-        place_B = memory.keys.place.expand(q_BHD.shape[0])
+        place_B = memory.keys.place.expand(q_BHD.shape[0]) if self.over is None else self.over()
         keys, values = memory.keys.view, memory.values.view
         leads = keys[..., :0] if self.leads is None else self.leads.view
         query: Tensor = APPEND_ROW(
             q_BHD, k_BGD, v_BGD, cos_BD, sin_BD, self.lead, self.rest, place_B, keys, values, leads
         )[0]
-        memory.landed(k_BGD[:, :, None])
+        if self.over is None:
+            memory.landed(k_BGD[:, :, None])
+        else:
+            memory.advance(1)
         self.after()
         return query

@@ -184,11 +184,15 @@ class Memory:
 
     def replace(self, slot_B: Tensor, k_BG1D: Tensor, v_BG1D: Tensor) -> None:
         """Write one new row over row `slot` of each sequence (a ring: what is held does not move)."""
-        for part, new in ((self.keys, k_BG1D), (self.values, v_BG1D)):
-            part.put(slot_B[:, None], new)
         numbers = self.numbers_BNS(slot_B.shape[0])
         here = torch.arange(numbers.shape[2], device=slot_B.device) == slot_B[:, None, None]
         self.columns = torch.where(here, self.seen, numbers)
+        self.put(slot_B, k_BG1D, v_BG1D)
+
+    def put(self, slot_B: Tensor, k_BG1D: Tensor, v_BG1D: Tensor) -> None:
+        """The same where the row's number has been noted."""
+        for part, new in ((self.keys, k_BG1D), (self.values, v_BG1D)):
+            part.put(slot_B[:, None], new)
         self.advance(1)
 
     def end_prompt(self, call: Call) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..kernels.put_turned import OP as PUT_TURNED
 from ..kernels.turn_rows import OP as TURN_ROWS
 
 RESCALED = ("dynamic", "longrope")  # their frequencies change with length: turning a key again is not a rotation
@@ -37,6 +38,18 @@ class Turn:
         x = x_BnTD.float()
         nothing = x[:, :0]  # in place of keys
         return self.apply(x, nothing, self.cos_BTR, self.sin_BTR)[0].to(x_BnTD.dtype)
+
+    def put(self, x_BnTD: Tensor, place_BT: Tensor, cache_BnSD: Tensor) -> None:
+        """Write the rows, turned in float32, over rows of a cache; -1: nowhere. No two of a text go to the same."""
+        if pairs_halves(self.apply):
+            PUT_TURNED(_rows_together(x_BnTD), self.cos_BTR, self.sin_BTR, place_BT, cache_BnSD)
+            return
+        turned = self(x_BnTD)
+        for row in range(place_BT.shape[1]):  # one by one: what goes nowhere writes back what it finds
+            place = place_BT[:, row, None, None, None]
+            index = place.clamp(min=0).expand(-1, cache_BnSD.shape[1], 1, cache_BnSD.shape[3])
+            new = torch.where(place >= 0, turned[:, :, row, None], cache_BnSD.gather(2, index))
+            cache_BnSD.scatter_(2, index, new)
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,7 @@ class Turning(Protocol):
     def __call__(self, x_BnTD: Tensor, by_BT: Tensor, /) -> Tensor:
         """Turn rows by some positions."""
 
-    def by(self, by_BT: Tensor, /) -> Callable[[Tensor], Tensor]:
+    def by(self, by_BT: Tensor, /) -> Turn:
         """The turn by some positions, for rows of several layers."""
 
     def between(self, low: int, high: int, like: Tensor, /) -> Callable[[Tensor, Tensor], Tensor]:

@@ -40,6 +40,16 @@ def _text_rows_BG(memory: Memory) -> Tensor:
     return memory.text_rows_BN(memory.first).expand(-1, memory.keys.view.shape[1])[:, : memory.live]
 
 
+def _text_rows_LBG(memories: Sequence[Memory]) -> list[Tensor]:
+    """The same of several layers, which may share one tensor of their rows' numbers."""
+    found: dict[tuple[int, int], Tensor] = {}
+    keys = [(id(memory.columns), memory.live) for memory in memories]
+    for key, memory in zip(keys, memories, strict=True):
+        if key not in found:
+            found[key] = _text_rows_BG(memory)
+    return [found[key] for key in keys]
+
+
 def _summed_LB(rows: Sequence[Tensor]) -> Tensor:
     """Rows [B, G] of each layer, summed over its heads; layers of as many heads are added up together."""
     sizes = {rows_BG.shape[1] for rows_BG in rows}
@@ -133,7 +143,7 @@ class StepLedger(Ledger):
         memories = [c.memory for c in counts]
         whole = {live: context_B.clamp(min=0) * live for live in {memory.live for memory in memories}}
         cut = [memory for memory in memories if memory.columns is not None and "kept" not in memory.given]
-        held_LB = _summed_LB([_text_rows_BG(memory) for memory in cut]) * (context_B > 0) if cut else ()
+        held_LB = _summed_LB(_text_rows_LBG(cut)) * (context_B > 0) if cut else ()
         counted = {memory.site.layer: rows_B for memory, rows_B in zip(cut, held_LB, strict=True)}
         known = {memory.site.layer: memory.given.get("kept", whole[memory.live]) for memory in memories}
         return torch.stack(list((known | counted).values())).double()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -14,13 +15,15 @@ from ...results.fields import ByteCount, Keep, RowCount, Within
 from .. import attend, lifetime, many
 from ..budget import Allowance, Cost, amount_of, asks_for_gaps, widest, word_of
 from ..call import Call
+from ..landing import Landing
 from ..ledger import Ledger
 from ..memory import Memory
 from ..method import Method
+from ..sliding import SINKS, Sinks, Step, given_up, slot_of
 from ..stepwise import sliding_rows_BT
 from ..window import Window, window_of
 
-SINKS, ALL_SINKS = "sinks", "all_sinks"
+ALL_SINKS = "all_sinks"
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,24 @@ class StreamingLlm(Method):
 
     def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Append; a single row overwrites the oldest of a full window, or padding."""
-        known = memory.clock is not None or bool(memory.given.get(ALL_SINKS, False))  # asks the CPU
-        if self.positions == "cache" and self.sinks and not known:
+        if not self._knows_sinks(memory):
             self._remember_sinks(memory, k_BGTD)
-        if k_BGTD.shape[2] == 1 and self.decode == "slide" and memory.columns is not None and self._is_full(memory):
+        slides = k_BGTD.shape[2] == 1 and self.decode == "slide" and memory.columns is not None
+        if slides and memory.clock is not None:
+            memory.put(self._give_up(memory), k_BGTD, v_BGTD)
+        elif slides and self._is_full(memory):
             memory.replace(self._slot(memory), k_BGTD, v_BGTD)
         else:
             memory.append(k_BGTD, v_BGTD)
+
+    def landing(self, memory: Memory) -> Landing | None:
+        """Over the row that a full window gives up; sinks that are yet to come are remembered by `write`."""
+        if self.decode == "grow" or not self._knows_sinks(memory):
+            return None
+        return replace(Landing.plain(memory), over=partial(self._give_up, memory))
+
+    def _knows_sinks(self, memory: Memory) -> bool:
+        return self.positions == "text" or not self.sinks or ALL_SINKS in memory.given
 
     def _remember_sinks(self, memory: Memory, k_BGTD: Tensor) -> None:
         """Keep the sinks' keys as they come, so that turning them never adds up rounding."""
@@ -106,8 +120,6 @@ class StreamingLlm(Method):
         memory.extra[SINKS] = torch.where(((at >= 0) & (at < new))[:, None, :, None], found, before)
 
     def _is_full(self, memory: Memory) -> bool:
-        if memory.clock is not None:
-            return True
         # without a prompt a share grows: rows are appended, and cut
         grows = memory.prompt is None or memory.allowed is None
         most = int(memory.seen) + 1 if grows or memory.allowed is None else int(memory.allowed.max())
@@ -118,16 +130,18 @@ class StreamingLlm(Method):
         return share if self.keep is not None else widest(self, memory.site, int(memory.seen), self.cost(memory))
 
     def _slot(self, memory: Memory) -> Tensor:
-        """The row to give up, [B]: the last hole or padding of a text that is not full, else its oldest but sinks."""
+        """The row to give up, [B]."""
         place = self._place(memory)
-        column, text = torch.arange(place.shape[1], device=place.device), place >= 0
         budget = memory.allowed if self.keep is not None else torch.full_like(place[:, 0], place.shape[1])
         assert budget is not None
-        room = (text.sum(-1) < budget)[:, None]
-        sinks = (budget - 1).clamp(max=self.sinks)[:, None]
-        worth = torch.where(text, -place, torch.where(room, column + memory.seen, -2 * memory.seen))
-        # not masked_fill: it asks the host for a number that is on the device
-        return torch.where(text & (place < sinks), -2 * memory.seen, worth).argmax(-1)
+        return slot_of(place, budget, self.sinks, memory.seen)
+
+    def _give_up(self, memory: Memory) -> Tensor:
+        """The row that a step writes over, [B], with its new number."""
+        assert memory.clock is not None
+        key = self._place_of("slot", memory)
+        slot, memory.columns = memory.clock.once(key, lambda: given_up(memory, self._slot(memory)))
+        return slot
 
     def _place(self, memory: Memory) -> Tensor:
         """Place of each row held in its own text, [B, S]; negative for padding and holes."""
@@ -143,6 +157,9 @@ class StreamingLlm(Method):
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Attend sinks and window of each row; a single row drops first what it will not attend."""
+        if memory.clock is not None and self.decode == "slide" and ledger.watch is None:
+            step = call.once(self._place_of("step", memory), lambda: self._step(memory, call))
+            return step.attend(q_BHTD, memory, call, ledger)
         alone = call.new == 1 and self.decode == "slide"
         if alone:
             self._cut(memory, call)
@@ -209,41 +226,39 @@ class StreamingLlm(Method):
         """Only the distance to the sinks differs from the text's: it shrinks by the number of rows dropped."""
         budget = self._rows_BT(memory, call)
         dropped, sinks = (call.context_BT - budget).clamp(min=0), (budget - 1).clamp(0, self.sinks)
-        if call.new == 1 and memory.columns is not None:
-            self._put_sinks(memory, sinks[:, :1], dropped)
+        alone = call.new == 1 and memory.columns is not None
+        if self.sinks:
+            self._sinks(memory, sinks[:, -1:], dropped if alone else torch.zeros_like(dropped[:, :1])).put(memory)
+        if alone:
             return attend.dense(q_BHTD, memory, call)
-        self._put_sinks(memory, sinks[:, -1:], torch.zeros_like(dropped[:, :1]))
         near = memory.site.rotate(q_BHTD, -dropped)
         place = self._place(memory)[:, None]
         return attend.masked_two(q_BHTD, near, (place >= 0) & (place < sinks[..., None]), memory, keep_BTS, call)
 
-    def _put_sinks(self, memory: Memory, sinks_B1: Tensor, by_B1: Tensor) -> None:
-        """Write the sinks' keys, turned forward from the original ones."""
-        if not self.sinks:
-            return
-        keys, place = memory.keys.view, self._place(memory)
-        which = torch.arange(self.sinks, device=keys.device).minimum((sinks_B1 - 1).clamp(min=0))  # the last repeats
-        there = (place[:, None] == which[..., None]).int()
-        index = there.argmax(-1)[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
-        wide = which[:, None, :, None].expand_as(index)
-        turned = memory.site.rotate(memory.extra[SINKS].gather(2, wide), by_B1.expand_as(which))
-        is_there = (there.amax(-1) > 0) & (sinks_B1 > 0)
-        now = keys.gather(2, index)
-        # of a text without sinks what lies there is written back
-        keys.scatter_(2, index, torch.where(is_there[:, None, :, None], turned, now))
+    def _sinks(self, memory: Memory, held_B1: Tensor, by_B1: Tensor) -> Sinks:
+        return Sinks.of(self._place(memory), held_B1, by_B1, self.sinks, memory.site.rotate)
+
+    def _step(self, memory: Memory, call: Call) -> Step:
+        """What a single row attends in a full window, and how far its sinks are turned."""
+        sinks, read = None, self._keep(memory, call).sum(-1)[:, None]
+        if self.positions == "cache" and self.sinks:
+            budget = self._rows_BT(memory, call)
+            sinks = self._sinks(memory, budget - 1, (call.context_BT - budget).clamp(min=0))
+        return Step(read, *attend.span(memory, call), sinks)
 
     def settle(self, memory: Memory, call: Call) -> None:
         """Cut what no later row will attend; note what the prompt left."""
         if call.phase == "prefill":
             memory.allowed = self._rows_BT(memory, call)[:, -1]
             if self.positions == "cache" and self.sinks:
-                memory.given = {**memory.given, ALL_SINKS: call.once((ALL_SINKS, self.sinks), lambda: self._all(call))}
+                every = call.once((ALL_SINKS, self.sinks), lambda: self._all(call))
+                memory.given = memory.given | ({ALL_SINKS: torch.tensor(every)} if every else {})
         if self.decode == "slide" or call.phase == "prefill":
             self._cut(memory, call)
 
-    def _all(self, call: Call) -> Tensor:
-        """Whether each prompt has all sinks, on the CPU: later rows ask it."""
-        return torch.tensor(bool((call.context_BT[:, -1] >= self.sinks).all()))
+    def _all(self, call: Call) -> bool:
+        """Whether each prompt has all sinks: later rows ask it."""
+        return bool((call.context_BT[:, -1] >= self.sinks).all())
 
     def _cut(self, memory: Memory, call: Call) -> None:
         if memory.clock is not None or memory.keys.view.shape[2] <= self._full(memory, 1):
