@@ -66,6 +66,19 @@ def test_each_row_may_be_turned_several_times(name, sets):
         torch.testing.assert_close(found[:, head : head + 1, :, turn], want)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_turned_rows_are_put_where_they_belong(name):
+    """A sink would be written over another row, or one that a text does not have over whatever lies first."""
+    model = MODELS[name]()
+    torch.manual_seed(2)
+    x, cache = torch.randn(2, HEADS, 3, DIM), torch.randn(2, HEADS, 6, DIM)
+    by, want = torch.tensor([[4, 4, 4], [1, -2, 7]]), cache.clone()
+    turned = own(model, x, by)
+    want[0, :, 0], want[0, :, 5], want[1, :, 2] = turned[0, :, 0], turned[0, :, 2], turned[1, :, 1]
+    Rotation(model).by(by).put(x, torch.tensor([[0, -1, 5], [-1, 2, -1]]), cache)
+    torch.testing.assert_close(cache, want)
+
+
 def test_intervals_share_few_angles():
     """The angles of every length that a text once had would fill the memory."""
     rotation, x = Rotation(make_model()), torch.randn(1, 1, 2, DIM)

@@ -13,6 +13,8 @@ from lacuna.harness.engine import engine, greedy
 from lacuna.models import rotation
 from lacuna.models.audit import overdrawn
 from lacuna.models.ledger import summary
+from lacuna.models.rotation import Rotation
+from lacuna.models.sliding import Sinks
 
 STEPS = 45  # the ring of the widest window is written over more than twice
 RAGGED, SHORT = (30, 24, 19), (30, 21, 2, 1)
@@ -81,13 +83,17 @@ def test_a_pinned_window_is_the_window_step_for_step(args, lengths, layers, basi
 
 @pytest.mark.parametrize("layers", ["own", "fused"])
 @pytest.mark.parametrize("positions", ["cache", "text"])
-@pytest.mark.parametrize("lengths", [RAGGED, SHORT], ids=str)
-def test_a_pinned_window_is_the_kept_text_alone(lengths, positions, layers, basis):
+@pytest.mark.parametrize(
+    ("budget", "lengths"), [({"rows": 16}, RAGGED), ({"rows": 16}, SHORT), ({"keep": 0.7}, (30, 21, 3))], ids=str
+)
+def test_a_pinned_window_is_the_kept_text_alone(budget, lengths, positions, layers, basis):
     """The paper's definition: a model of one layer would see other tokens than sinks and window, or see them elsewhere."""
-    model, sinks, rows = make_model(num_hidden_layers=1), 4, 16
-    method = make_method("streaming_llm", {"rows": rows, "sinks": sinks, "positions": positions})
+    model = make_model(num_hidden_layers=1)
+    method = make_method("streaming_llm", {**budget, "sinks": 4, "positions": positions})
     logits, fed, *_ = pinned(model, method, lengths, basis(layers=1), layers)
     for b, text in enumerate(texts(lengths)):
+        rows = budget.get("rows", int(0.7 * len(text)))
+        sinks = min(4, rows - 1)
         for step in range(STEPS):
             ids = torch.tensor([text + fed[b, : step + 1].tolist()])
             last = ids.shape[1]
@@ -95,6 +101,13 @@ def test_a_pinned_window_is_the_kept_text_alone(lengths, positions, layers, basi
             where = kept if positions == "text" else torch.arange(len(kept))
             want = model(ids[:, kept], position_ids=where[None]).logits[0, -1]
             torch.testing.assert_close(logits[step, b], want, atol=2e-5, rtol=1e-4)
+
+
+def test_sinks_are_found_where_they_lie():
+    """A sink that has not come, or that a budget has no room for, would be written over another row."""
+    place = torch.tensor([[-2, 2, 0, 5, 1], [-1, 0, 1, 2, 3], [1, 3, 9, 8, 7]])
+    found = Sinks.of(place, torch.tensor([[3], [1], [3]]), torch.tensor([[6], [0], [2]]), 3, Rotation(make_model()))
+    assert found.place_BE.tolist() == [[2, 4, 1], [1, -1, -1], [-1, 0, -1]]
 
 
 @pytest.mark.parametrize("positions", ["cache", "text"])
