@@ -9,7 +9,8 @@ from torch.profiler import ProfilerActivity, profile
 
 # the beginning of a kernel's name, or a part of it -> what it is for; the first that fits counts
 STAGES = (
-    ("append", ("append_kernel", "swap_row_kernel", "grow_box", "lowest_row", "index_copy", "index_put", "indexFunc")),
+    ("append", ("append_kernel", "swap_row_kernel", "put_turned", "grow_box", "lowest_row")),
+    ("append", ("index_copy", "index_put", "indexFunc")),
     ("score", ("score_kernel", "score_and_keep", "score_and_weigh", "sparq")),
     (
         "select",

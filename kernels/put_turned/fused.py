@@ -18,10 +18,10 @@ TILE = 2048  # elements of half a row that a block holds
 
 
 @triton.jit
-def put_kernel(x_ptr, cos_ptr, sin_ptr, place_ptr, cache_ptr, rows, x_batch, x_head, x_row, place_batch, place_row,
-               cache_batch, cache_head, cache_row, DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_HALF: tl.constexpr,
-               BLOCK_REST: tl.constexpr, LINES: tl.constexpr, EMULATE: tl.constexpr,
-               OVERLAP: tl.constexpr):  # fmt: skip
+def put_turned_kernel(x_ptr, cos_ptr, sin_ptr, place_ptr, cache_ptr, rows, x_batch, x_head, x_row, place_batch,
+                      place_row, cache_batch, cache_head, cache_row, DIM: tl.constexpr, WIDTH: tl.constexpr,
+                      BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr, LINES: tl.constexpr,
+                      EMULATE: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Turn and write some rows of one head; the grid is (tiles of E, G, B).
 
     Args:
@@ -100,7 +100,7 @@ def put_turned(
     width = cos_BER.shape[2]
     half, rest = max(1, power_of_2(width // 2)), power_of_2(dim - width) if dim > width else 0
     lines = min(power_of_2(rows), max(1, TILE // max(half, rest)))
-    put_kernel[(triton.cdiv(rows, lines), heads, batch)](
+    put_turned_kernel[(triton.cdiv(rows, lines), heads, batch)](
         x_BGED, cos_BER.contiguous(), sin_BER.contiguous(), place_BE, cache_BGSD, rows, *x_BGED.stride()[:3],
         *place_BE.stride(), *cache_BGSD.stride()[:3], DIM=dim, WIDTH=width, BLOCK_HALF=half, BLOCK_REST=rest,
         LINES=lines, EMULATE=upcasts(x_BGED.dtype), num_warps=1 if lines * half <= 512 else 4,

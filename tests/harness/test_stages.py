@@ -22,6 +22,7 @@ KERNELS = Path(lacuna.kernels.op.__file__).parent
         ("select_topk", {"select"}),
         ("page_rows", {"select"}),
         ("grow_box", {"append"}),
+        ("put_turned", {"append"}),
         ("gather_decode", {"gather"}),
         ("topk_decode", {"whole"}),
         ("dense_decode", {"attend", "merge"}),
