@@ -25,7 +25,7 @@ def page_rows(
     batch, sets, _ = index_BNJ.shape
     own_B11 = ((context_B - 1).clamp(min=0) // page)[:, None, None]
     begun_B1 = context_B[:, None] - own_B11[..., 0] * page
-    padded_BNX = torch.cat([index_BNJ, index_BNJ[..., :1]], -1)
+    padded_BNX = torch.cat([index_BNJ, index_BNJ.new_zeros(batch, sets, 1)], -1)
     number_X = torch.arange(padded_BNX.shape[2], device=index_BNJ.device)
     page_BNX = torch.where(number_X < count_BN[..., None], padded_BNX, own_B11)
     row_BNXP = page_BNX[..., None] * page + torch.arange(page, device=index_BNJ.device)

@@ -65,11 +65,12 @@ def launch(kernel, *arguments, grid=None, warmup=False, **keywords):
     constants, signature, attributes = {}, {}, {}
     for place, parameter in enumerate(kernel.params):
         value = values[parameter.name]
-        if parameter.is_constexpr:
+        special = isinstance(value, int) and not parameter.do_not_specialize
+        if parameter.is_constexpr or (special and value == 1):
             constants[(place,)], signature[parameter.name] = value, "constexpr"
             continue
         signature[parameter.name] = signature_of(value)
-        if torch.is_tensor(value) or (isinstance(value, int) and value % 16 == 0):
+        if torch.is_tensor(value) or (special and value % 16 == 0):
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=TARGET, options=options)

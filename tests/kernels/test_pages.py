@@ -70,7 +70,7 @@ def rows_of(pages, context, first, page):
 
 
 @both
-@pytest.mark.parametrize("page", [1, 3, 16])
+@pytest.mark.parametrize("page", [1, 3, 16, 600])
 def test_rows_are_those_of_the_pages_and_of_the_last(page, twin, device):
     """Broken: a page is named wrongly, padding or unwritten rows are attended, or rows stand behind the count."""
     context, first = [5 * page, 5 * page - page // 2, 1, 0], [0, 7, 3, 9]
@@ -87,3 +87,13 @@ def test_rows_are_those_of_the_pages_and_of_the_last(page, twin, device):
             want = rows_of(one, context[text], first[text], page)
             assert int(rows_BN[text, number]) == len(want)
             assert rows_BNK[text, number].tolist() == want + [-1] * (4 * page - len(want))
+
+
+@both
+def test_without_room_for_a_page_the_last_is_left(twin, device):
+    """Broken: an index that can name no page has no columns for the rows that are always attended."""
+    nothing = torch.empty(2, 1, 0, dtype=torch.int32, device=device)
+    given = (torch.tensor(part, device=device) for part in ([6, 3], [0, 2]))
+    rows, count = getattr(PAGE_ROWS, twin)(nothing, torch.zeros(2, 1, dtype=torch.int32, device=device), *given, 4)
+    assert rows.tolist() == [[[4, 5, -1, -1]], [[2, 3, 4, -1]]]
+    assert count.tolist() == [[2], [3]]
