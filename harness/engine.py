@@ -153,7 +153,13 @@ class Engine:
         self._graph = graph
 
     def agrees(self) -> bool:
-        """Make one step twice, as steps are made and eagerly, and compare the logits bit for bit; counted once."""
+        """Make one step twice, as steps are made and eagerly, and compare the logits bit for bit; counted once.
+
+        Raises:
+            ValueError: no step was made, so that counts are not begun, or there is room for none.
+        """
+        if not 0 < self.made < self.steps:
+            raise ValueError(f"a step is made twice between others: {self.made} of {self.steps} were made")
         before = [(part, part.clone()) for part in self._state()]
         self._once()
         eager = self.logits.clone()
@@ -172,7 +178,7 @@ class Engine:
             yield from changed(memory)
 
     def release(self) -> None:
-        """Let the graph and the cache go; the session decodes as usual again."""
+        """Let the graph go; the session decodes as usual again. The ledger keeps the cache, of which it counts."""
         self._graph = None
         self.session.binding.clock = None
 

@@ -224,7 +224,8 @@ class Memory:
         return (there if self.clock is None else there & (self.columns < self.seen)).sum(-1)
 
     def reorder(self, batch: Tensor) -> None:
-        """Rearrange the sequences of the batch."""
+        """Rearrange the sequences of the batch; not once pinned, when what steps go by was noted for these."""
+        assert self.clock is None
         for name in ("first", "prompt", "allowed", "columns", "host"):
             part = getattr(self, name)
             setattr(self, name, None if part is None else part[batch])
@@ -237,6 +238,7 @@ class Memory:
         twin = copy.copy(self)
         twin.keys, twin.values = copy.copy(self.keys), copy.copy(self.values)
         twin.aux = {name: copy.copy(part) for name, part in self.aux.items()}
+        twin.given, twin._fixed = dict(self.given), {}  # noqa: SLF001 - its own kind; each has places of its own
         twin.reorder(batch)
         return twin
 

@@ -28,13 +28,14 @@ def pin(binding: Binding, cache: Any, steps: int) -> Clock:
         raise ValueError("models with a sliding window are not captured: their mask is made on the host")
     assert binding.first is not None
     memories = binding.memories(cache)
-    binding.clock = Clock(int(memories[0].seen), binding.first)
+    clock = Clock(int(memories[0].seen), binding.first)
     rooms = [binding.method.room(memory, steps) for memory in memories]
     for memory, room in zip(memories, rooms, strict=True):
-        memory.pin(room, binding.clock)
+        memory.pin(room, clock)
     cut = [memory for memory, room in zip(memories, rooms, strict=True) if room and memory.columns is not None]
-    _follow(cut, binding.clock)
-    return binding.clock
+    _follow(cut, clock)
+    binding.clock = clock  # not where a method has refused
+    return clock
 
 
 def _follow(memories: Sequence[Memory], clock: Clock) -> None:
@@ -58,7 +59,7 @@ def _begin_BN(memory: Memory) -> Tensor:
 
 
 def changed(memory: Memory) -> Iterator[Tensor]:
-    """What a step changes in a pinned memory, but a row that it appends: made twice, that is written twice."""
+    """What a step changes in a pinned memory, but for what is the same written twice: its row, a page's box, sinks."""
     yield from memory.extra.values()
     yield from () if memory.columns is None else (memory.columns,)
     if "recent" in memory.given:  # rows are overwritten

@@ -178,7 +178,8 @@ class StepLedger(Ledger):
 
         Contexts are known, so the budgets of all steps are asked for at once, after them, and held against the sums;
         no step costs more for it. A head's most rows are held against the largest budget too, where a layer has one of
-        its own. [3, B], negative below a budget; and whether only the sum over all layers counts.
+        its own; where only the sum over layers counts, attended rows are a mean over texts, while held rows are each
+        text's own. [3, B], negative below a budget; and whether only that sum counts.
         """
         memory = now.memory
         over = torch.zeros(3, memory.keys.view.shape[0], dtype=torch.float64)

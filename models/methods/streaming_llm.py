@@ -83,11 +83,19 @@ class StreamingLlm(Method):
         return self.decode == "slide" or asks_for_gaps(self)
 
     def room(self, memory: Memory, steps: int) -> int:
-        """None once the window is full; `grow` adds a row a step."""
+        """None once the window is full; `grow` adds a row a step.
+
+        Raises:
+            ValueError: the window is not full, or grows with the text.
+        """
+        if self.decode == "grow":
+            return steps
+        if self.keep is not None and memory.prompt is None:
+            raise ValueError("streaming_llm with keep is captured after a prompt: without one the window grows")
         if memory.columns is None:
             told = f"{word_of(self)} = {amount_of(self, memory.site)}"
             raise ValueError(f"streaming_llm is captured with a full window: the prompt must be longer than {told}")
-        return steps if self.decode == "grow" else 0
+        return 0
 
     def write(self, memory: Memory, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Append; a single row overwrites the oldest of a full window, or padding."""
@@ -103,9 +111,10 @@ class StreamingLlm(Method):
 
     def landing(self, memory: Memory) -> Landing | None:
         """Over the row that a full window gives up; sinks that are yet to come are remembered by `write`."""
-        if self.decode == "grow" or not self._knows_sinks(memory):
+        if not self._knows_sinks(memory):
             return None
-        return replace(Landing.plain(memory), over=partial(self._give_up, memory))
+        plain = Landing.plain(memory)
+        return plain if self.decode == "grow" else replace(plain, over=partial(self._give_up, memory))
 
     def _knows_sinks(self, memory: Memory) -> bool:
         return self.positions == "text" or not self.sinks or ALL_SINKS in memory.given

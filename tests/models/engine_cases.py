@@ -20,4 +20,6 @@ ONCE = [  # cut at the end of the prompt; then the cache grows
     ("l2norm", {"bytes": 1600, "skip": 1}),
     ("h2o", {"keep": (0.25, 0.6), "evict": "once"}),
     ("h2o", {"bytes": 2000, "recent": 3, "evict": "once"}),
+    ("streaming_llm", {"rows": 16, "sinks": 2, "positions": "text", "decode": "grow"}),
+    ("streaming_llm", {"rows": 64, "sinks": 2, "positions": "text", "decode": "grow"}),
 ]

@@ -21,7 +21,7 @@ def test_a_step_of_a_growing_cache_made_twice_counts_once(name, args, basis):
         state = session.prefill(texts())
         for token in want[:, :-1].T:
             session.step(state, token)
-        numbers = [layer.memory.columns for layer in state.cache.layers]
+        held = [layer.memory.text_rows_BN(session.binding.first) for layer in state.cache.layers]
     with (
         session_of(model, method, basis(2)) as session,
         engine(session, session.prefill(texts()), STEPS) as steps,
@@ -29,9 +29,10 @@ def test_a_step_of_a_growing_cache_made_twice_counts_once(name, args, basis):
         for _ in range(STEPS - 1):
             steps.step()
         assert steps.agrees()
-        assert all(
-            torch.equal(*pair) for pair in zip([m.memory.columns for m in steps.cache.layers], numbers, strict=True)
-        )
+        for layer, rows_BN in zip(steps.cache.layers, held, strict=True):
+            growth = layer.memory.growth
+            assert torch.equal(growth.rows_BN.expand_as(rows_BN), rows_BN)
+            assert torch.equal((growth.hi - growth.lo).view(len(rows_BN), -1).expand_as(rows_BN), rows_BN.int())
         assert torch.equal(steps.tokens_BN, want)
         torch.testing.assert_close(steps.logits, logits, atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(session.binding.ledger.sums(), counted, atol=1e-6, rtol=1e-12)

@@ -22,6 +22,10 @@ WINDOWS = [
 ]
 
 
+# What asks the device for a number, or takes its shape from one; a capture on a GPU ends with an error there.
+ASKING = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "is_nonzero", "unique", "_unique2", "lift_fresh"}
+
+
 class Graph(TorchDispatchMode):
     """What is called while it lasts; an op of ours is one call, whatever its eager twin asks the host."""
 
@@ -32,6 +36,7 @@ class Graph(TorchDispatchMode):
     def __torch_dispatch__(self, function, _types, arguments=(), keywords=None):
         out = function(*arguments, **(keywords or {}))
         if not self.inside:
+            assert function.overloadpacket.__name__ not in ASKING, function
             self.calls.append((function, arguments, keywords or {}, out))
         return out
 
