@@ -44,7 +44,7 @@ ROOM = ((1.0, 1.0), (1.0, 1.25), (1.0, 1.5), (1.0, 2.0), (1.3, 1.0), (1.3, 1.5),
 
 # No engine at all: for "none", which is one that does nothing, matplotlib draws a figure twice to save it once; and it
 # chooses the style's engine anew each time that it puts back a None.
-LAID_OUT: dict[Any, Any] = {"figure.constrained_layout.use": False, "figure.autolayout": False}
+LAID_OUT: dict[Any, Any] = {"figure.constrained_layout.use": False}
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def best(
         What `threshold_prefill` returns.
     """
     kth, after = border(q_BHTW, k_BGSW, budget_BT, call, how)
-    # Halfway: another order of summation cannot move a score across.
+    # Halfway: another order of summation moves a score across only where two lie within rounding of each other.
     return above(q_BHTD, memory, call, (kth + after) / 2, how, rank=(q_BHTW, k_BGSW))
 
 

@@ -79,7 +79,7 @@ class Memory:
         prompt: [B] tokens of each text at the end of its last prompt, padding left out; None before.
         prompt_seen: tokens of the batch then, padding included.
         allowed: [B] rows of a head that an evicting method's budget then allowed.
-        given: what rows after a prompt go by, the same for all, as their method noted it; not held, not charged.
+        given: what rows after a prompt go by, as their method noted it; not held, not charged.
         growth: where the text stands, once pinned after a cut and growing.
     """
 

@@ -5,6 +5,7 @@ import signal
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from lacuna.analysis import drawings
@@ -27,6 +28,17 @@ def test_two_processes_draw_the_same_bytes(demo):
     assert [bool(d.images) for d in alone] == [True, False, True]
     assert "needs a cell of decode_time" in alone[1].missing
     assert drawn(Study(demo), SOME, 2) == alone
+
+
+@pytest.mark.parametrize("own", [{}, {"figure.autolayout": True}], ids=["plain", "another layout asked for"])
+def test_a_figure_is_drawn_once_for_each_file(demo, own, monkeypatch):
+    """Broken: half of a large report's time is spent on drawings that nobody sees, or a user's settings lay out anew."""
+    drawn_to, draw = [], Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda self, renderer: (drawn_to.append(renderer), draw(self, renderer))[1])
+    with rc_context(own):
+        found = drawings.draw(Study(demo), "accuracy_density")
+    assert found == drawings.draw(Study(demo), "accuracy_density")
+    assert len(drawn_to) == 2 * len(found.images) == 2 * len(drawings.FORMATS)
 
 
 def test_few_records_are_drawn_in_this_process(demo, monkeypatch):
