@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .bind import Binding
@@ -39,14 +40,27 @@ def pin(binding: Binding, cache: Any, steps: int) -> Clock:
 
 
 def _follow(memories: Sequence[Memory], clock: Clock) -> None:
-    """Note where the text of memories that only grow stands: each step adds a row behind it."""
+    """Note where the text of memories that only grow stands: each step adds a row behind it.
+
+    What stands alike in several layers, as after one budget, is noted once.
+    """
     if not memories:
         return
     begin = [_begin_BN(memory) for memory in memories]
     end = [lo_BN.new_full(lo_BN.shape, int(memory.keys.count)) for memory, lo_BN in zip(memories, begin, strict=True)]
-    rows = clock.follow([(hi_BN - lo_BN).long() for hi_BN, lo_BN in zip(end, begin, strict=True)])
-    for memory, lo_BN, hi_BN, rows_BN in zip(memories, begin, clock.follow(end), rows, strict=True):
-        memory.growth = Growth(lo_BN.flatten(), hi_BN.flatten(), rows_BN)
+    alike = [next(j for j in range(i + 1) if _equal(begin, end, i, j)) for i in range(len(memories))]
+    own = sorted(set(alike))
+    rows = clock.follow([(end[i] - begin[i]).long() for i in own])
+    grown = {
+        i: Growth(begin[i].flatten(), hi_BN.flatten(), rows_BN)
+        for i, hi_BN, rows_BN in zip(own, clock.follow([end[i] for i in own]), rows, strict=True)
+    }
+    for memory, i in zip(memories, alike, strict=True):
+        memory.growth = grown[i]
+
+
+def _equal(begin: list[Tensor], end: list[Tensor], i: int, j: int) -> bool:
+    return torch.equal(begin[i], begin[j]) and torch.equal(end[i], end[j])
 
 
 def _begin_BN(memory: Memory) -> Tensor:

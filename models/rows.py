@@ -133,9 +133,9 @@ class Rows:
 
     def apart(self) -> Rows:
         """The rows of each head as a sequence of its own, [B G, 1, S, W]; a view, to be read only."""
-        found = Rows()
-        found._buffer = self.view.flatten(0, 1)[:, None]
-        found._count = found._buffer.shape[2]
+        assert self._buffer is not None, "nothing was appended yet"
+        found = copy.copy(self)
+        found._buffer = self._buffer.flatten(0, 1)[:, None]  # noqa: SLF001 - its own kind
         return found
 
     def leading(self, count: int) -> Rows:

@@ -19,9 +19,11 @@ from .. import attend
 from ..budget import Allowance
 from ..call import Call
 from ..evict import Evict
+from ..landing import Landing
 from ..ledger import Ledger
 from ..memory import Memory, Site
 from ..method import Method, Select
+from ..rows import Growth
 from ..stepwise import Stepwise
 
 WORDS = ("keep", "rows", "bytes")
@@ -104,22 +106,31 @@ class EvictThenSelect(Method):
         """All that is held, in the selection's coordinates."""
         return self.second.attend_dense(q_BHTD, memory, call, ledger)
 
+    def room(self, memory: Memory, steps: int) -> int:
+        """What the eviction adds; the selection asks for no more."""
+        return self.first.room(memory, steps)
+
+    def landing(self, memory: Memory) -> Landing | None:
+        """As the selection has it."""
+        return self.second.landing(memory)
+
     def settle(self, memory: Memory, call: Call) -> None:
         """Compress the prompt; products of queries and keys are the same in the selection's coordinates."""
-        assert call.query is not None
-        self.first.settle(memory, replace(call, query=self.second.project(call.query, memory)))
+        if call.phase == "prefill":
+            assert call.query is not None
+            self.first.settle(memory, replace(call, query=self.second.project(call.query, memory)))
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Select among the rows that each head holds."""
-        q = self.second.project(q_BHTD, memory)
+        q = q_BHTD if call.query_in == "memory" else self.second.project(q_BHTD, memory)
         (batch, heads, rows, size), groups = q.shape, memory.keys.view.shape[1]
         own, told = _apart(memory), _Read()
         if ledger.watch is not None:
             told.watch = told.note
-        text = _text(memory, call)
+        text = _text(memory, call) if memory.clock is None else _pinned_text(memory, own, call)
         out = self.second.attend_projected(q.reshape(batch * groups, heads // groups, rows, size), own, text, told)
-        held = text.context_BT.unflatten(0, (batch, groups))[:, : memory.live].double().sum(1)
-        extra = held * self.second.score_bytes(memory) + _constant_bytes(memory) / batch
+        ranked, beside = self.second.score_bytes(memory), _constant_bytes(memory) / batch
+        extra = text.once(("bytes", ranked, beside), lambda: _held_BT(text, memory) * ranked + beside)
         assert told.rows is not None
         if told.keep is not None:
             ledger.chosen(memory, call, q, told.keep.unflatten(0, (batch, groups)).flatten(1, 2))
@@ -188,6 +199,28 @@ def _text(memory: Memory, call: Call) -> Call:
     numbers = memory.numbers_BNS(batch).expand(-1, groups, -1)
     first = (numbers < call.first[:, None, None]).sum(-1).flatten()
     return replace(call, visible=visible, first=first, seen=numbers.shape[2], query=None)
+
+
+def _pinned_text(memory: Memory, own: Memory, call: Call) -> Call:
+    """The same of a pinned memory: what lies before a head's rows is padding; once for all layers that stand alike."""
+    heads = own.keys.view.shape[0]
+    own.growth, text = call.once(
+        ("apart", heads, id(memory.growth)), lambda: _grown(*attend.span(memory, call), heads, call)
+    )
+    return text
+
+
+def _grown(lo: Tensor, hi: Tensor, heads: int, call: Call) -> tuple[Growth, Call]:
+    """Where the rows of each head stand, and the call on these."""
+    lo, hi = (end.repeat_interleave(heads // len(end)) for end in (lo, hi))
+    text = replace(call, visible=None, first=lo.long(), seen=hi[0], query=None, clock=None, shared={})
+    return Growth(lo, hi, (hi - lo)[:, None]), text
+
+
+def _held_BT(text: Call, memory: Memory) -> Tensor:
+    """Rows that the real heads of each text hold."""
+    batch, groups = memory.keys.view.shape[:2]
+    return text.context_BT.unflatten(0, (batch, groups))[:, : memory.live].double().sum(1)
 
 
 def _constant_bytes(memory: Memory) -> float:

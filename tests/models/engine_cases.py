@@ -22,4 +22,13 @@ ONCE = [  # cut at the end of the prompt; then the cache grows
     ("h2o", {"bytes": 2000, "recent": 3, "evict": "once"}),
     ("streaming_llm", {"rows": 16, "sinks": 2, "positions": "text", "decode": "grow"}),
     ("streaming_llm", {"rows": 64, "sinks": 2, "positions": "text", "decode": "grow"}),
+    ("evict_then_select", {"rows": 12, "read": 0.5, "evict_args": {"window": 4, "kernel": 3}}),
+    ("evict_then_select", {"keep": 0.5, "read": 5, "evict": "adakv", "evict_args": {"window": 4, "kernel": 3}}),
+    ("evict_then_select", {"rows": 64, "read": 0.25, "evict_args": {"window": 4, "kernel": 3}}),
+    ("evict_then_select", {"rows": (9, 20), "read": 0.5, "evict": "keydiff", "select_args": {"heads": "query"}}),
+    ("evict_then_select", {"rows": 12, "read": 0.5, "evict": "keydiff", "select_args": {"rule": "call"}}),
+    (
+        "evict_then_select",
+        {"rows": 16, "read": 0.25, "evict": "l2norm", "select": "loki", "select_args": {"d": 0.5}, "basis": {}},
+    ),
 ]

@@ -125,6 +125,16 @@ def test_a_layer_of_a_cache_that_was_cut_makes_few_launches(name, args, most, ba
 
 
 @pytest.mark.parametrize(
+    "more", [{"read": 0.5}, {"read": 5}, {"read": 0.5, "select": "loki", "select_args": {"d": 0.5}, "basis": {}}]
+)
+def test_a_choice_among_what_was_cut_makes_as_many_launches_as_one_among_all(more, basis):
+    """Where the text of each head stands, and how much of it is read, would be worked out in every layer."""
+    found = a_layer("evict_then_select", {"rows": 12, "evict_args": {"window": 4}, **more}, basis)
+    assert sum(found.values()) <= 9, found
+    assert found["append_row"] == found["topk_decode"] == 1
+
+
+@pytest.mark.parametrize(
     ("name", "args", "most"),
     [
         ("linear_residual", {"rows": 9, "sinks": 2}, 20),
