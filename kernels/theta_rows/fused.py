@@ -7,7 +7,8 @@ the cap, and beside one that does they are less than float32 can tell from nothi
 small for float32, far below the best of its group, is summed again.
 
 Both launches are always made. The second one adds up the weights of each head and, where a set holds too few rows or
-too many, scores it again and searches the k-th: one block then does the work of a selection, so it must be rare.
+too many, scores it again and searches the k-th, with as many blocks as the GPU has left: a set costs what a selection
+costs, so such sets must be few. What these blocks tell each other by is cleared by the first launch.
 
 Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, R dims, X segments, W rows of one.
 """
@@ -16,22 +17,28 @@ import torch
 import triton
 import triton.language as tl
 
-from ..interpreter import upcasts
+from ..interpreter import interpreted, upcasts
 from ..overlap.fused import end_soon, overlap, start_after_others
 from ..tiling import Plan, multiprocessors, power_of_2, theta_plan
-from .bound.fused import CAP, LOG2_E, base_of, bound_kernel, threshold_of
+from .bound.fused import CAP, SMALLEST, base_of, bound_kernel, threshold_of
+from .joint.fused import LOG2_E
+from .mend import MendPlan, mend_plan
 
 # Scores that a block looks at together while it searches.
-SEARCH_ROWS = 4096
+SEARCH_ROWS = 2048
+# Numbers that are looked at together to find the sets that are out of bounds.
+TALLIES = 2048
 
 
 @triton.jit
 def score_and_weigh_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_ptr, index_ptr, count_ptr, sums_ptr,
-                           scale, rows, segment_rows, threshold_batch, threshold_head, q_batch, q_head,
+                           tally_ptr, board_ptr, board_words, scale, rows, segment_rows, threshold_batch,
+                           threshold_head, q_batch, q_head,
                            k_batch, k_head, k_row,
                            KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, SEGMENTS: tl.constexpr,
                            BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr,
-                           LINES: tl.constexpr, UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+                           LINES: tl.constexpr, BLOCK_WORDS: tl.constexpr, UPCAST: tl.constexpr,
+                           OVERLAP: tl.constexpr):  # fmt: skip
     """Keep the rows of one segment that pass, and sum the weights of each head; the grid is (B * G, X).
 
     Args:
@@ -44,6 +51,9 @@ def score_and_weigh_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_pt
         index_ptr: (B, G, X, W) int32 result.
         count_ptr: (B, G, X) int32 result.
         sums_ptr: (B * H, X, 2) float32 result: sum of exp(score - base), the same of the rows kept.
+        tally_ptr: (B, G, X) int32 result: twice the rows kept, and 1 where the weights of some head are below float32.
+        board_ptr: Words of the second launch, int64, cleared.
+        board_words: How many.
         scale: Factor of the scores.
         rows: S.
         segment_rows: W.
@@ -62,12 +72,15 @@ def score_and_weigh_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_pt
         BLOCK_GROUP: Power of two, at least 8 and J.
         BLOCK_DIM: Power of two, at least 16 and R.
         LINES: 1 where the group is one head, whose best score is its own; else BLOCK_GROUP.
+        BLOCK_WORDS: Words that a block clears, a power of two.
         UPCAST: Cast to float32 after each load.
         OVERLAP: Whether the launch overlaps the kernel before.
     """
     start_after_others(OVERLAP)
     pair, segment = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // KV_HEADS).to(tl.int64), (pair % KV_HEADS).to(tl.int64)
+    word = (pair * SEGMENTS + segment) * BLOCK_WORDS + tl.arange(0, BLOCK_WORDS)
+    tl.store(board_ptr + word, tl.zeros([BLOCK_WORDS], tl.int64), mask=word < board_words)
     first = segment * segment_rows
     lo, hi = tl.load(lo_ptr + batch), tl.minimum(tl.load(hi_ptr + batch), rows)
     threshold = threshold_of(
@@ -110,7 +123,10 @@ def score_and_weigh_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_pt
     tl.store(count_ptr + pair * SEGMENTS + segment, kept)
     line = tl.arange(0, LINES)
     place = sums_ptr + ((pair * GROUP + line) * SEGMENTS + segment) * 2
-    tl.store(place, tl.sum(whole, 0), mask=line < GROUP)
+    whole = tl.sum(whole, 0)
+    weak = tl.max(((line < GROUP) & ((whole >= SMALLEST) == 0)).to(tl.int32), 0)
+    tl.store(tally_ptr + pair * SEGMENTS + segment, kept * 2 + weak)
+    tl.store(place, whole, mask=line < GROUP)
     tl.store(place + 1, tl.sum(chosen, 0), mask=line < GROUP)
 
 
@@ -125,6 +141,7 @@ def theta_rows(
     most_B: torch.Tensor,
     segments: int,
     plan: Plan | None = None,
+    mend: MendPlan | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Choose as the eager twin does, in one read of the visible rows while sets keep their bounds.
 
@@ -139,6 +156,7 @@ def theta_rows(
         most_B: (B,) int32.
         segments: X.
         plan: How to cut the work; its splits are not used. Chosen from the shape if absent.
+        mend: How sets that are out of bounds are shared; chosen from the shape if absent.
 
     Returns:
         index_BGK, count_BGX and share_BH as the eager twin.
@@ -156,20 +174,31 @@ def theta_rows(
         q_BHR.new_empty(batch, groups, size, dtype=torch.int32) for size in (segments * width, segments)
     )
     sums = q_BHR.new_empty(batch, heads, segments, 2, dtype=torch.float32)
-    rank_BGS = q_BHR.new_empty(batch, groups, rows, dtype=torch.float32)
     threshold_BG = threshold_BG.float()
     share_BH = q_BHR.new_empty(batch, heads, dtype=torch.float32)
+    # blocks of the interpreter run one after the other, and may not wait
+    count = 1 if interpreted() else multiprocessors(q_BHR.device)
+    mend = mend or mend_plan(batch * groups, rows, dims, k_BGSR.element_size(), count)
+    tally_BGX, board = torch.empty_like(count_BGX), q_BHR.new_empty(mend.board_words, dtype=torch.int64)
     strides = (*threshold_BG.stride(), *q_BHR.stride()[:2], *k_BGSR.stride()[:3])
-    both = {"KV_HEADS": groups, "GROUP": heads // groups, "DIM": dims, "SEGMENTS": segments,
-            "BLOCK_ROWS": plan.block_rows, "BLOCK_GROUP": max(16, power_of_2(heads // groups)),
-            "BLOCK_DIM": max(16, power_of_2(dims)), "UPCAST": upcasts(q_BHR.dtype), "num_warps": plan.num_warps,
-            "num_stages": plan.num_stages, **overlap(q_BHR.device, 3)}  # fmt: skip
     columns = max(8, power_of_2(heads // groups))
+    lines = 1 if heads == groups else columns
+    both = {"KV_HEADS": groups, "GROUP": heads // groups, "DIM": dims, "SEGMENTS": segments, "LINES": lines,
+            "BLOCK_GROUP": columns, "BLOCK_DIM": max(16, power_of_2(dims)), "UPCAST": upcasts(q_BHR.dtype),
+            **overlap(q_BHR.device, 3)}  # fmt: skip
+    given = q_BHR, k_BGSR, lo_B, hi_B, threshold_BG, least_B
     score_and_weigh_kernel[(batch * groups, segments)](
-        q_BHR, k_BGSR, lo_B, hi_B, threshold_BG, least_B, index_BGK, count_BGX, sums, scale, rows, width,
-        *strides, LINES=1 if heads == groups else columns, **both | {"BLOCK_GROUP": columns})  # fmt: skip
-    bound_kernel[(batch * groups,)](
-        q_BHR, k_BGSR, lo_B, hi_B, threshold_BG, least_B, most_B, index_BGK, count_BGX, sums, share_BH, rank_BGS, scale,
-        rows, width, *strides, BLOCK_SEGMENTS=power_of_2(segments),
-        BLOCK_SEARCH=min(SEARCH_ROWS, max(16, power_of_2(rows))), **both)  # fmt: skip
+        *given, index_BGK, count_BGX, sums, tally_BGX, board, mend.board_words, scale, rows, width, *strides, **both,
+        BLOCK_WORDS=power_of_2(triton.cdiv(mend.board_words, batch * groups * segments)), BLOCK_ROWS=plan.block_rows,
+        num_warps=plan.num_warps, num_stages=plan.num_stages)  # fmt: skip
+    rank_BGS = q_BHR.new_empty(batch, groups, rows, dtype=torch.float32)
+    parts = q_BHR.new_empty(mend.boards, mend.most_chunks, lines, 3, dtype=torch.float32)
+    block_segments = power_of_2(segments)
+    bound_kernel[(mend.slots,)](
+        *given, most_B, index_BGK, count_BGX, sums, share_BH, rank_BGS, tally_BGX, board, parts, scale, batch * groups,
+        rows, width, mend.slots, mend.most_chunks, mend.words, *strides, **both,
+        BLOCK_HEADS=power_of_2(triton.cdiv(batch * heads, mend.slots)),
+        BLOCK_SETS=max(16, min(power_of_2(batch * groups), TALLIES // block_segments)), BLOCK_SEGMENTS=block_segments,
+        BLOCK_CHUNKS=power_of_2(mend.most_chunks), BLOCK_ROWS=mend.block_rows,
+        BLOCK_SEARCH=min(SEARCH_ROWS, max(16, power_of_2(rows))), num_warps=4, num_stages=3)  # fmt: skip
     return index_BGK, count_BGX, share_BH

@@ -19,6 +19,8 @@ from triton.runtime.jit import JITFunction
 
 from lacuna.kernels.landmark_gradient.by_sums import landmark_backward as landmark_by_sums
 from lacuna.kernels.op import Case, load_op
+from lacuna.kernels.theta_rows.fused import theta_rows
+from lacuna.kernels.theta_rows.mend import mend_plan
 from lacuna.kernels.threshold_compact.fused import threshold_compact
 from lacuna.kernels.tiling import WholePlan
 from lacuna.kernels.topk_decode.whole.fused import whole_decode
@@ -112,12 +114,21 @@ def main(dtypes):
     kept_twice(shapes[0], device)
     long = replace(few, q_heads=8, rows=49152)  # whose scores tell blocks that choose jointly
     load_op("topk_decode").fused(**load_op("topk_decode").make(long, device, 0))
+    mended_together(dtypes[0], device)
 
 
 def in_one_launch(case, device):
     """Scores, choice and attention; in float32 they never go together, but the kernel compiles."""
     tile = 16 if case.item_bytes > 2 else 128
     whole_decode(**load_op("topk_decode").make(case, device, 0), plan=WholePlan(16384, 8, 255, tile, 4, tile, 6))
+
+
+def mended_together(dtype, device):
+    """Sets out of their bounds that several blocks of an H200 share; a CPU would mend each by one."""
+    mend = mend_plan(16, 32768, 32, 4, 132)
+    for heads in (2, 16):
+        case = Case("mended", 1, heads, 2, 4096, kept=1024, dtype=dtype, visible="full")
+        theta_rows(**load_op("theta_rows").make(case, device, 0), mend=mend)
 
 
 def kept_twice(case, device):
