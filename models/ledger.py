@@ -94,6 +94,10 @@ class Ledger:
         tally.read += read_BT.sum()
         tally.dense += (live * memory.dense_row_bytes) * extent.visible
 
+    def count_parts(self, memory: Memory, call: Call, parts_BGX: Tensor, extra_bytes_BT: Tensor | float) -> None:
+        """Add one call of a single query row, whose rows are counted in parts of the cache."""
+        self.count(memory, call, parts_BGX.sum(-1, keepdim=True), extra_bytes_BT)
+
     def settle(self, memory: Memory, call: Call, arrived_BN: Tensor | None = None, kept: Kept | None = None) -> None:
         """Note what is held after eviction; `arrived` rows of text were held before it (default: as many).
 

@@ -26,7 +26,10 @@ DECODE = PHASES.index("decode")
 
 @dataclass
 class _Count:
-    """What one layer left in this step: rows attended per head, bytes beside (a tensor, or the same for each row)."""
+    """What one layer left in this step.
+
+    Rows attended per head, or per part of each head's cache; bytes beside, a tensor, or the same for each row.
+    """
 
     memory: Memory
     attended_BG: Tensor
@@ -97,6 +100,14 @@ class StepLedger(Ledger):
         each = memory.keys.row_bytes + memory.values.row_bytes if row_bytes is None else row_bytes
         self.group = call.group
         self._now[memory.site.layer] = _Count(memory, attended_BGT[:, : memory.live, 0], extra_bytes_BT, each)
+
+    def count_parts(self, memory: Memory, call: Call, parts_BGX: Tensor, extra_bytes_BT: Tensor | float) -> None:
+        """Note them as they are: `close` adds up the parts of all layers with their heads, at once."""
+        if call.clock is not self.clock:
+            self.before.count_parts(memory, call, parts_BGX, extra_bytes_BT)
+            return
+        self.count(memory, call, parts_BGX[..., :1], extra_bytes_BT)
+        self._now[memory.site.layer].attended_BG = parts_BGX[:, : memory.live].flatten(1)
 
     def settle(self, memory: Memory, call: Call, arrived_BN: Tensor | None = None, kept: Kept | None = None) -> None:
         """In a step nothing is evicted that is not overwritten at once: `close` counts what is held."""

@@ -135,7 +135,7 @@ class LokiTheta(Method):
             q_BHTD[:, :, 0, : lead.shape[-1]], lead, lo, hi, call.scale, theta, least, most,
             self._segments(memory, call),
         )  # fmt: skip
-        self._count(memory, call, ledger, count.sum(-1, keepdim=True))
+        ledger.count_parts(memory, call, count, self._beside(memory, call))
         out = attend.gathered(q_BHTD, memory, index, count, call)
         if self.sdc == "none":
             return out
@@ -247,14 +247,18 @@ class LokiTheta(Method):
         return (most * sets).minimum(call.context_BT)
 
     def _count(self, memory: Memory, call: Call, ledger: Ledger, read_BGT: Tensor) -> None:
+        ledger.count(memory, call, read_BGT, self._beside(memory, call))
+
+    def _beside(self, memory: Memory, call: Call) -> Tensor:
+        """Bytes that a query row reads beside the rows attended, [B, T]."""
         site, theta = memory.site, memory.constants["theta"]
         part = site.live / max(1, len(site.kv_heads))
         basis = sum(memory.constants[name].nbytes for name in ("lead", "rest"))
-        fixed = basis * part / read_BGT.shape[0] + theta.shape[0] * theta.element_size() * part
+        fixed = basis * part / call.context_BT.shape[0] + theta.shape[0] * theta.element_size() * part
         fixed += running.mean_bytes(memory) if self.vmc == "mean" else 0
         low = site.live * memory.aux["lead"].row_bytes
-        beside = call.once(("beside", low, fixed), lambda: call.context_BT.double() * low + fixed)
-        ledger.count(memory, call, read_BGT, beside)
+        beside: Tensor = call.once(("beside", low, fixed), lambda: call.context_BT.double() * low + fixed)
+        return beside
 
 
 def _exponents(scores: Tensor) -> Tensor:
