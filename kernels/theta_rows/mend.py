@@ -5,11 +5,11 @@ Shape legend: B batch, G KV heads, S rows in the cache, R dims.
 
 from typing import NamedTuple
 
-from ..select_topk.joint.fused import STEPS
+from ..select_topk.joint.fused import MOST_CHUNKS, STEPS
 from ..tiling import TILE_BYTES, power_of_2
 
 # The fewest rows for which a block more helps to mend a set.
-CHUNK_ROWS = 1024
+CHUNK_ROWS = 512
 
 
 class MendPlan(NamedTuple):
@@ -52,6 +52,6 @@ def mend_plan(sets: int, rows: int, dims: int, item_bytes: int, multiprocessor_c
         The plan.
     """
     # Four launches at once leave a place free: of each all blocks but one of a set may wait for one that has not begun.
-    most = max(1, min(multiprocessor_count // 2, rows // CHUNK_ROWS))
+    most = max(1, min(MOST_CHUNKS, multiprocessor_count // 2, rows // CHUNK_ROWS))
     tile = min(256, max(16, TILE_BYTES // (power_of_2(max(16, dims)) * item_bytes)))
     return MendPlan(2 * multiprocessor_count, most, min(sets, multiprocessor_count) if most > 1 else 0, tile)

@@ -174,10 +174,10 @@ def test_two_streams_mend_at_once(device):
 
 
 def test_a_set_is_shared_by_few_enough_blocks():
-    """Broken: four launches at once, of which each waits for blocks that have not started, fill a GPU of two an SM."""
+    """Broken: four launches at once, of which each waits for blocks that have not started, fill a GPU of two an SM; or a width that Triton 3.6 cannot compile."""
     plans = [mend_plan(sets, rows, 32, 2, 132) for sets in (1, 128, 640) for rows in (500, 32768, 1 << 21)]
     assert all(4 * (plan.most_chunks - 1) < plan.slots for plan in plans)
-    assert [plan.most_chunks for plan in plans[:3]] == [1, 32, 66]
+    assert [plan.most_chunks for plan in plans[:3]] == [1, 64, 64]
     # a set that several blocks share has a board, however many there are
     assert all(plan.boards >= min(sets, plan.slots // 2) for plan, sets in zip(plans[1:3], (1, 1), strict=True))
     assert mend_plan(640, 32768, 32, 2, 132).boards == 132
