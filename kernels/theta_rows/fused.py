@@ -13,6 +13,8 @@ costs, so such sets must be few. What these blocks tell each other by is cleared
 Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, R dims, X segments, W rows of one.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -167,18 +169,14 @@ def theta_rows(
     if q_BHR.stride(-1) != 1 or k_BGSR.stride(-1) != 1:
         raise ValueError(f"expected stride 1 in the last dim, got {q_BHR.stride()} and {k_BGSR.stride()}")
     heads, (batch, groups, rows, dims) = q_BHR.shape[1], k_BGSR.shape
-    if plan is None:
-        plan = theta_plan(batch * groups, rows, dims, k_BGSR.element_size(), multiprocessors(q_BHR.device))
+    shape = batch * groups, rows, dims, k_BGSR.element_size()
+    plan = plan or theta_plan(*shape, multiprocessors(q_BHR.device))
     width = triton.cdiv(rows, segments)
-    index_BGK, count_BGX = (
-        q_BHR.new_empty(batch, groups, size, dtype=torch.int32) for size in (segments * width, segments)
-    )
+    index_BGK, count_BGX = (q_BHR.new_empty(batch, groups, n, dtype=torch.int32) for n in (segments * width, segments))
     sums = q_BHR.new_empty(batch, heads, segments, 2, dtype=torch.float32)
     threshold_BG = threshold_BG.float()
-    share_BH = q_BHR.new_empty(batch, heads, dtype=torch.float32)
     # blocks of the interpreter run one after the other, and may not wait
-    count = 1 if interpreted() else multiprocessors(q_BHR.device)
-    mend = mend or mend_plan(batch * groups, rows, dims, k_BGSR.element_size(), count)
+    mend = mend or mend_plan(*shape, 1 if interpreted() else multiprocessors(q_BHR.device))
     tally_BGX, board = torch.empty_like(count_BGX), q_BHR.new_empty(mend.board_words, dtype=torch.int64)
     strides = (*threshold_BG.stride(), *q_BHR.stride()[:2], *k_BGSR.stride()[:3])
     columns = max(8, power_of_2(heads // groups))
@@ -191,14 +189,47 @@ def theta_rows(
         *given, index_BGK, count_BGX, sums, tally_BGX, board, mend.board_words, scale, rows, width, *strides, **both,
         BLOCK_WORDS=power_of_2(triton.cdiv(mend.board_words, batch * groups * segments)), BLOCK_ROWS=plan.block_rows,
         num_warps=plan.num_warps, num_stages=plan.num_stages)  # fmt: skip
-    rank_BGS = q_BHR.new_empty(batch, groups, rows, dtype=torch.float32)
-    parts = q_BHR.new_empty(mend.boards, mend.most_chunks, lines, 3, dtype=torch.float32)
+    made = index_BGK, count_BGX, sums
+    return index_BGK, count_BGX, mended_BH(given, most_B, made, tally_BGX, board, scale, strides, mend, both)
+
+
+def mended_BH(
+    given: tuple[torch.Tensor, ...],
+    most_B: torch.Tensor,
+    made: tuple[torch.Tensor, ...],
+    tally_BGX: torch.Tensor,
+    board: torch.Tensor,
+    scale: float,
+    strides: tuple[int, ...],
+    mend: MendPlan,
+    both: dict[str, Any],
+) -> torch.Tensor:
+    """Launch what mends the sets that are out of their bounds.
+
+    Args:
+        given: Queries, keys, bounds, thresholds and fewest rows, as both launches take them.
+        most_B: (B,) int32.
+        made: Index, counts and sums of the first launch; the first two are mended.
+        tally_BGX: (B, G, X) int32 of the first launch.
+        board: Words that it cleared.
+        scale: Factor of the scores.
+        strides: Of thresholds, queries and keys.
+        mend: How sets are shared.
+        both: Constants of both launches.
+
+    Returns:
+        share_BH, (B, H) float32.
+    """
+    (q_BHR, k_BGSR), segments = given[:2], tally_BGX.shape[2]
+    (batch, groups, rows), heads = k_BGSR.shape[:3], q_BHR.shape[1]
+    share_BH, rank_BGS = (q_BHR.new_empty(batch, *size, dtype=torch.float32) for size in ((heads,), (groups, rows)))
+    parts = q_BHR.new_empty(mend.boards, mend.most_chunks, both["LINES"], 3, dtype=torch.float32)
     block_segments = power_of_2(segments)
     bound_kernel[(mend.slots,)](
-        *given, most_B, index_BGK, count_BGX, sums, share_BH, rank_BGS, tally_BGX, board, parts, scale, batch * groups,
-        rows, width, mend.slots, mend.most_chunks, mend.words, *strides, **both,
+        *given, most_B, *made, share_BH, rank_BGS, tally_BGX, board, parts, scale, batch * groups, rows,
+        made[0].shape[2] // segments, mend.slots, mend.most_chunks, mend.words, *strides, **both,
         BLOCK_HEADS=power_of_2(triton.cdiv(batch * heads, mend.slots)),
         BLOCK_SETS=max(16, min(power_of_2(batch * groups), TALLIES // block_segments)), BLOCK_SEGMENTS=block_segments,
         BLOCK_CHUNKS=power_of_2(mend.most_chunks), BLOCK_ROWS=mend.block_rows,
         BLOCK_SEARCH=min(SEARCH_ROWS, max(16, power_of_2(rows))), num_warps=4, num_stages=3)  # fmt: skip
-    return index_BGK, count_BGX, share_BH
+    return share_BH
