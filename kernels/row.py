@@ -33,6 +33,9 @@ class Row:
         percent_of_ceiling: Of the two.
         empty_ms: Median of one launch that does next to nothing, in the same process and measure: what a time holds
             beside its bytes, at least.
+        chain_ms: Of a fused twin: one launch of several in a CUDA graph, each over data of its own; nothing where
+            copies do not fit or all together are no more than what L2 keeps.
+        percent_in_chain: Bytes over that time, against the copy bandwidth.
         against: What a pipeline is compared with: the fastest dense kernel of the same case.
         speed_up: Time of that over the median.
         break_even_rows: Of a pipeline on a grid: the rows from which on every longer cache of its batch and budget
@@ -63,6 +66,8 @@ class Row:
     ceiling_gb_s: float | None = None
     percent_of_ceiling: float | None = None
     empty_ms: float | None = None
+    chain_ms: float | None = None
+    percent_in_chain: float | None = None
     against: str = ""
     speed_up: float | None = None
     break_even_rows: int | None = None

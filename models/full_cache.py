@@ -61,19 +61,13 @@ def attend(q_BH1D: Tensor, memory: Memory, call: Call, marking: Marking) -> Tens
     Where the last row alone marks, marks are sums over heads and no means: only their order counts. Heads that rank
     alike get one sum, so that they hold the same rows to the end.
     """
+    assert marking.share == 1.0 or marking.carry == 0.0
     marks = memory.aux["mark"].view[..., 0]
-    alone, groups = marking.carry == 0.0, marks.shape[1]
-    assert alone or marking == Marking(groups, 1.0, 1.0)
-    if alone:
-        marks.zero_()
-    out = attended(q_BH1D, memory, call, (memory.given["lo"], memory.given["hi"]), marks).out_BHD
-    if marking.sets < groups:
-        marks.copy_(marks.sum(1, keepdim=True))
-    return out[:, :, None]
+    return attended(q_BH1D, memory, call, (memory.given["lo"], memory.given["hi"]), marks, marking).out_BHD[:, :, None]
 
 
-def attended(q_BH1D: Tensor, memory: Memory, call: Call, rows: Span, marks_BGS: Tensor) -> Marked:
-    """Attend some rows, and add to their marks, if there are any."""
-    caches = (memory.keys.view, memory.values.view)
-    found: Marked = MARKED_DECODE(q_BH1D[:, :, 0], *caches, *rows, call.scale, marks_BGS)
+def attended(q_BH1D: Tensor, memory: Memory, call: Call, rows: Span, marks_BGS: Tensor, marking: Marking) -> Marked:
+    """Attend some rows, and mark them by sums of weights, if there are marks."""
+    q, caches, how = q_BH1D[:, :, 0], (memory.keys.view, memory.values.view), (marking.carry, marking.sets)
+    found: Marked = MARKED_DECODE(q, *caches, *rows, call.scale, marks_BGS, *how)
     return found

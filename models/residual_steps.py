@@ -12,6 +12,7 @@ from . import full_cache
 from .call import Call
 from .memory import Memory
 from .residual_state import Dropped, Share
+from .walk import Marking
 
 
 def prepare(memory: Memory, beside: float) -> None:
@@ -46,5 +47,6 @@ def attend_held(q_BH1D: Tensor, memory: Memory, call: Call) -> Share:
 
 
 def _attended(q_BH1D: Tensor, memory: Memory, call: Call, span: full_cache.Span, marks_BGS: Tensor) -> Share:
-    found = full_cache.attended(q_BH1D, memory, call, span, marks_BGS)
+    adding = Marking(marks_BGS.shape[1], 1.0, 1.0)
+    found = full_cache.attended(q_BH1D, memory, call, span, marks_BGS, adding)
     return Share(found.out_BHD[:, :, None], found.log_BH[:, :, None])

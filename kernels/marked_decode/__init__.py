@@ -12,7 +12,7 @@ from .eager import marked_decode
 
 
 def make(case: Case, device: torch.device, seed: int) -> Inputs:
-    """Draw the inputs of a case; one whose scores are summed keeps no marks.
+    """Draw the inputs of a case; one whose scores are summed keeps no marks, with sets of a head all are marked alike.
 
     Args:
         case: Its shape.
@@ -34,6 +34,8 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
         "hi_B": hi_B,
         "scale": case.head_dim**-0.5,
         "marks_BGS": marks[..., :0] if case.reduce == "sum" else marks,
+        "carry": 1.0 if case.purpose == "time" else 0.5,
+        "sets": 1 if case.reduce == "none" else case.kv_heads,
     }
 
 
@@ -62,4 +64,4 @@ def flops(case: Case) -> int:
     return 4 * case.batch * case.q_heads * case.rows * case.head_dim
 
 
-OP = Op("marked_decode", "1", __name__, marked_decode, make, moved_bytes, flops, CASES, compare_all, ("marks_BGS",))
+OP = Op("marked_decode", "2", __name__, marked_decode, make, moved_bytes, flops, CASES, compare_all, ("marks_BGS",))

@@ -1,6 +1,6 @@
 """Attention of one row to all rows held, which leaves its weights on them, in plain torch.
 
-Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, D head dim.
+Shape legend: B batch, H query heads, G KV heads, N sets of heads, S rows in the cache, D head dim.
 """
 
 from typing import NamedTuple
@@ -32,8 +32,12 @@ def marked_decode(
     hi_B: torch.Tensor,
     scale: float,
     marks_BGS: torch.Tensor,
+    carry: float,
+    sets: int,
 ) -> Marked:
-    """Attend the visible rows, and add the weights of each group's heads to the rows' marks (H2O, arXiv 2306.14048).
+    """Attend the visible rows, and mark them: carry * mark + the weights of a set's heads, summed.
+
+    H2O (arXiv 2306.14048) adds up the weights of each group; TOVA (arXiv 2401.06104) has the last row's, of all heads.
 
     Args:
         q_BHD: (B, H, D) queries.
@@ -42,7 +46,9 @@ def marked_decode(
         lo_B: (B,) int32, first visible row.
         hi_B: (B,) int32, one past the last visible row.
         scale: Factor of the scores.
-        marks_BGS: (B, G, S) float32, written; (B, G, 0) where no marks are kept.
+        marks_BGS: (B, G, S) float32, written where rows are visible; (B, G, 0) where no marks are kept.
+        carry: Factor of the marks that there are.
+        sets: N, sets of heads whose weights are summed: G, or 1 where KV heads are marked alike.
 
     Returns:
         Means, logs of the sums of weights, and the marks.
@@ -57,5 +63,6 @@ def marked_decode(
     weight = (score - log.masked_fill(log == -torch.inf, 0.0)).exp()
     values = v_BGSD.to(wide).masked_fill(~seen.mT, 0.0)
     if marks_BGS.shape[2]:
-        marks_BGS += weight.sum(2)
+        gained = weight.view(batch, sets, -1, rows).sum(2).repeat_interleave(groups // sets, 1)
+        marks_BGS.copy_(torch.where(seen[:, :, 0], carry * marks_BGS + gained, marks_BGS))
     return Marked((weight @ values).flatten(1, 2).to(q_BHD.dtype), log.flatten(1), marks_BGS)

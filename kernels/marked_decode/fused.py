@@ -1,6 +1,7 @@
 """Split-KV attention of one row that keeps its scores, and a second launch that turns them into marks.
 
-Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, D head dim, X splits.
+Shape legend: B batch, H query heads, G KV heads, J = H / G, N sets of heads that are marked alike, S rows in the cache,
+D head dim, X splits.
 """
 
 import math
@@ -14,6 +15,9 @@ from ..interpreter import storage_dtype, upcasts
 from ..overlap.fused import overlap, start_after_others
 from ..tiling import Plan, attention_plan, multiprocessors, power_of_2
 from .eager import Marked
+
+LN_2 = tl.constexpr(math.log(2))
+WEIGHTS = 2048  # that a block turns into marks
 
 
 @triton.jit
@@ -96,11 +100,12 @@ def attend_marked_kernel(q_ptr, k_ptr, v_ptr, lo_ptr, hi_ptr, share_ptr, lse_ptr
 
 
 @triton.jit
-def mark_kernel(share_ptr, lse_ptr, score_ptr, lo_ptr, hi_ptr, out_ptr, log_ptr, marks_ptr, rows, marks_batch,
-                marks_head, marks_row, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
-                SPLITS: tl.constexpr, BLOCK_SPLITS: tl.constexpr, BLOCK_DIM: tl.constexpr, N: tl.constexpr,
-                MARKED: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
-    """Join the shares of one head, or add to some marks of its group; the grid is (B * G, J + S / N).
+def mark_kernel(share_ptr, lse_ptr, score_ptr, lo_ptr, hi_ptr, out_ptr, log_ptr, marks_ptr, carry, rows, marks_batch,
+                marks_head, marks_row, SETS: tl.constexpr, MEMBERS: tl.constexpr, ALIKE: tl.constexpr,
+                DIM: tl.constexpr, SPLITS: tl.constexpr, BLOCK_MEMBERS: tl.constexpr, BLOCK_ALIKE: tl.constexpr,
+                BLOCK_SPLITS: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr, MARKED: tl.constexpr,
+                OVERLAP: tl.constexpr):  # fmt: skip
+    """Join the shares of one head, or write some marks of its set; the grid is (B * N, H / N + S / BLOCK_ROWS).
 
     Args:
         share_ptr: (B * H, X, D) shares.
@@ -109,27 +114,31 @@ def mark_kernel(share_ptr, lse_ptr, score_ptr, lo_ptr, hi_ptr, out_ptr, log_ptr,
         lo_ptr: (B,) first visible row.
         hi_ptr: (B,) one past the last visible row.
         out_ptr: (B, H, D).
-        log_ptr: (B, H) log2 of the sums of weights.
+        log_ptr: (B, H) logs of the sums of weights.
         marks_ptr: Marks, written.
+        carry: Factor of the marks that there are.
         rows: S.
         marks_batch: Stride of the marks.
         marks_head: Stride of the marks.
         marks_row: Stride of the marks.
-        KV_HEADS: G.
-        GROUP: J.
+        SETS: N.
+        MEMBERS: H / N.
+        ALIKE: G / N.
         DIM: D.
         SPLITS: X.
+        BLOCK_MEMBERS: Power of two, at least H / N.
+        BLOCK_ALIKE: Power of two, at least G / N.
         BLOCK_SPLITS: Power of two, at least X.
         BLOCK_DIM: Power of two, at least D.
-        N: Marks of a block.
+        BLOCK_ROWS: Rows that a block marks.
         MARKED: Whether there are marks.
         OVERLAP: Whether the launch overlaps the kernel before.
     """
     start_after_others(OVERLAP)
     pair, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     split = tl.arange(0, BLOCK_SPLITS)
-    if part < GROUP:
-        line, column = pair * GROUP + part, tl.arange(0, BLOCK_DIM)
+    if part < MEMBERS:
+        line, column = pair * MEMBERS + part, tl.arange(0, BLOCK_DIM)
         lse = tl.load(lse_ptr + line * SPLITS + split, mask=split < SPLITS, other=float("-inf"))
         mask = (split < SPLITS)[:, None] & (column < DIM)[None, :]
         share_at = share_ptr + (line * SPLITS + split)[:, None] * DIM + column[None, :]
@@ -140,22 +149,30 @@ def mark_kernel(share_ptr, lse_ptr, score_ptr, lo_ptr, hi_ptr, out_ptr, log_ptr,
         some = tl.where(total == 0.0, 1.0, total)
         out = tl.sum(share * weight[:, None], 0) / some
         tl.store(out_ptr + line * DIM + column, out.to(out_ptr.dtype.element_ty), mask=column < DIM)
-        tl.store(log_ptr + line, tl.where(total == 0.0, float("-inf"), top + tl.log2(some)))
+        tl.store(log_ptr + line, tl.where(total == 0.0, float("-inf"), (top + tl.log2(some)) * LN_2))
     elif MARKED:
-        batch, head = pair // KV_HEADS, pair % KV_HEADS
-        row = (part - GROUP) * N + tl.arange(0, N)
+        batch, first = pair // SETS, pair % SETS * ALIKE
+        member, alike = tl.arange(0, BLOCK_MEMBERS), tl.arange(0, BLOCK_ALIKE)
+        row = (part - MEMBERS) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        own, known, inside = pair * MEMBERS + member, (member < MEMBERS)[:, None], (row < rows)[None, :]
+        marks_at = (
+            marks_ptr
+            + batch * marks_batch
+            + (first + alike)[:, None] * marks_head
+            + row.to(tl.int64)[None, :] * marks_row
+        )
+        held = (alike < ALIKE)[:, None] & inside
+        # all is asked for before anything is waited for, rows that turn out to be hidden too
+        logs_at = lse_ptr + own[:, None] * SPLITS + split[None, :]
+        logs = tl.load(logs_at, mask=known & (split < SPLITS)[None, :], other=float("-inf"))
+        score = tl.load(score_ptr + own[:, None] * rows + row[None, :], mask=known & inside, other=float("-inf"))
+        marks = tl.load(marks_at, mask=held, other=0.0)
         seen = (row >= tl.load(lo_ptr + batch)) & (row < tl.load(hi_ptr + batch))
-        gained = tl.zeros([N], tl.float32)
-        for member in range(GROUP):
-            own = pair * GROUP + member
-            logs = tl.load(lse_ptr + own * SPLITS + split, mask=split < SPLITS, other=float("-inf"))
-            most = tl.max(logs, 0)
-            most = tl.where(most == float("-inf"), 0.0, most)
-            whole = most + tl.log2(tl.sum(tl.exp2(logs - most), 0))
-            score = tl.load(score_ptr + own * rows + row, mask=seen, other=float("-inf"))
-            gained += tl.where(seen, tl.exp2(score - whole), 0.0)
-        marks_at = marks_ptr + batch * marks_batch + head * marks_head + row.to(tl.int64) * marks_row
-        tl.store(marks_at, tl.load(marks_at, mask=seen, other=0.0) + gained, mask=seen)
+        most = tl.max(logs, 1)
+        most = tl.where(most == float("-inf"), 0.0, most)
+        whole = most + tl.log2(tl.sum(tl.exp2(logs - most[:, None]), 1))
+        gained = tl.sum(tl.where(known & seen[None, :], tl.exp2(score - whole[:, None]), 0.0), 0)
+        tl.store(marks_at, carry * marks + gained[None, :], mask=held & seen[None, :])
 
 
 def marked_decode(
@@ -166,6 +183,8 @@ def marked_decode(
     hi_B: torch.Tensor,
     scale: float,
     marks_BGS: torch.Tensor,
+    carry: float,
+    sets: int,
     plan: Plan | None = None,
 ) -> Marked:
     """Attend and mark as the eager twin does.
@@ -177,7 +196,9 @@ def marked_decode(
         lo_B: (B,) int32, first visible row.
         hi_B: (B,) int32, one past the last visible row.
         scale: Factor of the scores.
-        marks_BGS: (B, G, S) float32, written; any strides; (B, G, 0) where no marks are kept.
+        marks_BGS: (B, G, S) float32, written where rows are visible; any strides; (B, G, 0) where no marks are kept.
+        carry: Factor of the marks that there are.
+        sets: N, sets of heads whose weights are summed: G, or 1 where KV heads are marked alike.
         plan: How to cut the work; chosen from the shape if absent.
 
     Returns:
@@ -198,16 +219,18 @@ def marked_decode(
     scores = torch.empty(batch, heads, rows if marked else 1, dtype=torch.float32, device=device)
     out = torch.empty(batch, heads, dim, dtype=storage_dtype(q_BHD.dtype), device=device)
     log = torch.empty(batch, heads, dtype=torch.float32, device=device)
-    how = {"KV_HEADS": groups, "GROUP": share, "DIM": dim, "SPLITS": plan.splits, "MARKED": marked, **overlap(device)}
+    how = {"DIM": dim, "SPLITS": plan.splits, "MARKED": marked, **overlap(device)}
     attend_marked_kernel[(pairs, plan.splits)](
         q_BHD, k_BGSD, v_BGSD, lo_B, hi_B, shares, lse, scores, scale * LOG2_E, rows, *k_BGSD.stride()[:3],
-        *v_BGSD.stride()[:3], BLOCK_ROWS=plan.block_rows, BLOCK_GROUP=max(16, power_of_2(share)),
-        BLOCK_DIM=max(16, power_of_2(dim)), UPCAST=upcasts(q_BHD.dtype), num_warps=plan.num_warps,
-        num_stages=plan.num_stages, **how,
+        *v_BGSD.stride()[:3], KV_HEADS=groups, GROUP=share, BLOCK_ROWS=plan.block_rows,
+        BLOCK_GROUP=max(16, power_of_2(share)), BLOCK_DIM=max(16, power_of_2(dim)), UPCAST=upcasts(q_BHD.dtype),
+        num_warps=plan.num_warps, num_stages=plan.num_stages, **how,
     )  # fmt: skip
-    block = min(1024, max(16, power_of_2(rows)))
-    mark_kernel[(pairs, share + (triton.cdiv(rows, block) if marked else 0))](
-        shares, lse, scores, lo_B, hi_B, out, log, marks_BGS, rows, *marks_BGS.stride(),
-        BLOCK_SPLITS=power_of_2(plan.splits), BLOCK_DIM=max(16, power_of_2(dim)), N=block, num_warps=4, **how,
+    members, alike = heads // sets, groups // sets
+    block = max(16, min(1024, power_of_2(rows), WEIGHTS // power_of_2(members)))
+    mark_kernel[(batch * sets, members + (triton.cdiv(rows, block) if marked else 0))](
+        shares, lse, scores, lo_B, hi_B, out, log, marks_BGS, carry, rows, *marks_BGS.stride(), SETS=sets,
+        MEMBERS=members, ALIKE=alike, BLOCK_MEMBERS=power_of_2(members), BLOCK_ALIKE=power_of_2(alike),
+        BLOCK_SPLITS=power_of_2(plan.splits), BLOCK_DIM=max(16, power_of_2(dim)), BLOCK_ROWS=block, num_warps=4, **how,
     )  # fmt: skip
-    return Marked(out.to(q_BHD.dtype), log * math.log(2), marks_BGS)
+    return Marked(out.to(q_BHD.dtype), log, marks_BGS)

@@ -110,7 +110,7 @@ def lowest_row_kernel(number_ptr, recent_ptr, marks_ptr, numbers_ptr, mark_ptr, 
 
 @triton.jit
 def swap_row_kernel(k_ptr, v_ptr, number_ptr, recent_ptr, keys_ptr, values_ptr, marks_ptr, numbers_ptr, key_ptr,
-                    value_ptr, slot_ptr, mark_ptr, age_ptr, at_ptr, rows,
+                    value_ptr, slot_ptr, mark_ptr, age_ptr, at_ptr, rows, k_batch, k_head, v_batch, v_head,
                     keys_batch, keys_head, keys_row, values_batch, values_head, values_row,
                     marks_batch, marks_head, marks_row, numbers_batch, numbers_head, KV_HEADS: tl.constexpr,
                     DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, SPLITS: tl.constexpr,
@@ -118,8 +118,8 @@ def swap_row_kernel(k_ptr, v_ptr, number_ptr, recent_ptr, keys_ptr, values_ptr, 
     """Swap the row of one head; the grid is (B * G,).
 
     Args:
-        k_ptr: (B, G, D) new keys, contiguous.
-        v_ptr: (B, G, D) new values, contiguous.
+        k_ptr: (B, G, D) new keys.
+        v_ptr: (B, G, D) new values.
         number_ptr: (1,) number of the new token.
         recent_ptr: (B,) last rows that stay.
         keys_ptr: Keys, written.
@@ -133,6 +133,10 @@ def swap_row_kernel(k_ptr, v_ptr, number_ptr, recent_ptr, keys_ptr, values_ptr, 
         age_ptr: (B * G, X) its number.
         at_ptr: (B * G, X) where it is.
         rows: S.
+        k_batch: Stride of the new keys.
+        k_head: Stride of the new keys.
+        v_batch: Stride of the new values.
+        v_head: Stride of the new values.
         keys_batch: Stride of the keys.
         keys_head: Stride of the keys.
         keys_row: Stride of the keys.
@@ -162,7 +166,8 @@ def swap_row_kernel(k_ptr, v_ptr, number_ptr, recent_ptr, keys_ptr, values_ptr, 
     column = tl.arange(0, BLOCK_DIM)
     inside, own = column < DIM, pair * DIM + column
     # asked for before anything is waited for
-    k, v = tl.load(k_ptr + own, mask=inside, other=0.0), tl.load(v_ptr + own, mask=inside, other=0.0)
+    k = tl.load(k_ptr + batch * k_batch + head * k_head + column, mask=inside, other=0.0)
+    v = tl.load(v_ptr + batch * v_batch + head * v_head + column, mask=inside, other=0.0)
     if SPLITS == 1:
         _, _, slot = lowest_of(marks, numbers, marks_row, 0, rows, newest, N)
     else:
@@ -234,8 +239,8 @@ def swap_row(
     """Swap as the eager twin does.
 
     Args:
-        k_BGD: (B, G, D) new keys.
-        v_BGD: (B, G, D) new values.
+        k_BGD: (B, G, D) new keys; any strides, the last dim contiguous.
+        v_BGD: (B, G, D) new values; likewise.
         number_1: (1,) int64 number of the new token.
         recent_B: (B,) int64 last rows that stay, the new one among them.
         keys_BGSD: (B, G, S, D), written; any strides, the last dim contiguous.
@@ -248,9 +253,9 @@ def swap_row(
         What left, and what was written.
 
     Raises:
-        ValueError: If the last dim of keys, values or numbers is not contiguous.
+        ValueError: If the last dim of rows or numbers is not contiguous.
     """
-    check_contiguous_rows(keys_BGSD, values_BGSD, numbers_BGS)
+    check_contiguous_rows(k_BGD, v_BGD, keys_BGSD, values_BGSD, numbers_BGS)
     batch, heads, rows, dim = keys_BGSD.shape
     key, value = (torch.empty_like(part, memory_format=torch.contiguous_format) for part in (k_BGD, v_BGD))
     slot = torch.empty(batch, heads, dtype=torch.int32, device=key.device)
@@ -266,8 +271,8 @@ def swap_row(
             number_1, recent_B, marks_BGS, numbers_BGS, *parts, rows, share, *marks_BGS.stride(),
             *numbers_BGS.stride()[:2], num_warps=num_warps, **cut)  # fmt: skip
     swap_row_kernel[(batch * heads,)](
-        k_BGD.contiguous(), v_BGD.contiguous(), number_1, recent_B, keys_BGSD, values_BGSD, marks_BGS, numbers_BGS,
-        key, value, slot, *parts, rows, *keys_BGSD.stride()[:3], *values_BGSD.stride()[:3], *marks_BGS.stride(),
-        *numbers_BGS.stride()[:2], DIM=dim, BLOCK_DIM=power_of_2(dim), BLOCK_SPLITS=power_of_2(splits),
-        num_warps=num_warps if splits == 1 else 1, **cut)  # fmt: skip
+        k_BGD, v_BGD, number_1, recent_B, keys_BGSD, values_BGSD, marks_BGS, numbers_BGS, key, value, slot, *parts,
+        rows, *k_BGD.stride()[:2], *v_BGD.stride()[:2], *keys_BGSD.stride()[:3], *values_BGSD.stride()[:3],
+        *marks_BGS.stride(), *numbers_BGS.stride()[:2], DIM=dim, BLOCK_DIM=power_of_2(dim),
+        BLOCK_SPLITS=power_of_2(splits), num_warps=num_warps if splits == 1 else 1, **cut)  # fmt: skip
     return Swapped(key, value, slot, keys_BGSD, values_BGSD, marks_BGS, numbers_BGS)

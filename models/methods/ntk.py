@@ -145,9 +145,9 @@ class Ntk(Method):
 
 def _attend_from(q_BH1D: Tensor, memory: Memory, call: Call, first_B: Tensor) -> Share:
     """Attend one row to what is held from these rows on."""
-    last_B, none = torch.zeros_like(first_B) + memory.keys.count, q_BH1D.new_empty(*memory.keys.view.shape[:2], 0)
-    caches = (memory.keys.view, memory.values.view)
-    found = MARKED_DECODE(q_BH1D[:, :, 0], *caches, first_B, last_B, call.scale, none.float())
+    last_B, (batch, groups) = torch.zeros_like(first_B) + memory.keys.count, memory.keys.view.shape[:2]
+    caches, none = (memory.keys.view, memory.values.view), first_B.new_empty(batch, groups, 0, dtype=torch.float32)
+    found = MARKED_DECODE(q_BH1D[:, :, 0], *caches, first_B, last_B, call.scale, none, 1.0, groups)
     return Share(found.out_BHD[:, :, None], found.log_BH[:, :, None])
 
 

@@ -149,7 +149,7 @@ class Quest(Method):
         """Of a single row's whole pages, [B, N, P]; -inf beyond them."""
         at = self._place(call)
         bounds: Tensor = LOWRANK_SCORE(
-            _halves(q_BHTD)[:, :, 0], memory.aux["boxes"].view, at.zero, at.own, self._reduce
+            _halves(q_BHTD, call)[:, :, 0], memory.aux["boxes"].view, at.zero, at.own, self._reduce
         )
         return bounds
 
@@ -190,7 +190,7 @@ class Quest(Method):
     def _words(self, q_BHTD: Tensor, memory: Memory, call: Call, rows: slice) -> tuple[Tensor, Tensor]:
         """The pages of some query rows as bits [B, N, t, W], and the rows that are read [B, G, t]."""
         boxes, own = memory.aux["boxes"].view, self._own(call)[:, None, rows]
-        bounds = attend.group_scores(_halves(q_BHTD[:, :, rows]), boxes, self._reduce)
+        bounds = attend.group_scores(_halves(q_BHTD[:, :, rows], call), boxes, self._reduce)
         page = torch.arange(boxes.shape[2], device=boxes.device)
         begun = (call.context_BT[:, None, rows] - own * self.page).clamp(min=0)
         room = self._whole(memory, call)[:, rows]
@@ -202,7 +202,7 @@ class Quest(Method):
     def _through_rows(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         boxes, budget, parts = memory.aux["boxes"].view, self._budget(memory, call), []
         for rows in attend.pieces(call):
-            bounds = attend.group_scores(_halves(q_BHTD[:, :, rows]), boxes, self._reduce)
+            bounds = attend.group_scores(_halves(q_BHTD[:, :, rows], call), boxes, self._reduce)
             parts.append(attend.largest(self._by_row(bounds, memory, call, rows), budget[:, rows]))
         keep = torch.cat(parts, 2)
         ledger.chosen(memory, call, q_BHTD, keep)
@@ -265,10 +265,15 @@ class Quest(Method):
         return call.once(("boxes", box), lambda: self._own(call).double() * box)
 
 
-def _halves(q_BHTD: Tensor) -> Tensor:
+def _halves(q_BHTD: Tensor, call: Call) -> Tensor:
     """The query's positive and negative part: times a page's largest and smallest components they give the bound."""
-    dim = q_BHTD.shape[3]
-    halves = q_BHTD.new_empty(*q_BHTD.shape[:3], 2 * dim)
-    torch.clamp(q_BHTD, min=0, out=halves[..., :dim])
-    torch.clamp(q_BHTD, max=0, out=halves[..., dim:])
-    return halves
+    least, most = call.once(("halves", q_BHTD.dtype), partial(_ranges, q_BHTD))
+    return torch.clamp(q_BHTD[..., None, :], least, most).flatten(-2)
+
+
+def _ranges(q_BHTD: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the two parts lie, [2, 1] each: from 0 on, and up to 0; without the host, so that a step is captured."""
+    least, most = q_BHTD.new_zeros(2, 1), q_BHTD.new_zeros(2, 1)
+    least[1].fill_(-torch.inf)
+    most[0].fill_(torch.inf)
+    return least, most

@@ -68,20 +68,22 @@ def test_a_factor_beyond_every_number_stands_alone(twin, device):
 
 
 @both
-def test_weights_stay_as_marks(twin, device):
-    """Broken: a row's mark gains other than its weight, summed over the heads of its group; or a hidden row's changes."""
+@pytest.mark.parametrize(("carry", "sets"), [(1.0, 2), (0.0, 2), (0.0, 1), (0.25, 1)])
+def test_weights_stay_as_marks(carry, sets, twin, device):
+    """Broken: a mark gains other than its row's weights over the heads of its set, or keeps another part; or a hidden row's changes."""
     case = MARK.cases[2]
-    given = MARK.make(case, device, 4)
+    given = MARK.make(case, device, 4) | {"carry": carry, "sets": sets}
     found = getattr(MARK, twin)(**MARK.fresh(given))
     q, k, v, before = (given[name].double().cpu() for name in ("q_BHD", "k_BGSD", "v_BGSD", "marks_BGS"))
-    gained = found.marks_BGS.double().cpu() - before
+    marks = found.marks_BGS.double().cpu()
     for b in range(case.batch):
         seen = slice(int(given["lo_B"][b]), int(given["hi_B"][b]))
         for g in range(case.kv_heads):
-            score = q[b, 4 * g : 4 * g + 4] @ k[b, g, seen].T * given["scale"]
-            want = torch.zeros(case.rows, dtype=torch.float64)
-            want[seen] = score.softmax(-1).sum(0)
-            torch.testing.assert_close(gained[b, g], want, atol=1e-4, rtol=1e-3)
+            scores = [q[b, 4 * i : 4 * i + 4] @ k[b, i, seen].T * given["scale"] for i in range(2)]
+            score, want = scores[g], before[b, g].clone()
+            marking = scores if sets == 1 else [score]
+            want[seen] = carry * want[seen] + sum(one.softmax(-1).sum(0) for one in marking)
+            torch.testing.assert_close(marks[b, g], want, atol=1e-4, rtol=1e-3)
             log = found.log_BH[b, 4 * g : 4 * g + 4].double().cpu()
             torch.testing.assert_close(log, score.logsumexp(-1), atol=1e-4, rtol=1e-4)
             out = found.out_BHD[b, 4 * g : 4 * g + 4].double().cpu()
@@ -109,6 +111,20 @@ def test_the_oldest_of_the_lowest_leaves(twin, device):
         assert marks[b, 0, slot] == 0
         others = [i for i in range(7) if i != slot]
         assert torch.equal(caches["values_BGSD"][b, 0, others], before["values_BGSD"][b, 0, others])
+
+
+@both
+def test_new_rows_may_be_parts_of_a_product(twin, device):
+    """Broken: a new row that is part of a wider tensor is read as if it lay alone, and another's numbers are kept."""
+    given = SWAP.make(SWAP.cases[2], device, 1)
+    batch, groups, dim = given["k_BGD"].shape
+    wide = torch.randn(batch, 3 * groups * dim, device=device).to(given["k_BGD"].dtype)
+    parts = [part.view(batch, groups, dim) for part in wide.split(groups * dim, -1)]
+    found, want = (
+        getattr(SWAP, twin)(**SWAP.fresh(given | {"k_BGD": lie(parts[1]), "v_BGD": lie(parts[2])}))
+        for lie in (torch.Tensor.detach, torch.Tensor.contiguous)
+    )
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, want, strict=True))
 
 
 @both

@@ -88,9 +88,9 @@ def a_layer(name, args, basis):
         ("sparq", {"keep": 0.25, "rest": "none"}, 11),
         ("top_theta", {"keep": 0.25}, 12),
         ("top_theta", {"keep": 0.25, "sdc": "exact", "vmc": "mean"}, 17),
-        ("quest", {"keep": 0.5, "page": 4, "skip": 0}, 15),
-        ("quest", {"rows": (9, 8), "page": 4, "skip": 0}, 15),
-        ("quest", {"keep": 0.5, "page": 4, "skip": 0, "heads": "query"}, 25),
+        ("quest", {"keep": 0.5, "page": 4, "skip": 0}, 14),
+        ("quest", {"rows": (9, 8), "page": 4, "skip": 0}, 14),
+        ("quest", {"keep": 0.5, "page": 4, "skip": 0, "heads": "query"}, 24),
         ("quest", {"keep": 0.5, "page": 4, "skip": 3}, 9),
         ("streaming_llm", {"rows": 16, "sinks": 2}, 10),
         ("streaming_llm", {"rows": 16, "sinks": 2, "positions": "text"}, 9),
@@ -153,8 +153,8 @@ def test_a_layer_beside_a_state_makes_few_launches(name, args, most, basis):
 
 @pytest.mark.parametrize(
     ("name", "args", "most"),
-    [("h2o", {"keep": 0.25}, 10), ("h2o", {"bytes": 4000, "recent": 3}, 10), ("tova", {"keep": 0.25, "heads": "kv"}, 11),
-     ("tova", {"keep": 0.25}, 13)],
+    [("h2o", {"keep": 0.25}, 10), ("h2o", {"bytes": 4000, "recent": 3}, 10), ("tova", {"keep": 0.25, "heads": "kv"}, 10),
+     ("tova", {"keep": 0.25}, 10)],
 )  # fmt: skip
 def test_a_layer_of_a_full_cache_makes_few_launches(name, args, most, basis):
     """What all layers of one budget share would be worked out in each, or a row leave in several launches."""
