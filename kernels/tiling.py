@@ -53,13 +53,14 @@ class WholePlan(NamedTuple):
     """How one launch that scores, chooses and attends is cut.
 
     Attributes:
-        block_rows: Power of two, at least S and 512, and below 65536.
+        block_rows: Power of two, at least 512, and with `block_rest` at least S.
         num_warps: Of a block.
         max_registers: Of a thread.
         score_rows: Rows of a tile of scores.
         score_stages: Its stages.
         attend_rows: Rows of a tile of attention.
         attend_stages: Its stages, half of which lie between an index and its rows.
+        block_rest: Power of two, for the last rows of S, or 0; with `block_rows` below 65536.
     """
 
     block_rows: int
@@ -69,6 +70,7 @@ class WholePlan(NamedTuple):
     score_stages: int
     attend_rows: int
     attend_stages: int
+    block_rest: int = 0
 
 
 def power_of_2(number: int) -> int:
