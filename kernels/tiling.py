@@ -49,30 +49,6 @@ class SelectPlan(NamedTuple):
     few: bool = False
 
 
-class WholePlan(NamedTuple):
-    """How one launch that scores, chooses and attends is cut.
-
-    Attributes:
-        block_rows: Power of two, at least 512, and with `block_rest` at least S.
-        num_warps: Of a block.
-        max_registers: Of a thread.
-        score_rows: Rows of a tile of scores.
-        score_stages: Its stages.
-        attend_rows: Rows of a tile of attention.
-        attend_stages: Its stages, half of which lie between an index and its rows.
-        block_rest: Power of two, for the last rows of S, or 0; with `block_rows` below 65536.
-    """
-
-    block_rows: int
-    num_warps: int
-    max_registers: int
-    score_rows: int
-    score_stages: int
-    attend_rows: int
-    attend_stages: int
-    block_rest: int = 0
-
-
 def power_of_2(number: int) -> int:
     """Round up to a power of two, as tile shapes must be.
 
@@ -137,6 +113,19 @@ def attention_plan(pairs: int, rows: int, head_dim: int, item_bytes: int, multip
     # Four stages are three buffers of 32 KiB: two blocks share the 227 KiB of an SM.
     splits = choose_splits(pairs, -(-rows // block_rows), 2 * multiprocessor_count)
     return Plan(block_rows, splits, num_warps=4, num_stages=4)
+
+
+def fills(pairs: int, multiprocessor_count: int) -> bool:
+    """Whether each pair has an SM to itself, and few SMs have none.
+
+    Args:
+        pairs: Independent pairs.
+        multiprocessor_count: SMs of the GPU.
+
+    Returns:
+        True if so.
+    """
+    return multiprocessor_count * 7 // 8 <= pairs <= multiprocessor_count
 
 
 def gather_plan(pairs: int, rows: int, head_dim: int, item_bytes: int, multiprocessor_count: int) -> Plan:
@@ -267,34 +256,3 @@ def select_plan(block_rows: int, block_rest: int = 0, sets: int = 0, multiproces
     if short and not block_rest:
         return SelectPlan(max(512, block_rows), num_warps, 128, few=block_rows >= 128 * num_warps)
     return SelectPlan(max(512, block_rows // 4), num_warps, 96 if short else 128)
-
-
-def whole_plan(
-    sets: int, rows: int, dims: int, head_dim: int, item_bytes: int, multiprocessor_count: int, shared: int
-) -> WholePlan | None:
-    """Cut one launch that scores, chooses and attends, a block a set.
-
-    Args:
-        sets: Independent (sequence, KV head) pairs.
-        rows: S.
-        dims: R.
-        head_dim: D.
-        item_bytes: Bytes of one element.
-        multiprocessor_count: SMs of the GPU.
-        shared: Bytes of shared memory that a block may have.
-
-    Returns:
-        The plan; nothing where three launches are as fast, or it has not been tried: but for as many sets as SMs, or a
-        few less, of 8192 to 16384 rows, of products on the tensor cores, with tiles that shared memory holds.
-    """
-    fills = multiprocessor_count * 7 // 8 <= sets <= multiprocessor_count
-    if not fills or not SHORT_ROWS < rows <= 2 * SHORT_ROWS or item_bytes > 2:
-        return None
-    # A block has its SM to itself: 64 scores and 255 registers a thread, 128 KiB on their way to shared memory.
-    score_bytes, attend_bytes = (power_of_2(max(16, size)) * item_bytes for size in (dims, head_dim))
-    score_rows = min(512, max(16, 2 * TILE_BYTES // score_bytes))
-    attend_rows = min(128, 2 * attention_rows(head_dim, item_bytes))
-    plan = WholePlan(2 * SHORT_ROWS, 8, 255, score_rows, 4, attend_rows, 6)
-    # The two loops follow each other: one of keys, and one of keys and values, half of whose stages hold indices.
-    tiles = max(plan.score_stages * score_rows * score_bytes, plan.attend_stages // 2 * 2 * attend_rows * attend_bytes)
-    return plan if tiles + SCRATCH_BYTES <= shared else None

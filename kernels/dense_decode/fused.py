@@ -11,7 +11,8 @@ import triton.language as tl
 
 from ..interpreter import storage_dtype, upcasts
 from ..overlap.fused import overlap, start_after_others
-from ..tiling import Plan, attention_plan, multiprocessors, power_of_2
+from ..tiling import Plan, multiprocessors, power_of_2
+from .cut import dense_plan
 
 LOG2_E = 1.4426950408889634
 
@@ -249,7 +250,7 @@ def dense_decode(
     batch, heads, key_dim = q_BHD.shape
     head_dim = v_BGSD.shape[3]
     kv_heads, rows = k_BGSD.shape[1:3]
-    plan = plan or attention_plan(
+    plan = plan or dense_plan(
         batch * kv_heads, rows, head_dim, k_BGSD.element_size(), multiprocessors(q_BHD.device)
     )  # fmt: skip
     share_BHXD, lse_BHX = empty_shares(q_BHD, plan.splits, head_dim)

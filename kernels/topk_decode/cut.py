@@ -1,9 +1,45 @@
-"""How the attention behind a choice from long rows is cut, where its sets are few.
+"""How one launch for scores, choice and attention is cut, and the attention behind a choice from long rows.
 
-Shape legend: S rows in the cache, D head dim, K width of the sets.
+Shape legend: S rows in the cache, D head dim, R dims that rank, K width of the sets.
 """
 
-from ..tiling import GATHER_START_TILES, SCRATCH_BYTES, Plan, attention_rows, power_of_2
+from typing import NamedTuple
+
+from ..tiling import (
+    GATHER_START_TILES,
+    SCRATCH_BYTES,
+    SHORT_ROWS,
+    TILE_BYTES,
+    Plan,
+    attention_rows,
+    body_and_rest,
+    fills,
+    power_of_2,
+)
+
+
+class WholePlan(NamedTuple):
+    """How one launch that scores, chooses and attends is cut.
+
+    Attributes:
+        block_rows: Power of two, at least 512, and with `block_rest` at least S.
+        num_warps: Of a block.
+        max_registers: Of a thread.
+        score_rows: Rows of a tile of scores.
+        score_stages: Its stages.
+        attend_rows: Rows of a tile of attention.
+        attend_stages: Its stages, half of which lie between an index and its rows.
+        block_rest: Power of two, for the last rows of S, or 0; with `block_rows` below 65536.
+    """
+
+    block_rows: int
+    num_warps: int
+    max_registers: int
+    score_rows: int
+    score_stages: int
+    attend_rows: int
+    attend_stages: int
+    block_rest: int = 0
 
 
 def long_gather_plan(
@@ -27,6 +63,38 @@ def long_gather_plan(
     # half of the stages hold indices, the others a tile of keys and one of values; queries stay
     held = plan.num_stages // 2 * 2 * plan.block_rows + max(16, power_of_2(group))
     tiles = held * power_of_2(head_dim) * item_bytes
-    fills = plan.splits > 1 and plan.splits * sets >= multiprocessor_count * 7 // 8
+    every_sm = plan.splits > 1 and plan.splits * sets >= multiprocessor_count * 7 // 8
     busy = rows >= plan.splits * GATHER_START_TILES * plan.block_rows
-    return plan if item_bytes <= 2 and fills and busy and tiles + SCRATCH_BYTES <= shared else None
+    return plan if item_bytes <= 2 and every_sm and busy and tiles + SCRATCH_BYTES <= shared else None
+
+
+def whole_plan(
+    sets: int, rows: int, dims: int, head_dim: int, item_bytes: int, multiprocessor_count: int, shared: int
+) -> WholePlan | None:
+    """Cut one launch that scores, chooses and attends, a block a set.
+
+    Args:
+        sets: Independent (sequence, KV head) pairs.
+        rows: S.
+        dims: R.
+        head_dim: D.
+        item_bytes: Bytes of one element.
+        multiprocessor_count: SMs of the GPU.
+        shared: Bytes of shared memory that a block may have.
+
+    Returns:
+        The plan; nothing where three launches are as fast, or it has not been tried: but for as many sets as SMs, or a
+        few less, of 1024 to 20480 rows, of products on the tensor cores, with tiles that shared memory holds.
+    """
+    block_rows, block_rest = body_and_rest(rows)
+    if not fills(sets, multiprocessor_count) or not 1024 <= block_rows <= 2 * SHORT_ROWS or item_bytes > 2:
+        return None
+    # A block has its SM to itself: up to 64 scores and 255 registers a thread, 128 KiB on their way to shared memory.
+    score_bytes, attend_bytes = (power_of_2(max(16, size)) * item_bytes for size in (dims, head_dim))
+    score_rows = min(512, max(16, 2 * TILE_BYTES // score_bytes))
+    attend_rows = min(128, 2 * attention_rows(head_dim, item_bytes))
+    num_warps = 8 if block_rows >= SHORT_ROWS else 4
+    plan = WholePlan(block_rows, num_warps, 255, score_rows, 4, attend_rows, 6, block_rest)
+    # The two loops follow each other: one of keys, and one of keys and values, half of whose stages hold indices.
+    tiles = max(plan.score_stages * score_rows * score_bytes, plan.attend_stages // 2 * 2 * attend_rows * attend_bytes)
+    return plan if tiles + SCRATCH_BYTES <= shared else None

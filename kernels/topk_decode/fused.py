@@ -18,8 +18,8 @@ from ..lowrank_score.fused import lowrank_score, scores_told
 from ..op import Reduce
 from ..select_topk.fused import MOST_ROWS, empty_choice, select_topk
 from ..select_topk.joint.fused import board_words
-from ..tiling import Plan, multiprocessors, whole_plan
-from .cut import long_gather_plan
+from ..tiling import Plan, multiprocessors
+from .cut import long_gather_plan, whole_plan
 from .whole.fused import whole_decode
 
 # Scores below which a second stream costs more than it hides.

@@ -22,7 +22,7 @@ from lacuna.kernels.op import Case, load_op
 from lacuna.kernels.theta_rows.fused import theta_rows
 from lacuna.kernels.theta_rows.mend import mend_plan
 from lacuna.kernels.threshold_compact.fused import threshold_compact
-from lacuna.kernels.tiling import WholePlan
+from lacuna.kernels.topk_decode.cut import WholePlan
 from lacuna.kernels.topk_decode.whole.fused import whole_decode
 from lacuna.results.plugins import names
 

@@ -14,6 +14,7 @@ from lacuna.kernels import verify as verify_module
 from lacuna.kernels.baselines import dense_baselines
 from lacuna.kernels.bench import bench, bench_baselines, bench_pipeline, rows
 from lacuna.kernels.clock import empty_ms, percentiles, refuse_other_gpu, sample_ms
+from lacuna.kernels.dense_decode.cut import dense_plan
 from lacuna.kernels.grid import write_csv
 from lacuna.kernels.op import Case, load_op
 from lacuna.kernels.pipeline import make_pipeline
@@ -160,7 +161,7 @@ def test_percentiles_are_of_the_samples():
     assert percentiles(tuple(float(n) for n in range(101))) == (10.0, 50.0, 90.0)
 
 
-@pytest.mark.parametrize("plan", [attention_plan, gather_plan, score_plan, sparq_plan, value_plan_of])
+@pytest.mark.parametrize("plan", [attention_plan, dense_plan, gather_plan, score_plan, sparq_plan, value_plan_of])
 @pytest.mark.parametrize("pairs", [1, 8, 128, 640])
 @pytest.mark.parametrize("rows_", [1, 100, 4096, 131072])
 @pytest.mark.parametrize("dim", [24, 64, 128, 256])
@@ -180,6 +181,13 @@ def test_a_few_rows_more_do_not_double_a_block():
     assert body_and_rest(32768 + 60) == (32768, 64)
     assert body_and_rest(3 * 4096) == (16384, 0)
     assert all(sum(body_and_rest(length)) >= length for length in range(1, 3000))
+
+
+def test_a_pair_with_an_sm_to_itself_is_no_ones_share():
+    """Broken: shares are written and combined where every SM has a pair of its own, or one block has what all could."""
+    assert dense_plan(128, 4145, 128, 2, 132) == (128, 1, 4, 3)
+    for shape in ((128, 32768, 128, 2), (128, 4145, 128, 4), (64, 4145, 128, 2), (160, 4145, 128, 2)):
+        assert dense_plan(*shape, 132) == attention_plan(*shape, 132)
 
 
 def test_splits_fill_the_gpu():

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lacuna.kernels.tiling import WholePlan, power_of_2
+from lacuna.kernels.tiling import power_of_2
+from lacuna.kernels.topk_decode.cut import WholePlan
 from lacuna.kernels.topk_decode.fused import shared_bytes
 from lacuna.kernels.topk_decode.whole.fused import whole_decode
 

@@ -22,7 +22,8 @@ from ...select_topk.four.fused import moments
 from ...select_topk.fused import empty_choice
 from ...select_topk.places.fused import GROUP_ROWS, grouped, write_rows
 from ...select_topk.search.fused import score_of
-from ...tiling import WholePlan, power_of_2
+from ...tiling import power_of_2
+from ..cut import WholePlan
 
 
 @triton.jit
