@@ -57,7 +57,9 @@ def read_again(ptx):
     labels = {line.split(":")[0]: place for place, line in enumerate(lines) if line.startswith("$L__BB")}
     jumps = [(place, re.search(r"\bbra(?:\.uni)?\s+(\S+);", line)) for place, line in enumerate(lines)]
     loops = [(labels[jump[1]], place) for place, jump in jumps if jump and labels[jump[1]] < place]
-    waits = [end for start, end in loops if any(start < load < end for load in loads)]
+    around = [(start, end) for start, end in loops if any(start < load < end for load in loads)]
+    # A jump back over a whole wait, to a block that is laid out before it, is none.
+    waits = [end for start, end in around if not any(start < other and more < end for other, more in around)]
     return loads[-1] > max(waits) if waits else None
 
 

@@ -74,11 +74,19 @@ def test_more_blocks_than_may_wait_are_refused(monkeypatch):
         select_joint(s_BNS, k_B, *empty_choice(1, 1, 4, s_BNS.device), chunk_rows=16)
 
 
+def test_blocks_too_small_to_tell_their_places_are_refused(monkeypatch):
+    """Broken: a block of fewer rows than four groups takes rows of the next block for its own."""
+    monkeypatch.setattr(joint, "interpreted", lambda: False)
+    s_BNS, k_B = torch.zeros(1, 1, 1299), torch.ones(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="at least 512 rows"):
+        select_joint(s_BNS, k_B, *empty_choice(1, 1, 4, s_BNS.device), chunk_rows=256)
+
+
 def test_a_board_of_too_few_words_is_refused(device):
     """Broken: blocks count in memory that is not theirs."""
     s_BNS, k_B = torch.zeros(2, 2, 1299, device=device), torch.ones(2, dtype=torch.int32, device=device)
     words = board_words(4, 1299, device, 512)
-    assert words == 1 + 4 * (3 + 3 + 2 * joint.STEPS)
+    assert words == 1 + 4 * (3 * 17 + 3 + 2 * joint.STEPS)
     board = torch.zeros(words, dtype=torch.int64, device=device)
     index_BNK, count_BN = empty_choice(2, 2, 4, device)
     select_joint(s_BNS, k_B, index_BNK, count_BN, chunk_rows=512, board=board)

@@ -89,7 +89,7 @@ def test_rows_of_several_blocks_are_selected_alike(k, kind, device):
     k_B = torch.tensor([k, k // 2], dtype=torch.int32, device=device)
     with ops.poisoned_memory():
         index_BNK, count_BN = empty_choice(2, 2, 1500, s_BNS.device)
-        select_joint(s_BNS, k_B, index_BNK, count_BN, chunk_rows=256)
+        select_joint(s_BNS, k_B, index_BNK, count_BN, chunk_rows=512)
     expected_BNK, expected_BN = ops.definitions.select_topk(s_BNS, k_B, 1500)
     assert torch.equal(count_BN.long().cpu(), expected_BN)
     assert torch.equal(index_BNK.long().cpu(), expected_BNK)
@@ -149,7 +149,7 @@ def test_a_choice_that_is_told_of_its_scores_is_the_same(kind, k, device):
     with ops.poisoned_memory():
         index_BNK, count_BN = empty_choice(2, 2, 1500, s_BNS.device)
         board = torch.zeros(2048, dtype=torch.int64, device=device)
-        select_joint(s_BNS, k_B, index_BNK, count_BN, chunk_rows=256, told_BNX4=told_BNX4, board=board)
+        select_joint(s_BNS, k_B, index_BNK, count_BN, chunk_rows=512, told_BNX4=told_BNX4, board=board)
     expected_BNK, expected_BN = ops.definitions.select_topk(s_BNS, k_B, 1500)
     assert torch.equal(count_BN.long().cpu(), expected_BN)
     assert torch.equal(index_BNK.long().cpu(), expected_BNK)

@@ -48,6 +48,27 @@ def collect(word, value, CHUNKS: tl.constexpr):
 
 
 @triton.jit
+def collect_both(word, first, second, CHUNKS: tl.constexpr):
+    """Wait until all blocks of a set have posted to two words, which are read at once.
+
+    Args:
+        word: Pointer to the first word; the other follows.
+        first: What this block has posted to it.
+        second: What it has posted to the other.
+        CHUNKS: As `collect` has it.
+
+    Returns:
+        Both sums.
+    """
+    if CHUNKS == 1:
+        return first, second
+    one, other = tl.load(word, volatile=True), tl.load(word + 1, volatile=True)
+    while ((one >> ARRIVALS) < CHUNKS) | ((other >> ARRIVALS) < CHUNKS):
+        one, other = tl.load(word, volatile=True), tl.load(word + 1, volatile=True)
+    return one & ((1 << ARRIVALS) - 1), other & ((1 << ARRIVALS) - 1)
+
+
+@triton.jit
 def two(lower, upper):
     """Put two counts into one number.
 

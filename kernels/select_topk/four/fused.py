@@ -10,7 +10,7 @@ Shape legend: none; everything here is a scalar, or has one shape.
 import triton
 import triton.language as tl
 
-from ..search.fused import between, middle_of, normal_quantile, score_of
+from ..search.fused import BEYOND, between, middle_of, normal_quantile, score_of
 
 # What guesses allow for: scores that are not normal, a density that is not even, and how far the inner two lie.
 SKEWED, CURVED, INNER = tl.constexpr(0.2), tl.constexpr(0.1), tl.constexpr(0.25)
@@ -67,6 +67,27 @@ def four_next(lo, hi, lo_count, hi_count, k, slow):
     first, second = between(centre - margin, lo, hi, middle), between(centre - inner, lo, hi, middle)
     third, fourth = between(centre + inner, lo, hi, middle), between(centre + margin, lo, hi, middle)
     return first, tl.where(slow, middle, second), third, fourth
+
+
+@triton.jit
+def four_beyond(lo, hi, reach, slow):
+    """Guess four keys on the open side of a range of which only one end was counted at.
+
+    Args:
+        lo: Key below, or the least there is.
+        hi: Key above, or the one beyond all.
+        reach: How far from the end that was counted at the k-th score may lie.
+        slow: Whether the last step did little: one guess then halves the range.
+
+    Returns:
+        The keys, in no order.
+    """
+    middle = middle_of(lo, hi)
+    upwards = hi == BEYOND
+    end, far = score_of(tl.where(upwards, lo, hi)), tl.where(upwards, reach, 0.0 - reach)
+    first, second = between(end + far * 0.5, lo, hi, middle), between(end + far, lo, hi, middle)
+    third, fourth = between(end + far * 2.0, lo, hi, middle), between(end + far * 8.0, lo, hi, middle)
+    return first, second, third, tl.where(slow, middle, fourth)
 
 
 @triton.jit

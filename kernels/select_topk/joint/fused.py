@@ -21,81 +21,18 @@ import triton.language as tl
 from ...interpreter import interpreted
 from ...overlap.fused import overlap, start_after_others
 from ...tiling import multiprocessors, power_of_2
-from ..board.fused import ARRIVALS, FIELD, MASK, collect, counted, counted_at, lifted, lowered, post, two
-from ..four.fused import four_first, four_next, moments, narrowed
+from ..board.fused import ARRIVALS, FIELD, MASK, counted, post
 from ..places.fused import GROUP_ROWS, grouped, write_rows
-from ..search.fused import BEYOND, LEAST, between, middle_of, score_of, told
+from ..rivals.fused import LINE, rivals_ahead
+from ..search.fused import score_of
+from ..together.fused import guessed, search_jointly
 
 # Two steps quarter the field, of at most 2^28 rows, or halve the range of keys: 14 + 2 * 32 steps at the most.
 STEPS = 80
 CHUNK_ROWS, MOST_CHUNKS = 4096, 64
+# Four groups of rows, of which one sum tells the places.
+LEAST_ROWS = 4 * GROUP_ROWS.value
 MOST_ROWS = MOST_CHUNKS * 32768
-
-
-@triton.jit
-def search_jointly(score, wanted, word, told_ptr, pair, CHUNKS: tl.constexpr, CHUNK: tl.constexpr,
-                   PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr):  # fmt: skip
-    """Find the k-th best score of all blocks of a set.
-
-    Args:
-        score: The block's scores.
-        wanted: How many rows are wanted of the set.
-        word: Where the set's words are.
-        told_ptr: What is known of the scores of all sets, as `told` has it.
-        pair: Which set this is.
-        CHUNKS: C.
-        CHUNK: Rows of a block.
-        PARTS: Blocks that have told of a set, or 0.
-        BLOCK_PARTS: Power of two, at least PARTS.
-
-    Returns:
-        As `search_alone`.
-    """
-    if PARTS > 0:
-        able, mean, deviation, skew = told(told_ptr, pair, PARTS, BLOCK_PARTS)
-        many = tl.maximum(able, 1)
-        low_score, _, _, high_score = four_first(mean, deviation, many, tl.maximum(tl.minimum(wanted, many), 1), skew)
-    else:
-        own, sums, squares, _, _ = moments(score)
-        share = tl.maximum(own, 1)
-        mean = sums / share
-        deviation = tl.sqrt(tl.maximum(squares / share - mean * mean, 0.0))
-        # Guesses are sent with the count, and made as if all chunks had as many scores as this one.
-        many = share * CHUNKS
-        outer, _, _, inner = four_first(mean, deviation, many, tl.maximum(tl.minimum(wanted, many), 1))
-        some = own > 0
-        known, least, most = two(own, some.to(tl.int32)), lifted(outer, some), lifted(inner, some)
-        post(word, known, CHUNKS)
-        post(word + 1, least, CHUNKS)
-        post(word + 2, most, CHUNKS)
-        known = collect(word, known, CHUNKS)
-        least, most = collect(word + 1, least, CHUNKS), collect(word + 2, most, CHUNKS)
-        able, blocks = (known & MASK).to(tl.int32), tl.maximum((known >> FIELD).to(tl.int32), 1)
-        low_score, high_score = lowered(least, blocks), lowered(most, blocks)
-        word += 3
-    k = tl.maximum(tl.minimum(wanted, able), 0)
-    lo, hi, lo_count, hi_count = able * 0 + LEAST, able * 0 + BEYOND, able, able * 0
-    middle = middle_of(lo, hi)
-    first, fourth = between(low_score, lo, hi, middle), between(high_score, lo, hi, middle)
-    spread = score_of(fourth) - score_of(first)
-    second = between(score_of(first) + spread * 0.375, lo, hi, middle)
-    third = between(score_of(first) + spread * 0.625, lo, hi, middle)
-    while (k > 0) & (lo_count != k) & (lo + 1 < hi):
-        low_counts, high_counts = counted_at(score, first, second, third, fourth, CHUNK > 32768)
-        post(word, low_counts, CHUNKS)
-        post(word + 1, high_counts, CHUNKS)
-        low_counts, high_counts = collect(word, low_counts, CHUNKS), collect(word + 1, high_counts, CHUNKS)
-        word += 2
-        field = lo_count - hi_count
-        at_first, at_second = (low_counts & MASK).to(tl.int32), (low_counts >> FIELD).to(tl.int32)
-        at_third, at_fourth = (high_counts & MASK).to(tl.int32), (high_counts >> FIELD).to(tl.int32)
-        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, first, at_first, k)
-        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, second, at_second, k)
-        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, third, at_third, k)
-        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, fourth, at_fourth, k)
-        slow = (lo_count - hi_count) * 4 > field
-        first, second, third, fourth = four_next(lo, hi, lo_count, hi_count, k, slow)
-    return k, lo, hi, lo_count, hi_count
 
 
 @triton.jit
@@ -129,8 +66,8 @@ def rows_ahead(tallied, mine, chunk, CHUNKS: tl.constexpr, BLOCK_CHUNKS: tl.cons
 def select_joint_kernel(s_ptr, k_ptr, told_ptr, board_ptr, index_ptr, count_ptr, rows, width, WORDS: tl.constexpr,
                         SETS: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
                         GROUPS: tl.constexpr, DIRECT: tl.constexpr, BLOCK_CHUNKS: tl.constexpr,
-                        BLOCK_TAIL: tl.constexpr, PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr,
-                        OVERLAP: tl.constexpr):  # fmt: skip
+                        BLOCK_LINES: tl.constexpr, BLOCK_TAIL: tl.constexpr, PARTS: tl.constexpr,
+                        BLOCK_PARTS: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Choose the rows of one chunk of a set; the grid is (B * N * C,).
 
     Args:
@@ -142,13 +79,14 @@ def select_joint_kernel(s_ptr, k_ptr, told_ptr, board_ptr, index_ptr, count_ptr,
         count_ptr: (B, N) int32 result.
         rows: S.
         width: K.
-        WORDS: Words of a set: C that tell the chunks' rows, three of guesses, and two for each of STEPS.
+        WORDS: Words of a set: C that tell the chunks' rows, three of guesses, two for each of STEPS, and C lines.
         SETS: N.
         CHUNK: Rows of a chunk, a power of two of at most 32768.
         CHUNKS: C.
         GROUPS: Of rows, whose places are found at once: a power of two, at least 4.
         DIRECT: As `scatter` has it.
         BLOCK_CHUNKS: Power of two, at least C.
+        BLOCK_LINES: As `hear_rivals` has it.
         BLOCK_TAIL: Power of two, at least K / C.
         PARTS: Blocks that have told of a set, or 0.
         BLOCK_PARTS: Power of two, at least PARTS.
@@ -162,21 +100,30 @@ def select_joint_kernel(s_ptr, k_ptr, told_ptr, board_ptr, index_ptr, count_ptr,
     row = chunk * CHUNK + tl.arange(0, CHUNK)
     score = tl.load(s_set + row, mask=row < rows, other=float("-inf"))
     wanted = tl.minimum(tl.load(k_ptr + pair // SETS), width)
-    k, lo, hi, lo_count, hi_count = search_jointly(
-        score, wanted, tallied + CHUNKS, told_ptr, pair, CHUNKS, CHUNK, PARTS, BLOCK_PARTS
+    able, low_score, high_score, word = guessed(
+        score, wanted, tallied + CHUNKS, told_ptr, pair, CHUNKS, PARTS, BLOCK_PARTS
     )
+    k, lo, hi, lo_count, hi_count, rivals, first_above, base = search_jointly(
+        score, wanted, able, low_score, high_score, word, tallied + (WORDS - CHUNKS * LINE), chunk, CHUNKS, CHUNK,
+        CHUNK // GROUP_ROWS, DIRECT, BLOCK_LINES,
+    )  # fmt: skip
     lo_score, hi_score = score_of(lo), score_of(hi)
-    room = k - hi_count
-    reach = score >= hi_score
-    mine = counted(reach, (score >= lo_score) & (score > float("-inf")) & (reach == 0), CHUNK > 32768)
-    first_above, first_tie = k * 0, k * 0
+    room, first_tie = k - hi_count, k * 0
     if CHUNKS > 1:
-        first_above, first_tie = rows_ahead(tallied, mine, chunk, CHUNKS, BLOCK_CHUNKS)
+        if base >= 0:
+            above, first_tie = rivals_ahead(rivals, chunk, lo_score, hi_score, BLOCK_LINES)
+            first_above += above
+        else:
+            reach = score >= hi_score
+            mine = counted(reach, (score >= lo_score) & (score > float("-inf")) & (reach == 0), False)
+            first_above, first_tie = rows_ahead(tallied, mine, chunk, CHUNKS, BLOCK_CHUNKS)
     out = index_ptr + pair.to(tl.int64) * width
     place = first_above + tl.minimum(first_tie, room)
     for part in range(0, CHUNK, GROUPS * GROUP_ROWS):
         row_in = chunk * CHUNK + part + tl.arange(0, GROUPS * GROUP_ROWS)
-        score_in = tl.load(s_set + row_in, mask=row_in < rows, other=float("-inf"))
+        score_in = score  # all at once, as they are held
+        if GROUPS * GROUP_ROWS != CHUNK:
+            score_in = tl.load(s_set + row_in, mask=row_in < rows, other=float("-inf"))
         place, first_tie = write_rows(out, grouped(score_in, GROUPS), chunk * CHUNK + part, lo_score, hi_score,
                                       lo_count - k, room, place, first_tie, GROUPS, DIRECT)  # fmt: skip
     slot = chunk * BLOCK_TAIL + tl.arange(0, BLOCK_TAIL)
@@ -210,8 +157,8 @@ def select_joint(
         board: At least `board_words` int64 zeros; new ones if absent.
 
     Raises:
-        ValueError: If there are more than 2097152 rows, `chunk_rows` makes more blocks than may wait for each other,
-            or `board` has too few words.
+        ValueError: If there are more than 2097152 rows, `chunk_rows` makes more blocks than may wait for each other
+            or is below 512, or `board` has too few words.
     """
     (batch, sets, rows), width = s_BNS.shape, index_BNK.shape[2]
     if rows > MOST_ROWS:
@@ -220,6 +167,8 @@ def select_joint(
     chunks = triton.cdiv(rows, chunk_rows)
     if chunks > (most := most_chunks(s_BNS.device)):
         raise ValueError(f"expected at most {most} blocks that share a row, got {chunks}; raise chunk_rows")
+    if chunks > 1 and chunk_rows < LEAST_ROWS:
+        raise ValueError(f"expected at least {LEAST_ROWS} rows of a block, got {chunk_rows}")
     words = board_words(batch * sets, rows, s_BNS.device, chunk_rows)
     if board is None:
         board = torch.zeros(words, dtype=torch.int64, device=s_BNS.device)
@@ -230,8 +179,9 @@ def select_joint(
     select_joint_kernel[(batch * sets * chunks,)](
         *given, index_BNK, count_BN, rows, width, WORDS=set_words(chunks), SETS=sets, CHUNK=chunk_rows, CHUNKS=chunks,
         GROUPS=max(4, min(part_rows, chunk_rows) // GROUP_ROWS.value), DIRECT=not interpreted(),
-        BLOCK_CHUNKS=power_of_2(chunks), BLOCK_TAIL=power_of_2(triton.cdiv(width, chunks)), PARTS=parts,
-        BLOCK_PARTS=power_of_2(max(1, parts)), num_warps=num_warps, **overlap(s_BNS.device),
+        BLOCK_CHUNKS=power_of_2(chunks), BLOCK_LINES=max(32 * num_warps, power_of_2(chunks) * LINE.value),
+        BLOCK_TAIL=power_of_2(triton.cdiv(width, chunks)), PARTS=parts, BLOCK_PARTS=power_of_2(max(1, parts)),
+        num_warps=num_warps, **overlap(s_BNS.device),
     )  # fmt: skip
 
 
@@ -269,9 +219,9 @@ def set_words(chunks: int) -> int:
         chunks: C.
 
     Returns:
-        Of each chunk one, of guesses three, and of each step two.
+        Of each chunk one and a line, of guesses three, and of each step two.
     """
-    return chunks + 3 + 2 * STEPS
+    return chunks * (1 + LINE.value) + 3 + 2 * STEPS
 
 
 def board_words(sets: int, rows: int, device: torch.device, chunk_rows: int = 0) -> int:
