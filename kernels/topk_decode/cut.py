@@ -12,7 +12,6 @@ from ..tiling import (
     TILE_BYTES,
     Plan,
     attention_rows,
-    body_and_rest,
     fills,
     power_of_2,
 )
@@ -22,14 +21,13 @@ class WholePlan(NamedTuple):
     """How one launch that scores, chooses and attends is cut.
 
     Attributes:
-        block_rows: Power of two, at least 512, and with `block_rest` at least S.
+        block_rows: Power of two, at least S and 512, and below 65536.
         num_warps: Of a block.
         max_registers: Of a thread.
         score_rows: Rows of a tile of scores.
         score_stages: Its stages.
         attend_rows: Rows of a tile of attention.
         attend_stages: Its stages, half of which lie between an index and its rows.
-        block_rest: Power of two, for the last rows of S, or 0; with `block_rows` below 65536.
     """
 
     block_rows: int
@@ -39,7 +37,6 @@ class WholePlan(NamedTuple):
     score_stages: int
     attend_rows: int
     attend_stages: int
-    block_rest: int = 0
 
 
 def long_gather_plan(
@@ -84,17 +81,15 @@ def whole_plan(
 
     Returns:
         The plan; nothing where three launches are as fast, or it has not been tried: but for as many sets as SMs, or a
-        few less, of 1024 to 20480 rows, of products on the tensor cores, with tiles that shared memory holds.
+        few less, of 8192 to 16384 rows, of products on the tensor cores, with tiles that shared memory holds.
     """
-    block_rows, block_rest = body_and_rest(rows)
-    if not fills(sets, multiprocessor_count) or not 1024 <= block_rows <= 2 * SHORT_ROWS or item_bytes > 2:
+    if not fills(sets, multiprocessor_count) or not SHORT_ROWS < rows <= 2 * SHORT_ROWS or item_bytes > 2:
         return None
-    # A block has its SM to itself: up to 64 scores and 255 registers a thread, 128 KiB on their way to shared memory.
+    # A block has its SM to itself: 64 scores and 255 registers a thread, 128 KiB on their way to shared memory.
     score_bytes, attend_bytes = (power_of_2(max(16, size)) * item_bytes for size in (dims, head_dim))
     score_rows = min(512, max(16, 2 * TILE_BYTES // score_bytes))
     attend_rows = min(128, 2 * attention_rows(head_dim, item_bytes))
-    num_warps = 8 if block_rows >= SHORT_ROWS else 4
-    plan = WholePlan(block_rows, num_warps, 255, score_rows, 4, attend_rows, 6, block_rest)
+    plan = WholePlan(2 * SHORT_ROWS, 8, 255, score_rows, 4, attend_rows, 6)
     # The two loops follow each other: one of keys, and one of keys and values, half of whose stages hold indices.
     tiles = max(plan.score_stages * score_rows * score_bytes, plan.attend_stages // 2 * 2 * attend_rows * attend_bytes)
     return plan if tiles + SCRATCH_BYTES <= shared else None

@@ -95,3 +95,18 @@ def test_terms_without_meaning_are_refused(terms, twin, device):
     )
     with pytest.raises(ValueError, match=terms[1] if terms[0] != "before" else "before"):
         ops.run("theta_decode", twin, inputs)
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize(("there", "more", "passes"), [(True, 1, True), (True, 2, False), (False, 1, False)])
+def test_a_row_at_the_threshold_may_be_kept_or_not(there, more, passes, placement, device):
+    """Broken: rounding of one score of a long cache makes a record invalid, or any other number of rows passes."""
+    op = ops.load_op("theta_decode")
+    inputs = op.make(ops.Case("one", 1, 2, 1, 200, head_dim=64, low_dims=16, kept=50), device, 0)
+    score = (inputs["k_BGSD"][0, 0].double() @ inputs["q_BHD"][0].double().T * inputs["scale"]).T
+    score = score[:, int(inputs["lo_B"]) : int(inputs["hi_B"])]
+    best = (score if placement == "pre" else score.softmax(-1)).amax(0).sort(descending=True).values
+    theta = best[20] if there else (best[20] + best[21]) / 2
+    inputs |= {"placement": placement, "missing": "exact", "threshold_BN": theta.float().view(1, 1)}
+    out, lack, count = op.reference(inputs)
+    assert (op.compare(inputs, (out, lack, count + more), (out, lack, count)).reason == "") is passes

@@ -31,8 +31,8 @@ def whole_kernel(rank_q_ptr, rank_k_ptr, lo_ptr, hi_ptr, wanted_ptr, q_ptr, k_pt
                  out_ptr, scale_log2, rows, width, rank_q_batch, rank_q_head, rank_k_batch, rank_k_head, rank_k_row,
                  k_batch, k_head, k_row, v_batch, v_head, v_row,
                  KV_HEADS: tl.constexpr, GROUP: tl.constexpr, RANK_DIM: tl.constexpr, DIM: tl.constexpr,
-                 REDUCE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_REST: tl.constexpr, GROUPS: tl.constexpr,
-                 DIRECT: tl.constexpr, THREADS: tl.constexpr, SCORE_ROWS: tl.constexpr, SCORE_STAGES: tl.constexpr,
+                 REDUCE: tl.constexpr, BLOCK_ROWS: tl.constexpr, GROUPS: tl.constexpr, DIRECT: tl.constexpr,
+                 THREADS: tl.constexpr, SCORE_ROWS: tl.constexpr, SCORE_STAGES: tl.constexpr,
                  ATTEND_ROWS: tl.constexpr, ATTEND_STAGES: tl.constexpr, BLOCK_RANK: tl.constexpr,
                  BLOCK_SHORT: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr,
                  BLOCK_WIDTH: tl.constexpr, UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
@@ -70,8 +70,7 @@ def whole_kernel(rank_q_ptr, rank_k_ptr, lo_ptr, hi_ptr, wanted_ptr, q_ptr, k_pt
         RANK_DIM: R.
         DIM: D.
         REDUCE: "max" or "sum".
-        BLOCK_ROWS: Power of two.
-        BLOCK_REST: Power of two, or 0; with BLOCK_ROWS at least S, and less than 65536.
+        BLOCK_ROWS: Power of two, at least S; less than 65536.
         GROUPS: As `write_rows` has it.
         DIRECT: As `scatter` has it.
         THREADS: As `search_alone` has it.
@@ -112,21 +111,14 @@ def whole_kernel(rank_q_ptr, rank_k_ptr, lo_ptr, hi_ptr, wanted_ptr, q_ptr, k_pt
     score = tl.load(s_set + row, mask=row < rows, other=float("-inf"))
     score = tl.where((row >= lo) & (row < hi), score, float("-inf"))
     able, sums, squares, least, largest = moments(score)
-    rest = score
-    if BLOCK_REST > 0:
-        beyond = start + BLOCK_ROWS + tl.arange(0, BLOCK_REST)
-        rest = tl.load(s_set + beyond, mask=(beyond >= lo) & (beyond < hi) & (beyond < rows), other=float("-inf"))
-        more_able, more_sums, more_squares, more_least, more_largest = moments(rest)
-        able, sums, squares = able + more_able, sums + more_sums, squares + more_squares
-        least, largest = tl.minimum(least, more_least), tl.maximum(largest, more_largest)
     k = tl.maximum(tl.minimum(tl.minimum(tl.load(wanted_ptr + batch), width), able), 0)
     lo_key, hi_key, lo_count, hi_count = search_alone(
-        score, rest, k, able, sums, squares, least, largest, BLOCK_REST > 0, THREADS
+        score, score, k, able, sums, squares, least, largest, False, THREADS
     )
     lo_score, hi_score = score_of(lo_key), score_of(hi_key)
     index_set = index_ptr + pair.to(tl.int64) * width
     place, tie = k * 0, k * 0
-    for part in range(0, BLOCK_ROWS + BLOCK_REST, GROUPS * GROUP_ROWS):
+    for part in range(0, BLOCK_ROWS, GROUPS * GROUP_ROWS):
         row_in = start + part + tl.arange(0, GROUPS * GROUP_ROWS)
         score_in = tl.load(s_set + row_in, mask=row_in < rows, other=float("-inf"))
         score_in = tl.where((row_in >= lo) & (row_in < hi), score_in, float("-inf"))
@@ -199,8 +191,7 @@ def whole_decode(
         scale * LOG2_E, rows, width, *rank_q_BHR.stride()[:2], *rank_k_BGSR.stride()[:3],
         *k_BGSD.stride()[:3], *v_BGSD.stride()[:3],
         KV_HEADS=groups, GROUP=group, RANK_DIM=dims, DIM=head_dim, REDUCE=reduce, BLOCK_ROWS=plan.block_rows,
-        BLOCK_REST=plan.block_rest, GROUPS=min(plan.block_rows // GROUP_ROWS.value, 32), DIRECT=not interpreted(),
-        THREADS=32 * plan.num_warps,
+        GROUPS=min(plan.block_rows // GROUP_ROWS.value, 32), DIRECT=not interpreted(), THREADS=32 * plan.num_warps,
         SCORE_ROWS=plan.score_rows, SCORE_STAGES=plan.score_stages, ATTEND_ROWS=plan.attend_rows,
         ATTEND_STAGES=plan.attend_stages, BLOCK_RANK=max(16, power_of_2(dims)), BLOCK_SHORT=max(8, power_of_2(group)),
         BLOCK_GROUP=max(16, power_of_2(group)), BLOCK_DIM=power_of_2(head_dim), BLOCK_WIDTH=power_of_2(width),
