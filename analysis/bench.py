@@ -21,7 +21,17 @@ TEXTS = (
     "against",
     "samples_ms",
 )
-NUMBERS = ("median_ms", "bytes", "flops", "achieved_gb_s", "ceiling_gb_s", "percent_of_ceiling", "speed_up", "peak_mib")
+NUMBERS = (
+    "median_ms",
+    "bytes",
+    "flops",
+    "achieved_gb_s",
+    "ceiling_gb_s",
+    "percent_of_ceiling",
+    "percent_in_chain",
+    "speed_up",
+    "peak_mib",
+)
 NEEDED = ("op", "case", "baseline", "status", "median_ms", "bytes", "ceiling_gb_s")
 SHAPE = r"b(?P<batch>\d+)_h(?P<heads>\d+)_g(?P<groups>\d+)_s(?P<context>\d+)"
 DENSE = "dense_decode"

@@ -1,8 +1,8 @@
 """Times of a run of `lacuna bench` as Markdown: an operation a line, a shape a column; other shapes stand below.
 
 A cell is the median in milliseconds and the share of the copy bandwidth, measured before in the same process, that the
-fewest bytes of the operation in this time are; a chain of operations also has its gain over the fastest dense kernel of
-the run, and the gain that bytes allow.
+fewest bytes of the operation in this time are; in brackets the share of a launch among others like it, if it was timed
+so. A chain of operations also has its gain over the fastest dense kernel of the run, and the gain that bytes allow.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _cell(row: Mapping[Hashable, Any] | None, gains: Mapping[tuple[str, str], An
         return "–"
     if row["status"] != "ok":
         return str(row["status"])
-    said = f"{_ms(row['median_ms'])}, {row['percent_of_ceiling']:.0f}%"
+    said = f"{_ms(row['median_ms'])}, {row['percent_of_ceiling']:.0f}%{_in_chain(row, '%', 0)}"
     gain = gains.get((row["op"], row["case"]))
     chain = gain is not None and row["op"].endswith("_pipeline") and gain["gain"] == gain["gain"]
     return f"{said}; {gain['gain']:.2f} of {gain['bound']:.2f}" if chain and gain is not None else said
@@ -76,7 +76,12 @@ def _line(row: Mapping[Hashable, Any]) -> list[str]:
         return [f"`{row['who']}`", _shape(row["case"]), "–", str(row["status"]), "–"]
     megabytes = number(row["bytes"] / 1e6, 3)
     return [f"`{row['who']}`", _shape(row["case"]), megabytes, _ms(row["median_ms"]),
-            f"{row['percent_of_ceiling']:.1f}"]  # fmt: skip
+            f"{row['percent_of_ceiling']:.1f}{_in_chain(row, '', 1)}"]  # fmt: skip
+
+
+def _in_chain(row: Mapping[Hashable, Any], unit: str, digits: int) -> str:
+    share = row["percent_in_chain"]
+    return f" ({share:.{digits}f}{unit})" if pd.notna(share) else ""
 
 
 def _ms(value: float) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .bind import Binding
@@ -48,7 +47,11 @@ def _follow(memories: Sequence[Memory], clock: Clock) -> None:
         return
     begin = [_begin_BN(memory) for memory in memories]
     end = [lo_BN.new_full(lo_BN.shape, int(memory.keys.count)) for memory, lo_BN in zip(memories, begin, strict=True)]
-    alike = [next(j for j in range(i + 1) if _equal(begin, end, i, j)) for i in range(len(memories))]
+    stands = [
+        (lo_BN.shape, tuple(lo_BN.flatten().tolist()), int(memory.keys.count))
+        for memory, lo_BN in zip(memories, begin, strict=True)
+    ]
+    alike = [stands.index(one) for one in stands]
     own = sorted(set(alike))
     rows = clock.follow([(end[i] - begin[i]).long() for i in own])
     grown = {
@@ -57,10 +60,6 @@ def _follow(memories: Sequence[Memory], clock: Clock) -> None:
     }
     for memory, i in zip(memories, alike, strict=True):
         memory.growth = grown[i]
-
-
-def _equal(begin: list[Tensor], end: list[Tensor], i: int, j: int) -> bool:
-    return torch.equal(begin[i], begin[j]) and torch.equal(end[i], end[j])
 
 
 def _begin_BN(memory: Memory) -> Tensor:

@@ -41,6 +41,7 @@ OF_STEPS = {
 }
 ALIKE = ("run", "device", "context", "case")
 HEIGHT = 1.35  # inches of a panel with two bars
+NAME = 32  # letters of a line of a method's name: a longer one would take the room of the bars
 
 
 def draw(study: Study) -> Figure:
@@ -87,7 +88,8 @@ def _step_panel(axis: Axes, rows: pd.DataFrame) -> None:
         axis.plot(
             [metrics["decode_ms_median"]], [place], color="#000000", marker="d", linestyle="none", label="median step"
         )
-    axis.set_yticks(range(len(rows)), list(rows["method_label"]))
+    names = [heading(label, wide=NAME) for label in rows["method_label"]]
+    axis.set_yticks(range(len(rows)), names, fontsize=5.5 if any("\n" in name for name in names) else None)
     axis.set(ylim=(len(rows) - 0.4, -0.6), xlim=(0, None), xlabel="ms per step")
     axis.set_title(heading(str(rows["where"].iloc[0]), wide=26), fontsize=7)
 

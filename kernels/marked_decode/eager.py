@@ -64,5 +64,6 @@ def marked_decode(
     values = v_BGSD.to(wide).masked_fill(~seen.mT, 0.0)
     if marks_BGS.shape[2]:
         gained = weight.view(batch, sets, -1, rows).sum(2).repeat_interleave(groups // sets, 1)
-        marks_BGS.copy_(torch.where(seen[:, :, 0], carry * marks_BGS + gained, marks_BGS))
+        carried = carry * marks_BGS if carry else torch.zeros_like(marks_BGS)  # not even NaN is kept
+        marks_BGS.copy_(torch.where(seen[:, :, 0], carried + gained, marks_BGS))
     return Marked((weight @ values).flatten(1, 2).to(q_BHD.dtype), log.flatten(1), marks_BGS)

@@ -172,7 +172,8 @@ def mark_kernel(share_ptr, lse_ptr, score_ptr, lo_ptr, hi_ptr, out_ptr, log_ptr,
         most = tl.where(most == float("-inf"), 0.0, most)
         whole = most + tl.log2(tl.sum(tl.exp2(logs - most[:, None]), 1))
         gained = tl.sum(tl.where(known & seen[None, :], tl.exp2(score - whole[:, None]), 0.0), 0)
-        tl.store(marks_at, carry * marks + gained[None, :], mask=held & seen[None, :])
+        carried = tl.where(carry == 0.0, 0.0, carry * marks)  # not even NaN is kept
+        tl.store(marks_at, carried + gained[None, :], mask=held & seen[None, :])
 
 
 def marked_decode(

@@ -207,7 +207,7 @@ def _pinned_text(memory: Memory, own: Memory, call: Call) -> Call:
     own.growth, text = call.once(
         ("apart", heads, id(memory.growth)), lambda: _grown(*attend.span(memory, call), heads, call)
     )
-    return text
+    return replace(text, scale=call.scale)  # a layer's own
 
 
 def _grown(lo: Tensor, hi: Tensor, heads: int, call: Call) -> tuple[Growth, Call]:

@@ -48,6 +48,19 @@ def test_each_time_stands_under_its_shape(path):
     ]
 
 
+def test_a_share_in_a_chain_stands_in_brackets(path):
+    """An operation that is mostly launch would look as if it left its bytes' speed unused in a step, too."""
+    told = read(path).assign(
+        percent_in_chain=lambda rows: (
+            rows["percent_of_ceiling"].where(rows["op"].str.startswith(("gather", "taylor"))) + 7
+        )
+    )
+    lines = op_table.to_markdown(told).splitlines()
+    assert "| `gather_decode` | 0.0500, 50% (57%) | oom |" in lines
+    assert "| `taylor_features` | b16_g8_n1_w16 | 2.00 | 0.0100 | 0.5 (7.5) |" in lines
+    assert "| `sdpa_cudnn` | 0.4000, 104% | – |" in lines
+
+
 def test_a_document_names_the_file_from_its_own_folder(path):
     """A table of docs/ would be looked for beside the README."""
     block = "<!-- lacuna ops ops.csv -->\n<!-- end -->\n"

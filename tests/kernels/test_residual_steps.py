@@ -91,6 +91,17 @@ def test_weights_stay_as_marks(carry, sets, twin, device):
 
 
 @both
+def test_marks_that_are_not_kept_may_hold_anything(twin, device):
+    """Broken: one step's NaN stays on a row, which then never leaves."""
+    given = MARK.make(MARK.cases[2], device, 4) | {"carry": 0.0}
+    want = getattr(MARK, twin)(**MARK.fresh(given)).marks_BGS
+    lo, hi = int(given["lo_B"][0]), int(given["hi_B"][0])
+    given["marks_BGS"][0, :, lo:hi] = torch.tensor([math.nan, math.inf], device=device).repeat(hi)[: hi - lo]
+    found = getattr(MARK, twin)(**MARK.fresh(given)).marks_BGS
+    assert torch.equal(found[0, :, lo:hi], want[0, :, lo:hi])
+
+
+@both
 def test_the_oldest_of_the_lowest_leaves(twin, device):
     """Broken: a recent row, a hole, a heavier or a younger one leaves, or the new row lands elsewhere."""
     numbers = torch.tensor([[[-1, 4, 0, 7, 2, 9, 5]], [[8, 3, 6, 1, 9, 7, 0]]], device=device)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from conftest_models import make_method, make_model, tokens
-from test_engine import session_of, texts
+from test_engine import STEPS, ordinary, session_of, texts
 
-from lacuna.harness.engine import Engine, engine
+from lacuna.harness.engine import Engine, engine, greedy
 
 
 def test_a_refused_engine_leaves_the_session_as_it_was(basis):
@@ -64,3 +64,22 @@ def test_a_step_is_made_twice_between_others_only(basis):
         assert steps.agrees()
         with pytest.raises(ValueError, match="2 of 2"):
             steps.agrees()
+
+
+@pytest.mark.parametrize("layers", ["own", "fused"])
+@pytest.mark.parametrize(
+    ("name", "args"), [("topk", {"keep": 0.25}), ("evict_then_select", {"rows": 12, "read": 0.5, "evict": "keydiff"})]
+)
+def test_each_layer_scales_its_own_scores(name, args, layers, basis):
+    """What layers share of a step would hold the scale of the first of them."""
+    model = make_model()
+    for place, layer in enumerate(model.model.layers):
+        layer.self_attn.scaling /= 1 + 3 * place
+    with session_of(model, make_method(name, args), basis()) as session:
+        want, logits, _ = ordinary(session, greedy, STEPS)
+    method = make_method(name, args)
+    with session_of(model, method, basis()) as one, engine(one, one.prefill(texts()), STEPS, greedy, layers) as steps:
+        for _ in range(STEPS):
+            steps.step()
+        assert torch.equal(steps.tokens_BN, want)
+        torch.testing.assert_close(steps.logits, logits)
