@@ -114,7 +114,12 @@ def _in_chain(row: Row, case: Case, call: Callable[[Inputs], object], inputs: In
     if not length:
         return row
     assert row.ceiling_gb_s
-    ms = chain_ms(call, inputs, length, device, REPEATS)
+    try:
+        ms = chain_ms(call, inputs, length, device, REPEATS)
+    except torch.OutOfMemoryError:  # the row, verified and timed alone, stays as it is
+        return row
+    finally:  # when the error, which holds the copies, is gone
+        torch.cuda.empty_cache()
     return replace(row, chain_ms=ms, percent_in_chain=100 * row.bytes / ms / 1e6 / row.ceiling_gb_s)
 
 

@@ -84,6 +84,18 @@ def test_a_row_tells_its_share_in_a_chain(clock, monkeypatch):
     assert bench_module._in_chain(failed, SMALL, lambda _: None, inputs, CPU) == failed
 
 
+def test_a_chain_without_memory_leaves_the_row(monkeypatch):
+    """Broken: a row that was verified and timed is told as one that did not fit."""
+
+    def too_long(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(bench_module, "room_of", lambda _: WIDE)
+    monkeypatch.setattr(bench_module, "chain_ms", too_long)
+    row, inputs = Row("gate", "small", bytes=1500, ceiling_gb_s=0.01, median_ms=9.0), {"x": torch.zeros(8)}
+    assert bench_module._in_chain(row, SMALL, lambda _: None, inputs, CPU) == row
+
+
 def test_a_cpu_has_no_chain():
     """Broken: times of a CPU's calls, or of an interpreter, are told as those of launches in a graph."""
     row = bench(load_op("gather_decode"), SMALL, CPU, ceiling_gb_s=10.0)
