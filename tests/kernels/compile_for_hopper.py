@@ -51,9 +51,13 @@ def stack_of(cubin):
 
 
 def read_again(ptx):
-    """Whether the last wait for other blocks is followed by a load of what was waited for; nothing if none waits."""
+    """Whether the last wait for other blocks is followed by a load of what was waited for; nothing if none waits.
+
+    Behind an atomic that acquires nobody waits: what is loaded there the block that arrived last knows to be written.
+    """
     lines = ptx.splitlines()
-    loads = [place for place, line in enumerate(lines) if "ld.volatile" in line]
+    meeting = max((place for place, line in enumerate(lines) if ".acq_rel" in line), default=len(lines))
+    loads = [place for place, line in enumerate(lines[:meeting]) if "ld.volatile" in line]
     labels = {line.split(":")[0]: place for place, line in enumerate(lines) if line.startswith("$L__BB")}
     jumps = [(place, re.search(r"\bbra(?:\.uni)?\s+(\S+);", line)) for place, line in enumerate(lines)]
     loops = [(labels[jump[1]], place) for place, jump in jumps if jump and labels[jump[1]] < place]
