@@ -12,6 +12,8 @@ from ..search.fused import ordered_key, score_of
 # Of a word: two counts of 28 bits, and arrivals. A count is below 2^28 as rows are.
 FIELD, ARRIVALS = tl.constexpr(28), tl.constexpr(56)
 MASK = tl.constexpr((1 << 28) - 1)
+# One arrival, and the counts below.
+ARRIVAL, COUNTS = tl.constexpr(1 << 56), tl.constexpr((1 << 56) - 1)
 
 
 @triton.jit
@@ -24,7 +26,7 @@ def post(word, value, CHUNKS: tl.constexpr):
         CHUNKS: C; alone there is nobody to tell.
     """
     if CHUNKS > 1:
-        tl.atomic_add(word, value + (1 << ARRIVALS), sem="relaxed")
+        tl.atomic_add(word, value + ARRIVAL, sem="relaxed")
 
 
 @triton.jit
@@ -44,7 +46,7 @@ def collect(word, value, CHUNKS: tl.constexpr):
     seen = tl.load(word, volatile=True)
     while (seen >> ARRIVALS) < CHUNKS:
         seen = tl.load(word, volatile=True)
-    return seen & ((1 << ARRIVALS) - 1)
+    return seen & COUNTS
 
 
 @triton.jit
@@ -65,7 +67,7 @@ def collect_both(word, first, second, CHUNKS: tl.constexpr):
     one, other = tl.load(word, volatile=True), tl.load(word + 1, volatile=True)
     while ((one >> ARRIVALS) < CHUNKS) | ((other >> ARRIVALS) < CHUNKS):
         one, other = tl.load(word, volatile=True), tl.load(word + 1, volatile=True)
-    return one & ((1 << ARRIVALS) - 1), other & ((1 << ARRIVALS) - 1)
+    return one & COUNTS, other & COUNTS
 
 
 @triton.jit

@@ -21,7 +21,7 @@ import triton.language as tl
 from ...interpreter import interpreted
 from ...overlap.fused import overlap, start_after_others
 from ...tiling import multiprocessors, power_of_2
-from ..board.fused import ARRIVALS, FIELD, MASK, counted, post
+from ..board.fused import ARRIVAL, COUNTS, FIELD, MASK, counted, post
 from ..places.fused import GROUP_ROWS, grouped, write_rows
 from ..rivals.fused import LINE, rivals_ahead
 from ..search.fused import score_of
@@ -51,14 +51,14 @@ def rows_ahead(tallied, mine, chunk, CHUNKS: tl.constexpr, BLOCK_CHUNKS: tl.cons
     """
     post(tallied + chunk, mine, CHUNKS)
     other = tl.arange(0, BLOCK_CHUNKS)
-    tallies = tl.load(tallied + other, mask=other < chunk, other=1 << ARRIVALS, volatile=True)
+    tallies = tl.load(tallied + other, mask=other < chunk, other=ARRIVAL, volatile=True)
     while tl.min(tallies, 0) == 0:
-        tallies = tl.load(tallied + other, mask=other < chunk, other=1 << ARRIVALS, volatile=True)
+        tallies = tl.load(tallied + other, mask=other < chunk, other=ARRIVAL, volatile=True)
     # Above 32 tallies several warps hold each, every one by a load of its own, and the loop ends when one of them has
     # seen it: another may still hold a zero, and the sum take that. The barriers of the loop's minimum order this load
     # after whatever any thread has seen, and what has been posted stays.
     tallies = tl.load(tallied + other, mask=other < chunk, other=0, volatile=True)
-    before = tl.sum(tallies & ((1 << ARRIVALS) - 1), 0)
+    before = tl.sum(tallies & COUNTS, 0)
     return (before & MASK).to(tl.int32), (before >> FIELD).to(tl.int32)
 
 

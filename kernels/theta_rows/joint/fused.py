@@ -9,12 +9,10 @@ Shape legend: C blocks (chunks) of a set, J heads of a group.
 import triton
 import triton.language as tl
 
-from ...select_topk.board.fused import ARRIVALS, FIELD, MASK, lifted, lowered, two
+from ...select_topk.board.fused import ARRIVAL, ARRIVALS, COUNTS, FIELD, MASK, lifted, lowered, two
 from ...select_topk.four.fused import four_first, four_next, narrowed
 from ...select_topk.search.fused import BEYOND, LEAST, between, middle_of, score_of
 
-# Of a word, as `select_topk.board` has it: one arrival, and the counts below.
-ARRIVAL, COUNTS = tl.constexpr(1 << 56), tl.constexpr((1 << 56) - 1)
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Of finite numbers the largest, nearly: a top that is infinite is held to it, so that no difference is NaN.
 HUGE = tl.constexpr(3e38)
