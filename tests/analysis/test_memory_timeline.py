@@ -59,3 +59,14 @@ def test_stages_of_a_step_add_up_beside_its_median(make, example):
     assert max(bar.get_x() + bar.get_width() for bar in bars.values()) == pytest.approx(1.6)
     assert [float(line.get_xdata()[0]) for line in axis.lines] == [2.04, 2.04]
     assert axis.get_xlabel() == "ms per step"
+
+
+def test_a_long_name_leaves_the_bars_their_room(make, example):
+    """Broken: a method of many arguments takes the width of the panel, and its title is cut off."""
+    _, sparse = (r for r in example.records(make) if r.cell.device == "cuda")
+    label = "evict_then_select select=loki keep=0.5 read=0.25"
+    study = Study(to_frame([sparse]).assign(method_label=label))
+    (axis,) = plugins.load("figures", "stage_breakdown").draw(study).axes
+    (shown,) = (tick.get_text() for tick in axis.get_yticklabels())
+    assert shown.replace("\n", " ") == label
+    assert max(map(len, shown.splitlines())) <= 32

@@ -190,6 +190,19 @@ def test_a_pair_with_an_sm_to_itself_is_no_ones_share():
         assert dense_plan(*shape, 132) == attention_plan(*shape, 132)
 
 
+def test_dense_attention_is_cut_by_its_own_plan(monkeypatch, device):
+    """Broken: attention goes on being shared where each pair has an SM, and no result tells."""
+    seen = []
+    monkeypatch.setattr(
+        "lacuna.kernels.dense_decode.fused.dense_plan", lambda *given: seen.append(given) or Plan(16, 1, 4, 2)
+    )
+    op = load_op("dense_decode")
+    case = Case("few", 1, 4, 2, 40, head_dim=32, low_dims=16, kept=8, dtype="float32", visible="full")
+    inputs = op.make(case, device, 0)
+    torch.testing.assert_close(op.fused(**inputs), op.eager(**inputs), rtol=0, atol=1e-5)
+    assert [given[:4] for given in seen] == [(2, 40, 32, 4)]
+
+
 def test_splits_fill_the_gpu():
     """Broken: a batch of one long sequence runs on a few SMs."""
     assert choose_splits(pairs=8, tiles=2048, slots=264) == 33
