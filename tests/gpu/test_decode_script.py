@@ -79,7 +79,7 @@ def test_every_part_of_the_script_runs(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     for name, rows in (
-        ("decode_h200-1", 13),
+        ("decode_h200-1", 15),
         ("decode_long_h200-1", 4),
         ("linear_h200-1", 5),
         ("decode_tp_h200-1", 2),
