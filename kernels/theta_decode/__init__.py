@@ -1,4 +1,4 @@
-"""Decode attention of the rows above a threshold, with what is dropped put back into the denominator.
+"""Decode attention of the rows above a threshold; the mean of the values may have the weight of those dropped.
 
 Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, N = G or H sets of rows.
 """
@@ -39,12 +39,17 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
         signal_BHS = signal_BHS.unflatten(1, (case.kv_heads, -1)).amax(2)
     threshold_BN = _apart(signal_BHS.nan_to_num(float("-inf")), case.kept)
     given_BH = torch.full((case.batch, case.q_heads), 0.5, device=device)
+    seen = torch.arange(case.rows, device=device)
+    seen_BS = (seen >= inputs["lo_B"][:, None]) & (seen < inputs["hi_B"][:, None])
+    sum_BGD = inputs["v_BGSD"].float().masked_fill(~seen_BS[:, None, :, None], 0.0).sum(2)
     return inputs | {
         "threshold_BN": threshold_BN,
         "placement": placement,
         "missing": missing,
         "given_BH": given_BH,
         "factor": 0.75,
+        "sum_BGD": None if case.reduce == "none" else sum_BGD,
+        "context_B": seen_BS.sum(-1).int(),
     }
 
 
@@ -63,7 +68,7 @@ def _apart(signal_BNS: torch.Tensor, kept: int) -> torch.Tensor:
 
 
 def moved_bytes(case: Case) -> int:
-    """Count the fewest bytes: keys read once, values of K rows a set, queries read, output written.
+    """Count the fewest bytes: keys read once, values of K rows a set, queries and sums read, output written.
 
     Args:
         case: All of its rows count as visible; sets of one KV head may share rows, which saves some of this.
@@ -73,7 +78,8 @@ def moved_bytes(case: Case) -> int:
     """
     kept = min(case.kept * case.sets // case.kv_heads, case.rows)
     cache = case.batch * case.kv_heads * (case.rows + kept) * case.head_dim
-    return (cache + 2 * case.batch * case.q_heads * case.head_dim) * case.item_bytes
+    sums = 0 if case.reduce == "none" else 4 * case.batch * case.kv_heads * case.head_dim
+    return (cache + 2 * case.batch * case.q_heads * case.head_dim) * case.item_bytes + sums
 
 
 def flops(case: Case) -> int:
@@ -133,4 +139,4 @@ def at_threshold(inputs: Inputs) -> torch.Tensor:
     return near_BHS.unflatten(1, (groups, -1)).any(2).sum(-1)
 
 
-OP = Op("theta_decode", "3", __name__, theta_decode, make, moved_bytes, flops, CASES, compare)
+OP = Op("theta_decode", "4", __name__, theta_decode, make, moved_bytes, flops, CASES, compare)

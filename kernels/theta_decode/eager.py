@@ -20,11 +20,13 @@ def theta_decode(
     missing: str,
     given_BH: torch.Tensor,
     factor: float,
+    sum_BGD: torch.Tensor | None,
+    context_B: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attend to the visible rows above a threshold, or to the best row where there is none.
 
     The weight of rows that are dropped may be put back into the softmax's denominator (SDC of Top-Theta, arXiv
-    2502.08363); then the output lacks a share of weight, which its caller gives to the mean of the values (VMC).
+    2502.08363); then the output lacks a share of weight, which the mean of all values may be given (VMC).
 
     Args:
         q_BHD: (B, H, D) queries; head h reads KV head h // J.
@@ -39,6 +41,8 @@ def theta_decode(
             "pre"); or "given".
         given_BH: (B, H) float32, for "given": what dropped rows weigh, over exp of the largest score.
         factor: Of what is missing.
+        sum_BGD: (B, G, D) float32, sums of the values of all visible rows; None if nothing is given what lacks.
+        context_B: (B,) integers, visible rows, by which the sums are divided.
 
     Returns:
         out_BHD, in the dtype of the queries, zeros where nothing is visible; lack_BH, float32, the share of weight that
@@ -48,31 +52,74 @@ def theta_decode(
         ValueError: If placement or missing is not among these, or "threshold" is to compensate weights.
     """
     check_terms(placement, missing)
-    heads, groups, sets = q_BHD.shape[1], k_BGSD.shape[1], threshold_BN.shape[1]
     score_BHS = lowrank_score(q_BHD, k_BGSD, lo_B, hi_B, "none") * scale
-    seen_BHS = score_BHS > float("-inf")
-    top_BH1 = score_BHS.amax(-1, keepdim=True).clamp(min=torch.finfo(score_BHS.dtype).min)
-    weight_BHS = (score_BHS - top_BH1).exp()
+    seen_BHS, groups, threshold_BN = score_BHS > float("-inf"), k_BGSD.shape[1], threshold_BN.to(score_BHS.dtype)
+    top_BH = score_BHS.amax(-1).clamp(min=torch.finfo(score_BHS.dtype).min)
+    weight_BHS = (score_BHS - top_BH[..., None]).exp()
     signal_BHS = score_BHS if placement == "pre" else weight_BHS / weight_BHS.sum(-1, keepdim=True)
-    rank_BNS = signal_BHS if sets == heads else signal_BHS.unflatten(1, (groups, -1)).amax(2)
-    best_BN1 = rank_BNS.amax(-1, keepdim=True)
-    keep_BNS = (rank_BNS > threshold_BN[..., None]) | (rank_BNS >= best_BN1)
-    keep_BHS = keep_BNS.repeat_interleave(heads // sets, 1) & seen_BHS
-    kept_BHS = weight_BHS * keep_BHS
-    dropped_BHS = seen_BHS & ~keep_BHS
-    miss_BH = given_BH.to(score_BHS.dtype) * dropped_BHS.any(-1)
-    if missing == "exact":
-        miss_BH = (weight_BHS * dropped_BHS).sum(-1)
-    if missing == "threshold":
-        threshold_BH = threshold_BN.to(score_BHS.dtype).repeat_interleave(heads // sets, 1)
-        miss_BH = dropped_BHS.sum(-1) * (threshold_BH - top_BH1[..., 0]).clamp(max=0).exp()
-    miss_BH = torch.zeros_like(miss_BH) if missing == "none" else miss_BH * factor
+    keep_BHS = kept_rows(signal_BHS, threshold_BN, groups) & seen_BHS
+    kept_BHS, dropped_BHS = weight_BHS * keep_BHS, seen_BHS & ~keep_BHS
+    miss_BH = factor * {
+        "none": lambda: torch.zeros_like(top_BH),
+        "exact": lambda: (weight_BHS * dropped_BHS).sum(-1),
+        "threshold": lambda: at_threshold(dropped_BHS, threshold_BN, top_BH),
+        "given": lambda: given_BH.to(top_BH.dtype) * dropped_BHS.any(-1),
+    }[missing]()  # fmt: skip
     whole_BH = (kept_BHS.sum(-1) + miss_BH).clamp(min=torch.finfo(score_BHS.dtype).tiny)
     union_BGS = keep_BHS.unflatten(1, (groups, -1)).any(2)
     v_BGSD = v_BGSD.to(score_BHS.dtype).masked_fill(~union_BGS[..., None], 0.0)
     share_BGJS = (kept_BHS / whole_BH[..., None]).unflatten(1, (groups, -1))
-    out_BHD = (share_BGJS @ v_BGSD).flatten(1, 2).to(q_BHD.dtype)
-    return out_BHD, miss_BH / whole_BH, union_BGS.sum(-1).to(torch.int32)
+    out_BHD, lack_BH = (share_BGJS @ v_BGSD).flatten(1, 2), miss_BH / whole_BH
+    if sum_BGD is not None:
+        out_BHD = out_BHD + mean_of_missing(lack_BH, sum_BGD, context_B)
+    return out_BHD.to(q_BHD.dtype), lack_BH, union_BGS.sum(-1).to(torch.int32)
+
+
+def kept_rows(signal_BHS: torch.Tensor, threshold_BN: torch.Tensor, groups: int) -> torch.Tensor:
+    """Tell which rows are above the thresholds, or the best where none is.
+
+    Args:
+        signal_BHS: (B, H, S) what is compared.
+        threshold_BN: (B, N), N = H, or N = G for the largest of each group.
+        groups: G.
+
+    Returns:
+        (B, H, S) whether each is.
+    """
+    heads, sets = signal_BHS.shape[1], threshold_BN.shape[1]
+    rank_BNS = signal_BHS if sets == heads else signal_BHS.unflatten(1, (groups, -1)).amax(2)
+    keep_BNS = (rank_BNS > threshold_BN[..., None]) | (rank_BNS >= rank_BNS.amax(-1, keepdim=True))
+    return keep_BNS.repeat_interleave(heads // sets, 1)
+
+
+def mean_of_missing(lack_BH: torch.Tensor, sum_BGD: torch.Tensor, context_B: torch.Tensor) -> torch.Tensor:
+    """Give the mean of the values the weight that lacks.
+
+    Args:
+        lack_BH: (B, H), that weight over all.
+        sum_BGD: (B, G, D), sums of the values of all visible rows.
+        context_B: (B,) visible rows.
+
+    Returns:
+        (B, H, D).
+    """
+    mean_BGD = sum_BGD.to(lack_BH.dtype) / context_B.clamp(min=1)[:, None, None]
+    return lack_BH[..., None] * mean_BGD.repeat_interleave(lack_BH.shape[1] // sum_BGD.shape[1], 1)
+
+
+def at_threshold(dropped_BHS: torch.Tensor, threshold_BN: torch.Tensor, top_BH: torch.Tensor) -> torch.Tensor:
+    """Weigh dropped rows as if each stood at the threshold.
+
+    Args:
+        dropped_BHS: (B, H, S) whether a row is dropped.
+        threshold_BN: (B, N) thresholds of scores.
+        top_BH: (B, H) largest scores.
+
+    Returns:
+        (B, H), over exp of the largest score.
+    """
+    threshold_BH = threshold_BN.repeat_interleave(top_BH.shape[1] // threshold_BN.shape[1], 1)
+    return dropped_BHS.sum(-1) * (threshold_BH - top_BH).clamp(max=0).exp()
 
 
 def check_terms(placement: str, missing: str) -> None:

@@ -103,6 +103,8 @@ def theta_decode(
     missing: str,
     given_BH: torch.Tensor,
     factor: float,
+    sum_BGD: torch.Tensor | None,
+    context_B: torch.Tensor,
     plan: Plan | None = None,
     value_plan: Plan | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -120,6 +122,8 @@ def theta_decode(
         missing: "none", "exact", "threshold" or "given".
         given_BH: (B, H) float32.
         factor: Of what is missing.
+        sum_BGD: (B, G, D) float32, or None.
+        context_B: (B,) integers.
         plan: How to cut the scores; chosen from the shape if absent.
         value_plan: How to cut the values; chosen from the shape if absent.
 
@@ -136,24 +140,36 @@ def theta_decode(
     plan = plan or attention_plan(pairs, rows, dim, item, count_sm)
     value_plan = value_plan or value_plan_of(pairs, rows, dim, item, count_sm)
     empty, scored, splits = q_BHD.new_empty, plan.splits, value_plan.splits
-    s_BHS = empty(batch, heads, rows, dtype=torch.float32)
-    top, total, lack_BH = (empty(batch, heads, *more, dtype=torch.float32) for more in ((scored,), (scored,), ()))
-    part, sums = (empty(batch, heads, splits, width, dtype=torch.float32) for width in (dim, 3))
+    s_BHS, top, total = _scored(q_BHD, k_BGSD, lo_B, hi_B, scale, plan)
+    part, sums, lack_BH = (empty(batch, heads, *more, dtype=torch.float32) for more in ((splits, dim), (splits, 3), ()))
     row_BGS, count, count_BG = (empty(batch, groups, *more, dtype=torch.int32) for more in ((rows,), (splits,), ()))
     out_BHD = empty(batch, heads, dim, dtype=storage_dtype(q_BHD.dtype))
-    both = _shared(q_BHD, groups)
-    theta_score_kernel[(pairs, scored)](
-        q_BHD, k_BGSD, lo_B, hi_B, s_BHS, top, total, scale, rows, *k_BGSD.stride()[:3], SPLITS=scored, **_cut(plan),
-        **both)  # fmt: skip
     value_gather_kernel[(pairs, splits)](
         s_BHS, row_BGS, v_BGSD, lo_B, hi_B, threshold_BN, top, total, part, sums, count, rows, *v_BGSD.stride()[:3],
         SCORED=scored, BLOCK_SCORED=power_of_2(scored), SPLITS=splits, POST=placement == "post", TOGETHER=sets < heads,
-        BLOCK_LOOK=LOOK, BLOCK_FEW=power_of_2(heads // groups), **_cut(value_plan), **both)  # fmt: skip
+        BLOCK_LOOK=LOOK, BLOCK_FEW=power_of_2(heads // groups), **_cut(value_plan), **_shared(q_BHD, groups),
+    )  # fmt: skip
     theta_merge_kernel[(batch * heads,)](
-        part, sums, top, threshold_BN, given_BH, count, out_BHD, lack_BH, count_BG, factor, SHARING=heads // sets,
-        GROUP=heads // groups, DIM=dim, SCORED=scored, SPLITS=splits, MISSING=missing, BLOCK_SCORED=power_of_2(scored),
-        BLOCK_SPLITS=power_of_2(splits), BLOCK_DIM=power_of_2(dim), num_warps=4, **overlap(q_BHD.device))  # fmt: skip
+        part, sums, top, threshold_BN, given_BH, count, top if sum_BGD is None else sum_BGD.contiguous(),
+        context_B.contiguous(), out_BHD, lack_BH, count_BG, factor, HEADS=heads, SHARING=heads // sets,
+        GROUP=heads // groups, DIM=dim, SCORED=scored, SPLITS=splits, MISSING=missing, MEAN=sum_BGD is not None,
+        BLOCK_SCORED=power_of_2(scored), BLOCK_SPLITS=power_of_2(splits), BLOCK_DIM=power_of_2(dim), num_warps=4,
+        **overlap(q_BHD.device))  # fmt: skip
     return out_BHD.to(q_BHD.dtype), lack_BH, count_BG
+
+
+def _scored(
+    q_BHD: torch.Tensor, k_BGSD: torch.Tensor, lo_B: torch.Tensor, hi_B: torch.Tensor, scale: float, plan: Plan
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scaled scores [B, H, S], and of each split their maximum and sum [B, H, X]."""
+    (batch, heads), (groups, rows), splits = q_BHD.shape[:2], k_BGSD.shape[1:3], plan.splits
+    s_BHS, top, total = (
+        q_BHD.new_empty(batch, heads, size, dtype=torch.float32) for size in (rows, splits, splits)
+    )  # fmt: skip
+    theta_score_kernel[(batch * groups, splits)](
+        q_BHD, k_BGSD, lo_B, hi_B, s_BHS, top, total, scale, rows, *k_BGSD.stride()[:3], SPLITS=splits, **_cut(plan),
+        **_shared(q_BHD, groups))  # fmt: skip
+    return s_BHS, top, total
 
 
 def value_plan_of(pairs: int, rows: int, head_dim: int, item_bytes: int, multiprocessor_count: int) -> Plan:

@@ -129,12 +129,13 @@ class TopTheta(Method):
         if self.sdc == "offline":
             given = threshold.look_up(memory.constants["mass"], call, heads)[..., 0]
         missing = "exact" if self.placement == "post" else MISSING[self.sdc]
-        out, lack, count = THETA_DECODE(
-            q_BHTD[:, :, 0], k, v, lo, hi, call.scale, theta, self.placement, missing, given, self.sdc_scale
-        )
+        sums = memory.extra[running.SUM][:, :, 0] if self.vmc == "mean" else None
+        out, _, count = THETA_DECODE(
+            q_BHTD[:, :, 0], k, v, lo, hi, call.scale, theta, self.placement, missing, given, self.sdc_scale, sums,
+            call.context_BT[:, 0],
+        )  # fmt: skip
         self._count(memory, call, ledger, count[..., None])
-        out = out[:, :, None].float() if self.vmc == "mean" else out[:, :, None]
-        return self._compensated(out, lack[..., None], memory, call).to(q_BHTD.dtype)
+        return out[:, :, None]
 
     def _many(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         heads, groups = q_BHTD.shape[1], memory.keys.view.shape[1]

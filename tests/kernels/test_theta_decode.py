@@ -31,7 +31,9 @@ def one_head(scores, ranks, theta, missing, given, factor, largest):
     return kept, weights, miss * factor
 
 
-def definition(q_BHD, k_BGSD, v_BGSD, lo_B, hi_B, scale, threshold_BN, placement, missing, given_BH, factor):
+def definition(q_BHD, k_BGSD, v_BGSD, lo_B, hi_B, scale, threshold_BN, placement, missing, given_BH, factor,
+               sum_BGD, context_B):  # fmt: skip
+    assert context_B.tolist() == (hi_B - lo_B).clamp(min=0).tolist()
     q, k, v = (x.double().cpu() for x in (q_BHD, k_BGSD, v_BGSD))
     group, share = q.shape[1] // k.shape[1], q.shape[1] // threshold_BN.shape[1]
     out, lack = torch.zeros_like(q), q.new_zeros(q.shape[:2])
@@ -49,9 +51,16 @@ def definition(q_BHD, k_BGSD, v_BGSD, lo_B, hi_B, scale, threshold_BN, placement
                 whole = sum(weights[row] for row in kept) + miss
                 out[b, h] = sum(weights[row] * v[b, g, lo + row] for row in kept) / whole
                 lack[b, h] = miss / whole
+                out[b, h] += 0 if sum_BGD is None else miss / whole * v[b, g, lo:hi].mean(0)
                 union |= set(kept)
             count[b, g] = len(union)
     return out, lack, count
+
+
+def summed(inputs):
+    """Sums of the values of the visible rows, [B, G, D]."""
+    rows = zip(inputs["v_BGSD"].float(), inputs["lo_B"].tolist(), inputs["hi_B"].tolist(), strict=True)
+    return torch.stack([v_GSD[:, lo : max(lo, hi)].sum(1) for v_GSD, lo, hi in rows])
 
 
 @ops.both
@@ -69,6 +78,7 @@ def test_rows_above_a_threshold_are_attended(case, placement, missing, twin, dev
     inputs["threshold_BN"][0, -1] = math.inf  # nothing exceeds it: the best row is kept
     inputs["threshold_BN"][-1, 0] = -math.inf  # all do
     inputs |= {"placement": placement, "missing": missing}
+    inputs["sum_BGD"] = None if missing == "none" else summed(inputs)
     expected = definition(**inputs)
     for got, want in zip(ops.run("theta_decode", twin, inputs), expected, strict=True):
         torch.testing.assert_close(got.double().cpu(), want.double(), rtol=1e-5, atol=1e-5)

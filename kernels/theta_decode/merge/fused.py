@@ -12,11 +12,11 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def theta_merge_kernel(part_ptr, sums_ptr, top_ptr, threshold_ptr, given_ptr, count_ptr, out_ptr, lack_ptr, read_ptr,
-                       factor, SHARING: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
-                       SCORED: tl.constexpr, SPLITS: tl.constexpr,
-                       MISSING: tl.constexpr, BLOCK_SCORED: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
-                       BLOCK_DIM: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+def theta_merge_kernel(part_ptr, sums_ptr, top_ptr, threshold_ptr, given_ptr, count_ptr, value_ptr, context_ptr,
+                       out_ptr, lack_ptr, read_ptr, factor, HEADS: tl.constexpr, SHARING: tl.constexpr,
+                       GROUP: tl.constexpr, DIM: tl.constexpr, SCORED: tl.constexpr, SPLITS: tl.constexpr,
+                       MISSING: tl.constexpr, MEAN: tl.constexpr, BLOCK_SCORED: tl.constexpr,
+                       BLOCK_SPLITS: tl.constexpr, BLOCK_DIM: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Put the splits of one query head together, and what is missing into the denominator; the grid is (B * H,).
 
     Args:
@@ -26,16 +26,20 @@ def theta_merge_kernel(part_ptr, sums_ptr, top_ptr, threshold_ptr, given_ptr, co
         threshold_ptr: (B, N) float32.
         given_ptr: (B, H) float32.
         count_ptr: (B * G, Y) int32 rows read.
+        value_ptr: (B, G, D) float32, sums of values, contiguous; not used without MEAN.
+        context_ptr: (B,) visible rows.
         out_ptr: (B, H, D) result.
         lack_ptr: (B, H) float32 result.
         read_ptr: (B, G) int32 result: their sums.
         factor: Of what is missing.
+        HEADS: H.
         SHARING: H / N.
         GROUP: H / G.
         DIM: D.
         SCORED: X.
         SPLITS: Y.
         MISSING: "none", "exact", "threshold" or "given".
+        MEAN: Whether the mean of the values is given the weight that lacks.
         BLOCK_SCORED: Power of two, at least X.
         BLOCK_SPLITS: Power of two, at least Y.
         BLOCK_DIM: Power of two, at least D.
@@ -67,5 +71,9 @@ def theta_merge_kernel(part_ptr, sums_ptr, top_ptr, threshold_ptr, given_ptr, co
     place = (head * SPLITS + split)[:, None] * DIM + column[None, :]
     part = tl.load(part_ptr + place, mask=inside[:, None] & (column < DIM)[None, :], other=0.0)
     out = tl.sum(part, 0) / whole
+    if MEAN:
+        values = tl.load(value_ptr + head // GROUP * DIM + column, mask=column < DIM, other=0.0)
+        context = tl.maximum(tl.load(context_ptr + head // HEADS).to(tl.int32), 1)
+        out += miss / whole * (values / context.to(tl.float32))
     tl.store(out_ptr + head * DIM + column, out.to(out_ptr.dtype.element_ty), mask=column < DIM)
     tl.store(lack_ptr + head, miss / whole)
