@@ -81,6 +81,7 @@ class Memory:
         allowed: [B] rows of a head that an evicting method's budget then allowed.
         given: what rows after a prompt go by, as their method noted it; not held, not charged.
         growth: where the text stands, once pinned after a cut and growing.
+        joined: tables among the constants, beside those of other layers [L, N, M], and where; copies, not charged.
     """
 
     def __init__(self, site: Site, constants: Mapping[str, Tensor], room: int = 0) -> None:
@@ -100,6 +101,7 @@ class Memory:
         self.clock: Clock | None = None
         self.given: dict[str, Tensor] = {}
         self.growth: Growth | None = None
+        self.joined: dict[str, tuple[Tensor, int]] = {}
         self._tokens = 0
         self._written = 0
         self._fixed: dict[str, Tensor] = {}

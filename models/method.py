@@ -31,11 +31,13 @@ class Method(ABC):
     Class attributes:
         version: raised when results of an older version no longer count.
         shape: direct, select or evict.
+        by_length: names of tables [N, M] that a single query row looks up by how many tokens it sees.
         vectorised: whether T decode rows at once give what T steps give (else they are fed one by one).
     """
 
     version: ClassVar[int] = 1
     shape: ClassVar[Literal["direct", "select", "evict"]]
+    by_length: ClassVar[tuple[str, ...]] = ()
     vectorised: ClassVar[bool] = True
 
     def room(self, memory: Memory, steps: int) -> int:

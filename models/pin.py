@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from . import threshold
 from .bind import Binding
 from .memory import Memory
 from .rows import Clock, Growth
@@ -34,6 +35,7 @@ def pin(binding: Binding, cache: Any, steps: int) -> Clock:
         memory.pin(room, clock)
     cut = [memory for memory, room in zip(memories, rooms, strict=True) if room and memory.columns is not None]
     _follow(cut, clock)
+    threshold.join(memories, binding.method.by_length)
     binding.clock = clock  # not where a method has refused
     return clock
 

@@ -3,11 +3,13 @@
 An artifact holds for each layer the calibrated row lengths, `layer.<i>.lengths` [M], and for one signal (`pre` or
 `post`: exact scores before or after the softmax; `lowrank`: scores of leading components) `layer.<i>.<signal>` [N, M].
 
-Shapes: B batch, H query heads, G key/value heads, N sets of rows chosen (G or H), T query rows, S rows held, M lengths.
+Shapes: B batch, H query heads, G key/value heads, N sets of rows chosen (G or H), T query rows, S rows held, M lengths,
+L layers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -75,14 +77,44 @@ def look_up(table_NL: Tensor, call: Call, sets: int) -> Tensor:
     Raises:
         ValueError: the table is for another number of sets.
     """
-    if table_NL.shape[0] != sets:
+    return table_NL[:, _places_BT(table_NL, call, sets)].transpose(0, 1)
+
+
+def join(memories: Sequence[Memory], names: Iterable[str]) -> None:
+    """Put the tables of all layers side by side, so that `of_row` looks all of them up in one launch a step."""
+    for name in names:
+        alike: dict[torch.Size, list[Memory]] = {}
+        for memory in (one for one in memories if name in one.constants):
+            alike.setdefault(memory.constants[name].shape, []).append(memory)
+        for some in alike.values():
+            whole_LNM = torch.stack([memory.constants[name] for memory in some])
+            for place, memory in enumerate(some):
+                memory.joined = memory.joined | {name: (whole_LNM, place)}
+
+
+def of_row(memory: Memory, name: str, call: Call, sets: int) -> Tensor:
+    """The value of a single query row's own length, [B, N]; joined tables are looked up by the first layer of a step.
+
+    Raises:
+        ValueError: the table is for another number of sets.
+    """
+    if name not in memory.joined:
+        return look_up(memory.constants[name], call, sets)[..., 0]
+    whole_LNM, place = memory.joined[name]
+    at_B = _places_BT(whole_LNM[0], call, sets)[:, 0]
+    now_LNB = call.once(("looked up", name, whole_LNM.shape), lambda: whole_LNM[:, :, at_B])
+    return now_LNB[place].T
+
+
+def _places_BT(table_NM: Tensor, call: Call, sets: int) -> Tensor:
+    """Where the value of each query row's own length stands."""
+    if table_NM.shape[0] != sets:
         raise ValueError(
-            f"the thresholds are for {table_NL.shape[0]} sets of rows, the method has {sets}: the calibration's "
+            f"the thresholds are for {table_NM.shape[0]} sets of rows, the method has {sets}: the calibration's "
             "argument `heads` must be the method's"
         )
-    longest = table_NL.shape[1] - 1
-    at_BT = call.once(("length", longest), lambda: (call.context_BT - 1).clamp(0, longest))
-    return table_NL[:, at_BT].transpose(0, 1)
+    longest = table_NM.shape[1] - 1
+    return call.once(("length", longest), lambda: (call.context_BT - 1).clamp(0, longest))
 
 
 def choose(rank_BNTS: Tensor, above_BNTS: Tensor, low_BT: Tensor, high_BT: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """One token's queries and keys turned and projected, and its rows written into preallocated caches.
 
 Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, R leading columns,
-W columns kept once more.
+W columns kept once more, C columns of sums: D or none.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ SHORT = tuple(replace(case, name=case.name.partition("_s")[0] + f"_s{ROWS}", row
 
 
 def make(case: Case, device: torch.device, seed: int) -> Inputs:
-    """Draw the inputs of a case; where its scores are summed nothing is projected.
+    """Draw the inputs of a case; where its scores are summed nothing is projected, where all is visible no values are.
 
     Args:
         case: Its shape.
@@ -43,8 +43,9 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
     }
     v_BGD = draw((case.batch, case.kv_heads, dim), case, device, seed + 9)
     rows = {"q_BHD": turn["q_BHD"], "k_BGD": turn["k_BGD"], "v_BGD": v_BGD}
+    sums = {"sums_BGC": torch.randn(case.batch, case.kv_heads, dim if case.visible == "ragged" else 0).to(device)}
     angles = {"cos_BD": turn["cos_BD"], "sin_BD": turn["sin_BD"]}
-    return rows | angles | {"lead_GDR": lead, "rest_GDQ": rest, "place_B": place_B} | caches
+    return rows | angles | {"lead_GDR": lead, "rest_GDQ": rest, "place_B": place_B} | caches | sums
 
 
 def moved_bytes(case: Case) -> int:
@@ -74,5 +75,5 @@ def flops(case: Case) -> int:
 
 OP = Op(
     "append_row", "2", __name__, append_row, make, moved_bytes, flops, TESTED + SHORT, compare_all,
-    writes=("keys_BGSD", "values_BGSD", "leads_BGSW"),
+    writes=("keys_BGSD", "values_BGSD", "leads_BGSW", "sums_BGC"),
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """One token of each text turned, projected and written into preallocated caches, in plain torch.
 
 Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, D head dim, R leading columns (none
-where nothing is projected), Q = D - R, W columns of keys that are kept once more.
+where nothing is projected), Q = D - R, W columns of keys that are kept once more, C columns of sums: D or none.
 """
 
 import torch
@@ -21,7 +21,8 @@ def append_row(
     keys_BGSD: torch.Tensor,
     values_BGSD: torch.Tensor,
     leads_BGSW: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    sums_BGC: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Turn queries and keys by their position, bring both into a basis, and write keys and values where they belong.
 
     What is turned is rounded to its dtype before it is projected, as models round it.
@@ -38,9 +39,10 @@ def append_row(
         keys_BGSD: (B, G, S, D), written.
         values_BGSD: (B, G, S, D), written.
         leads_BGSW: (B, G, S, W), written: the first W columns of the keys, as they are kept, once more; W may be 0.
+        sums_BGC: (B, G, C) float32, to which the values are added; C may be 0.
 
     Returns:
-        (B, H, D) queries in the basis, and the three caches.
+        (B, H, D) queries in the basis, the three caches, and the sums.
     """
     q_BHD, k_BGD = rotate_rows(q_BHD, k_BGD, cos_BD, sin_BD)
     if lead_GDR.shape[2]:
@@ -52,4 +54,5 @@ def append_row(
     for cache, rows in ((keys_BGSD, k_BGD), (values_BGSD, v_BGD), (leads_BGSW, k_BGD[..., : leads_BGSW.shape[3]])):
         place = place_B[:, None, None, None].expand(-1, *cache.shape[1:2], 1, cache.shape[3])
         cache.scatter_(2, place, rows[:, :, None])
-    return q_BHD, keys_BGSD, values_BGSD, leads_BGSW
+    sums_BGC += v_BGD[..., : sums_BGC.shape[2]].to(sums_BGC.dtype)
+    return q_BHD, keys_BGSD, values_BGSD, leads_BGSW, sums_BGC

@@ -4,7 +4,7 @@ The query heads of a group and their key are the lines of one product with the b
 several blocks; each writes its columns of the queries, of the key and of the value.
 
 Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, D head dim, R leading columns,
-W columns kept once more.
+W columns kept once more, C columns of sums: D or none.
 """
 
 import torch
@@ -68,11 +68,11 @@ def turned(base, stride, line, column, there, cos_ptr, sin_ptr, DIM: tl.constexp
 
 @triton.jit
 def append_kernel(q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, lead_ptr, rest_ptr, place_ptr, out_ptr, keys_ptr, values_ptr,
-                  leads_ptr, q_batch, k_batch, v_batch, place_batch, keys_batch, keys_head, keys_row, values_batch,
-                  values_head, values_row, leads_batch, leads_head, leads_row, leads_column,
+                  leads_ptr, sums_ptr, q_batch, k_batch, v_batch, place_batch, keys_batch, keys_head, keys_row,
+                  values_batch, values_head, values_row, leads_batch, leads_head, leads_row, leads_column,
                   KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, LEAD: tl.constexpr,
-                  WIDTH: tl.constexpr, BLOCK_LINES: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_OUT: tl.constexpr,
-                  UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+                  WIDTH: tl.constexpr, SUMS: tl.constexpr, BLOCK_LINES: tl.constexpr, BLOCK_DIM: tl.constexpr,
+                  BLOCK_OUT: tl.constexpr, UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Write some columns of one (text, KV head); the grid is (B * G, D / BLOCK_OUT).
 
     Args:
@@ -88,6 +88,7 @@ def append_kernel(q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, lead_ptr, rest_ptr, pla
         keys_ptr: Cache of keys, written.
         values_ptr: Cache of values, written.
         leads_ptr: Cache of columns that are kept once more, written; not used if W is 0.
+        sums_ptr: (B, G, D) float32, to which the values are added, contiguous; not used without SUMS.
         q_batch: Stride of the queries.
         k_batch: Stride of the keys.
         v_batch: Stride of the values.
@@ -107,6 +108,7 @@ def append_kernel(q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, lead_ptr, rest_ptr, pla
         DIM: D.
         LEAD: R; 0: nothing is projected.
         WIDTH: W; 0: nothing is kept once more.
+        SUMS: Whether values are added up.
         BLOCK_LINES: Power of two, at least 16 and J + 1.
         BLOCK_DIM: Power of two, at least 16 and D.
         BLOCK_OUT: Columns of a block, a power of two, at least 16.
@@ -159,6 +161,9 @@ def append_kernel(q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, lead_ptr, rest_ptr, pla
     v = tl.load(v_ptr + batch * v_batch + head * DIM + out, mask=out < DIM, other=0.0)
     value = values_ptr + batch * values_batch + head * values_head + place * values_row + out
     tl.store(value, v, mask=out < DIM)
+    if SUMS:
+        total = sums_ptr + pair.to(tl.int64) * DIM + out
+        tl.store(total, tl.load(total, mask=out < DIM, other=0.0) + v.to(tl.float32), mask=out < DIM)
 
 
 def append_row(
@@ -173,7 +178,8 @@ def append_row(
     keys_BGSD: torch.Tensor,
     values_BGSD: torch.Tensor,
     leads_BGSW: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    sums_BGC: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Turn, project and write as the eager twin does, in one launch.
 
     Args:
@@ -188,28 +194,32 @@ def append_row(
         keys_BGSD: (B, G, S, D), written; any strides, the last dim contiguous.
         values_BGSD: (B, G, S, D), written; any strides, the last dim contiguous.
         leads_BGSW: (B, G, S, W), written: the first W columns of the keys once more; any strides.
+        sums_BGC: (B, G, C) float32, contiguous, to which the values are added; C = 0: to none.
 
     Returns:
-        (B, H, D) queries in the basis, and the three caches.
+        (B, H, D) queries in the basis, the three caches, and the sums.
 
     Raises:
-        ValueError: If the last dim of keys or values is not contiguous.
+        ValueError: If the last dim of keys or values is not contiguous, or the sums are not.
     """
     check_contiguous_rows(keys_BGSD, values_BGSD)
+    if not sums_BGC.is_contiguous():
+        raise ValueError(f"expected contiguous sums, got strides {sums_BGC.stride()}")
     batch, heads, dim = q_BHD.shape
     groups, lead, width = k_BGD.shape[1], lead_GDR.shape[2], leads_BGSW.shape[3]
     out_BHD = q_BHD.new_empty(batch, heads, dim, dtype=storage_dtype(q_BHD.dtype))
-    # a basis or a cache of no columns has no address that a kernel could be given
+    # a basis, a cache or sums of no columns have no address that a kernel could be given
     filled = (part.contiguous() if lead else q_BHD for part in (lead_GDR, rest_GDQ))
-    leads = leads_BGSW if width else keys_BGSD
+    leads, sums = leads_BGSW if width else keys_BGSD, sums_BGC if sums_BGC.shape[2] else q_BHD
     block_out = min(COLUMNS, max(16, power_of_2(dim)))
     q_BHD, k_BGD, v_BGD = map(one_text, (q_BHD, k_BGD, v_BGD))
     append_kernel[(batch * groups, triton.cdiv(dim, block_out))](
         q_BHD, k_BGD, v_BGD, cos_BD.contiguous(), sin_BD.contiguous(), *filled, place_B, out_BHD, keys_BGSD,
-        values_BGSD, leads, q_BHD.stride(0), k_BGD.stride(0), v_BGD.stride(0), place_B.stride(0),
+        values_BGSD, leads, sums, q_BHD.stride(0), k_BGD.stride(0), v_BGD.stride(0), place_B.stride(0),
         *keys_BGSD.stride()[:3], *values_BGSD.stride()[:3], *leads.stride(),
         KV_HEADS=groups, GROUP=heads // groups, DIM=dim, LEAD=lead, WIDTH=width,
+        SUMS=sums_BGC.shape[2] > 0,
         BLOCK_LINES=max(16, power_of_2(heads // groups + 1)), BLOCK_DIM=max(16, power_of_2(dim)), BLOCK_OUT=block_out,
         UPCAST=upcasts(q_BHD.dtype), num_warps=4, **overlap(q_BHD.device),
     )  # fmt: skip
-    return out_BHD.to(q_BHD.dtype), keys_BGSD, values_BGSD, leads_BGSW
+    return out_BHD.to(q_BHD.dtype), keys_BGSD, values_BGSD, leads_BGSW, sums_BGC

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -66,6 +65,7 @@ class LokiTheta(Method):
     ] = field(default_factory=dict)
     version: ClassVar[int] = 2
     shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
+    by_length: ClassVar[tuple[str, ...]] = ("theta",)
 
     def __post_init__(self) -> None:
         rules.one_budget(self)
@@ -99,9 +99,9 @@ class LokiTheta(Method):
         self._loki.write(memory, k_BGTD, v_BGTD)
 
     def landing(self, memory: Memory) -> Landing:
-        """The same of a single row, in one launch but for the sum."""
+        """The same of a single row, in one launch."""
         landing = self._loki.landing(memory)
-        return replace(landing, before=partial(running.add, memory)) if self.vmc == "mean" else landing
+        return replace(landing, sums=memory.extra[running.SUM]) if self.vmc == "mean" else landing
 
     def attend_dense(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Dense, in the basis."""
@@ -130,7 +130,7 @@ class LokiTheta(Method):
         lead, (lo, hi) = memory.aux["lead"].view, attend.span(memory, call)
         key = (amount_of(self, memory.site), self._cost(memory, call))
         least, most = call.once(("bounds", key), lambda: self._row_bounds(memory, call))
-        theta = threshold.look_up(memory.constants["theta"], call, lead.shape[1])[..., 0]
+        theta = threshold.of_row(memory, "theta", call, lead.shape[1])
         index, count, share = THETA_ROWS(
             q_BHTD[:, :, 0, : lead.shape[-1]], lead, lo, hi, call.scale, theta, least, most,
             self._segments(memory, call),

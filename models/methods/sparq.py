@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -80,9 +79,9 @@ class Sparq(Method):
         memory.append(k_BGTD, v_BGTD, {"by_component": k_BGTD})
 
     def landing(self, memory: Memory) -> Landing:
-        """The same of a single row, in one launch but for the sum."""
+        """The same of a single row, in one launch."""
         landing = replace(Landing.plain(memory), leads=memory.aux["by_component"])
-        return replace(landing, before=partial(running.add, memory)) if self.rest == "mean" else landing
+        return replace(landing, sums=memory.extra[running.SUM]) if self.rest == "mean" else landing
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Rank, choose, attend: by index for one row, by mask for many."""

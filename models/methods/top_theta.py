@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -66,6 +65,7 @@ class TopTheta(Method):
     ] = field(default_factory=dict)
     version: ClassVar[int] = 2
     shape: ClassVar[Literal["direct", "select", "evict"]] = "select"
+    by_length: ClassVar[tuple[str, ...]] = ("theta", "mass")
 
     def __post_init__(self) -> None:
         rules.one_budget(self)
@@ -98,9 +98,9 @@ class TopTheta(Method):
         memory.append(k_BGTD, v_BGTD)
 
     def landing(self, memory: Memory) -> Landing:
-        """The same of a single row, in one launch but for the sum."""
+        """The same of a single row, in one launch."""
         landing = Landing.plain(memory)
-        return replace(landing, before=partial(running.add, memory)) if self.vmc == "mean" else landing
+        return replace(landing, sums=memory.extra[running.SUM]) if self.vmc == "mean" else landing
 
     def attend(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         """Score all rows, compare, attend what is left: one row through the op, many through masks."""
@@ -123,11 +123,11 @@ class TopTheta(Method):
     def _one(self, q_BHTD: Tensor, memory: Memory, call: Call, ledger: Ledger) -> Tensor:
         k, v, (lo, hi) = memory.keys.view, memory.values.view, attend.span(memory, call)
         heads = q_BHTD.shape[1]
-        theta = threshold.look_up(memory.constants["theta"], call, heads if self.heads == "query" else k.shape[1])
-        theta = theta.masked_fill(self._stays_dense(memory, call), -torch.inf)[..., 0]
+        theta = threshold.of_row(memory, "theta", call, heads if self.heads == "query" else k.shape[1])
+        theta = theta.masked_fill(self._stays_dense(memory, call)[..., 0], -torch.inf)
         given = call.once(("none given", heads), lambda: theta.new_zeros(theta.shape[0], heads))
         if self.sdc == "offline":
-            given = threshold.look_up(memory.constants["mass"], call, heads)[..., 0]
+            given = threshold.of_row(memory, "mass", call, heads)
         missing = "exact" if self.placement == "post" else MISSING[self.sdc]
         sums = memory.extra[running.SUM][:, :, 0] if self.vmc == "mean" else None
         out, _, count = THETA_DECODE(

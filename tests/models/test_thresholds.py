@@ -1,4 +1,4 @@
-"""The calibration of thresholds: what is in its artifact, and where it may come from."""
+"""The calibration of thresholds: what is in its artifact, where it may come from, and how a step looks it up."""
 
 import statistics
 from contextlib import contextmanager
@@ -17,12 +17,14 @@ from lacuna.harness.task import read_corpus
 from lacuna.harness.tasks.pca import Pca
 from lacuna.harness.tasks.thresholds import Notes, Thresholds
 from lacuna.harness.world import World
-from lacuna.models import attend, many, shard
+from lacuna.models import attend, many, shard, threshold
 from lacuna.models.bind import bind
+from lacuna.models.call import Call
 from lacuna.models.ledger import summary
 from lacuna.models.methods.full import Full
 from lacuna.models.methods.loki_theta import LokiTheta
 from lacuna.models.methods.top_theta import TopTheta
+from lacuna.models.rows import Clock
 from lacuna.models.shard import Shard
 from lacuna.results.cell import Cell, Spec
 
@@ -209,3 +211,24 @@ def test_ranks_join_their_heads():
     torch.testing.assert_close(tables["layer.1.mass"], sums[2][:6].float())
     assert tables["layer.1.pre"].shape == (6, 5)
     assert tables["layer.1.lengths"].tolist() == [5, 6, 7, 8, 9]
+
+
+def test_tables_of_all_layers_are_looked_up_together_each_for_itself():
+    """Layers whose tables differ in length or sets would get another layer's threshold, or each step a launch for each."""
+    tables = [
+        torch.arange(n * m, dtype=torch.float32).view(n, m) + 100 * n for n, m in ((2, 9), (4, 9), (2, 9), (2, 5))
+    ]
+    memories = [SimpleNamespace(constants={"theta": table, "other": table}, joined={}) for table in tables]
+    threshold.join(memories, ("theta", "mass"))
+    clock = Clock(6, torch.tensor([0, 4, 6]))
+    for _ in range(3):
+        clock.tick()
+        call = Call(None, clock.lo_B, "decode", 1.0, clock.seen, 1, clock=clock)
+        for memory in memories:
+            sets = memory.constants["theta"].shape[0]
+            alone = SimpleNamespace(constants=memory.constants, joined={})
+            assert torch.equal(
+                threshold.of_row(memory, "theta", call, sets), threshold.of_row(alone, "theta", call, sets)
+            )
+    with pytest.raises(ValueError, match="for 2 sets"):
+        threshold.of_row(memories[0], "theta", call, 4)
