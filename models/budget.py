@@ -76,7 +76,7 @@ def share(amount: float, rows: Tensor) -> Tensor:
     """An int is a count of rows, a float a share of `rows` (rounded down, at least one); int64."""
     if isinstance(amount, int):
         return rows.clamp(max=amount)
-    return (rows.double() * amount).floor().long().clamp(min=1).minimum(rows)
+    return (rows.double() * amount).long().clamp(min=1).minimum(rows)
 
 
 def word_of(method: Budgeted) -> str:

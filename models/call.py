@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -121,11 +121,18 @@ class Call:
         """What the rows are, whatever attends them: the same in all layers."""
         if self.clock is not None:
             return self.clock.once("extent", self._extent)
-        place = ("extent", self.seen, self.new)
-        known: Extent | None = self.shared.get(place)
+        known: Extent | None = self.shared.get(self._place)
         if known is None or known.first is not self.first:
-            known = self.shared[place] = self._extent()
+            known = self.shared[self._place] = self._extent()
         return known
+
+    def told(self, extent: Extent) -> Call:
+        """The same call, whose extent is known and not worked out; it shares nothing else."""
+        return replace(self, first=extent.first, shared={self._place: extent})
+
+    @property
+    def _place(self) -> Hashable:
+        return "extent", self.seen, self.new
 
     def _extent(self) -> Extent:
         if self.clock is not None:

@@ -17,7 +17,7 @@ from ...results import plugins, rules
 from ...results.fields import ByteCount, Keep, Module, Needs, RowCount, Share, near
 from .. import attend
 from ..budget import Allowance
-from ..call import Call
+from ..call import Call, Extent
 from ..evict import Evict
 from ..landing import Landing
 from ..ledger import Ledger
@@ -211,16 +211,17 @@ def _pinned_text(memory: Memory, own: Memory, call: Call) -> Call:
 
 
 def _grown(lo: Tensor, hi: Tensor, heads: int, call: Call) -> tuple[Growth, Call]:
-    """Where the rows of each head stand, and the call on these."""
-    lo, hi = (end.repeat_interleave(heads // len(end)) for end in (lo, hi))
-    text = replace(call, visible=None, first=lo.long(), seen=hi[0], query=None, clock=None, shared={})
-    return Growth(lo, hi, (hi - lo)[:, None]), text
+    """Where the rows of each head stand, and the call on these; how many they are is not worked out from numbers."""
+    lo, hi = (end if len(end) == heads else end.repeat_interleave(heads // len(end)) for end in (lo, hi))
+    seen, rows_BN = hi[0], (hi - lo)[:, None]
+    text = replace(call, visible=None, seen=seen, query=None, clock=None).told(Extent(lo, hi[:1] - 1, rows_BN))
+    return Growth(lo, hi, rows_BN), text
 
 
 def _held_BT(text: Call, memory: Memory) -> Tensor:
     """Rows that the real heads of each text hold."""
     batch, groups = memory.keys.view.shape[:2]
-    return text.context_BT.unflatten(0, (batch, groups))[:, : memory.live].double().sum(1)
+    return text.context_BT.unflatten(0, (batch, groups))[:, : memory.live].sum(1, dtype=torch.float64)
 
 
 def _constant_bytes(memory: Memory) -> float:
