@@ -13,6 +13,8 @@ TILE_BYTES = 16384
 START_TILES, GATHER_START_TILES = 1, 4
 # Rows up to which tiles of scores stay small, and rows for which a block that chooses by thresholds is worth its start.
 SHORT_ROWS, SEGMENT_ROWS = 8192, 1920
+# Scores of a set from which a choice makes its first guesses: fewer guess worse, more are searched longer.
+LEAST_SAMPLE, MOST_SAMPLE = 512, 2048
 # Shared memory that a pipeline's tiles leave to indices and reductions.
 SCRATCH_BYTES = 12 * 1024
 
@@ -37,16 +39,12 @@ class SelectPlan(NamedTuple):
     """How a selection by one block is cut.
 
     Attributes:
-        part_rows: Rows whose places are found at once, a power of two of at least 512.
         num_warps: Warps of a block.
-        max_registers: Registers of a thread, which decide how many blocks an SM holds.
-        few: Whether the search ends among few scores; a block then has at least four scores a thread.
+        sample_rows: Rows that the first guesses are made from, a power of two.
     """
 
-    part_rows: int
     num_warps: int
-    max_registers: int
-    few: bool = False
+    sample_rows: int
 
 
 def power_of_2(number: int) -> int:
@@ -235,24 +233,15 @@ def body_and_rest(rows: int) -> tuple[int, int]:
     return (half, rest) if half >= 16 and rows > half and rest <= half // 4 else (whole, 0)
 
 
-def select_plan(block_rows: int, block_rest: int = 0, sets: int = 0, multiprocessor_count: int = 0) -> SelectPlan:
+def select_plan(block_rows: int) -> SelectPlan:
     """Cut a selection by one block.
 
     Args:
         block_rows: The power of two that covers the rows, or most of them; at most 32768.
-        block_rest: The power of two that covers the others, or 0.
-        sets: Rows of scores that are selected from, if known.
-        multiprocessor_count: SMs of the GPU.
 
     Returns:
         The plan.
     """
     # 32 scores for each thread, or 64 in long rows: few warps wait less for each other at every step of the search.
-    short = block_rows <= SHORT_ROWS
-    num_warps = max(4, block_rows // (1024 if short else 2048))
-    if block_rows == 2 * SHORT_ROWS and not block_rest and 0 < sets <= multiprocessor_count:
-        # A block has its SM to itself, and registers enough to find all places at once: a tenth faster.
-        return SelectPlan(block_rows, num_warps, 255)
-    if short and not block_rest:
-        return SelectPlan(max(512, block_rows), num_warps, 128, few=block_rows >= 128 * num_warps)
-    return SelectPlan(max(512, block_rows // 4), num_warps, 96 if short else 128)
+    num_warps = max(4, block_rows // (1024 if block_rows <= SHORT_ROWS else 2048))
+    return SelectPlan(num_warps, min(MOST_SAMPLE, max(LEAST_SAMPLE, block_rows // 16)))

@@ -2,8 +2,8 @@
 
 A search finds a threshold that keeps the k best scores; a prefix sum then writes their places in order. Each step
 of the search counts at two guesses, a little below and a little above where the k-th score should lie: the first from
-the mean and deviation of the scores, the others by interpolation. A step that does not shrink the field to a quarter is
-followed by one that halves the range of keys, so that the search ends for any scores.
+a sample of the scores, the others by interpolation. Two steps that do not shrink the field to a quarter are followed by
+one that halves the range of keys, so that the search ends for any scores.
 
 Shape legend: B batch, N sets of rows, S rows in the cache, K width of the result.
 """
@@ -14,20 +14,23 @@ import triton.language as tl
 
 from ..interpreter import interpreted
 from ..overlap.fused import overlap, start_after_others
-from ..tiling import SelectPlan, body_and_rest, multiprocessors, power_of_2, select_plan
-from .alone.fused import search_alone
+from ..tiling import SelectPlan, body_and_rest, power_of_2, select_plan
+from .chosen.fused import choose, held_scores, write_end
 from .joint.fused import select_joint
-from .places.fused import GROUP_ROWS, grouped, write_rows
-from .search.fused import described, score_of
+from .sample.fused import sample_of
 
 # 32768 scores are 64 registers of each of 512 threads, and a quarter more another 16.
 MOST_ROWS = 40960
+# Of one block: four scores of each of 128 threads.
+LEAST_ROWS = 512
+# Of a thread: 512 of them are all that an SM has, and 68 scores leave room for what is counted beside them.
+MAX_REGISTERS = 128
 
 
 @triton.jit
 def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-                  BLOCK_REST: tl.constexpr, BLOCK_WIDTH: tl.constexpr, GROUPS: tl.constexpr, DIRECT: tl.constexpr,
-                  THREADS: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+                  BLOCK_REST: tl.constexpr, BLOCK_WIDTH: tl.constexpr, SAMPLE: tl.constexpr, ALIGNED: tl.constexpr,
+                  DIRECT: tl.constexpr, THREADS: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Choose the rows of one set; the grid is (B * N,).
 
     Args:
@@ -38,45 +41,28 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
         rows: S.
         width: K.
         SETS: N.
-        BLOCK_ROWS: Power of two.
-        BLOCK_REST: Power of two, or 0; with BLOCK_ROWS at least S.
+        BLOCK_ROWS: Power of two, at least four for each thread.
+        BLOCK_REST: The same, or 0; with BLOCK_ROWS at least S.
         BLOCK_WIDTH: Power of two, at least K.
-        GROUPS: Of rows, whose places are found at once: a power of two, at least 4.
+        SAMPLE: Scores that the first guesses are made from.
+        ALIGNED: As `held_scores` has it.
         DIRECT: As `scatter` has it.
-        THREADS: As `search_alone` has it.
+        THREADS: Of the block.
         OVERLAP: Whether the launch overlaps the kernel before.
     """
     start_after_others(OVERLAP)
     pair = tl.program_id(0)
-    row = tl.arange(0, BLOCK_ROWS)
-    s_set = s_ptr + pair.to(tl.int64) * rows
-    score = tl.load(s_set + row, mask=row < rows, other=float("-inf"))
-    able, sums, squares, least, largest = described(score)
-    rest = score
-    if BLOCK_REST > 0:
-        beyond = BLOCK_ROWS + tl.arange(0, BLOCK_REST)
-        rest = tl.load(s_set + beyond, mask=beyond < rows, other=float("-inf"))
-        more_able, more_sums, more_squares, more_least, more_largest = described(rest)
-        able, sums, squares = able + more_able, sums + more_sums, squares + more_squares
-        least, largest = tl.minimum(least, more_least), tl.maximum(largest, more_largest)
-    k = tl.maximum(tl.minimum(tl.minimum(tl.load(k_ptr + pair // SETS), able), width), 0)
-    lo, hi, lo_count, hi_count = search_alone(
-        score, rest, k, able, sums, squares, least, largest, BLOCK_REST > 0, THREADS
-    )
-    lo_score, hi_score = score_of(lo), score_of(hi)
-    room = k - hi_count
+    # A multiple of four to the compiler, too, where it is one.
+    pitch = rows // 4 * 4 if ALIGNED else rows
+    s_set = s_ptr + pair.to(tl.int64) * pitch
+    # The sample is asked for first, and searched while the rest is under way.
+    sample = sample_of(s_set, rows, SAMPLE)
+    wanted = tl.minimum(tl.load(k_ptr + pair // SETS), width)
+    score = held_scores(s_set, 0, rows, BLOCK_ROWS, ALIGNED)
+    rest = held_scores(s_set, BLOCK_ROWS, rows, BLOCK_REST, ALIGNED) if BLOCK_REST else score
     out = index_ptr + pair.to(tl.int64) * width
-    place, first_tie = able * 0, able * 0
-    # The scores are read again, from the L2 cache and in parts: places of all of them would need more registers than
-    # the search, and leave room for fewer blocks.
-    for part in range(0, BLOCK_ROWS + BLOCK_REST, GROUPS * GROUP_ROWS):
-        row_in = part + tl.arange(0, GROUPS * GROUP_ROWS)
-        score_in = tl.load(s_set + row_in, mask=row_in < rows, other=float("-inf"))
-        place, first_tie = write_rows(out, grouped(score_in, GROUPS), part, lo_score, hi_score, lo_count - k, room,
-                                      place, first_tie, GROUPS, DIRECT)  # fmt: skip
-    slot = tl.arange(0, BLOCK_WIDTH)
-    tl.store(out + slot, tl.full([BLOCK_WIDTH], -1, tl.int32), mask=(slot >= k) & (slot < width))
-    tl.store(count_ptr + pair, k)
+    k = choose(score, rest, sample, s_set, out, wanted, 0, 0, rows, BLOCK_ROWS, BLOCK_REST, DIRECT, THREADS)
+    write_end(out, count_ptr + pair, k, width, BLOCK_WIDTH)
 
 
 def select_topk(
@@ -114,13 +100,14 @@ def select_topk(
     if rows > MOST_ROWS:
         select_joint(s_BNS, k_B, index_BNK, count_BN, told_BNX4=told_BNX4, board=board)
         return index_BNK, count_BN
-    block_rows, block_rest = body_and_rest(rows)
-    plan = plan or select_plan(block_rows, block_rest, batch * sets, multiprocessors(s_BNS.device))
+    body_rows, rest_rows = body_and_rest(max(LEAST_ROWS, rows))
+    plan = plan or select_plan(body_rows)
+    threads = 32 * plan.num_warps
     select_kernel[(batch * sets,)](
-        s_BNS, k_B, index_BNK, count_BN, rows, width, SETS=sets, BLOCK_ROWS=block_rows,
-        BLOCK_REST=block_rest, BLOCK_WIDTH=power_of_2(width), GROUPS=plan.part_rows // GROUP_ROWS.value,
-        DIRECT=not interpreted(), THREADS=32 * plan.num_warps if plan.few else 0, num_warps=plan.num_warps,
-        maxnreg=plan.max_registers, **overlap(s_BNS.device),
+        s_BNS, k_B, index_BNK, count_BN, rows, width, SETS=sets, BLOCK_ROWS=body_rows,
+        BLOCK_REST=max(rest_rows, 4 * threads) if rest_rows else 0, BLOCK_WIDTH=power_of_2(width),
+        SAMPLE=plan.sample_rows, ALIGNED=rows % 4 == 0, DIRECT=not interpreted(), THREADS=threads,
+        num_warps=plan.num_warps, maxnreg=MAX_REGISTERS, **overlap(s_BNS.device),
     )  # fmt: skip
     return index_BNK, count_BN
 

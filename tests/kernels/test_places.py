@@ -28,7 +28,7 @@ def test_rows_of_several_parts_are_those_of_the_definition(kind, k, rows, device
     s_BNS = ops.scores(kind, rows, device)[:, :2].contiguous()
     k_B = torch.tensor([k, k // 2], dtype=torch.int32, device=device)
     with ops.poisoned_memory():
-        index_BNK, count_BN = select_topk(s_BNS, k_B, 500, plan=SelectPlan(512, 4, 255))
+        index_BNK, count_BN = select_topk(s_BNS, k_B, 500, plan=SelectPlan(4, 512))
     expected_BNK, expected_BN = ops.definitions.select_topk(s_BNS, k_B, 500)
     assert torch.equal(count_BN.long().cpu(), expected_BN)
     assert torch.equal(index_BNK.long().cpu(), expected_BNK)

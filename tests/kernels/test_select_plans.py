@@ -17,11 +17,13 @@ def test_selections_are_cut_into_powers_of_two():
     for rows in range(1, 40961):
         body, rest = body_and_rest(rows)
         assert body + rest >= rows
-        for plan in (select_plan(body, rest, sets, 132) for sets in (1, 640)):
-            assert all(not size & (size - 1) for size in (body, rest, plan.num_warps, plan.part_rows))
-            assert plan.num_warps <= 32
-            assert 512 <= plan.part_rows <= 16384
-            assert plan.part_rows // (32 * plan.num_warps) <= 64
+        plan = select_plan(body)
+        assert all(not size & (size - 1) for size in (body, rest, *plan))
+        assert plan.num_warps <= 32
+        assert 512 <= plan.sample_rows <= 2048
+        # a thread holds four neighbours at least, and no more than its registers do
+        assert 128 * plan.num_warps <= max(512, body)
+        assert body + rest <= 80 * 32 * plan.num_warps
 
 
 @pytest.mark.parametrize("dims", [16, 24, 64, 128])

@@ -1,71 +1,105 @@
 """The search for the k-th best score of a set by one block, which holds all of its scores in registers.
 
-Shape legend: none; everything here is a scalar, or has one shape.
+Shape legend: T threads of a block, F = 4 neighbours that a thread holds.
 """
 
 import triton
 import triton.language as tl
 
-from ..few.fused import picked
-from ..search.fused import (
-    between,
-    counted,
-    first_guesses,
-    middle_of,
-    next_guesses,
-    ordered_key,
-    score_of,
-    shrink,
-)
+from ..few.fused import NEIGHBOURS, picked
+from ..sample.fused import GROWTH, next_two
+from ..search.fused import BEYOND, LEAST, between, counted, middle_of, reaching, score_of, shrink
 
 # Scores in question from which on the search goes on among these alone, if no thread has more than two of them.
 FEW = tl.constexpr(48)
 
 
 @triton.jit
-def search_alone(score, rest, k, able, sums, squares, least, largest, REST: tl.constexpr, THREADS: tl.constexpr):
-    """Find the k-th best score of a set.
+def by_threads(tally, THREADS: tl.constexpr):
+    """Add up what a thread holds.
+
+    Args:
+        tally: (C * T * F,) numbers, as a load deals them out: four neighbours to a thread.
+        THREADS: T.
+
+    Returns:
+        (T * F,)
+    """
+    CHUNKS: tl.constexpr = tally.shape[0] // (THREADS * NEIGHBOURS)
+    return tl.sum(tl.reshape(tally, [CHUNKS, THREADS * NEIGHBOURS]), 0)
+
+
+@triton.jit
+def both_counts(score, first, second, THREADS: tl.constexpr, DIRECT: tl.constexpr):
+    """Count the scores of each thread that reach two keys.
 
     Args:
         score: Scores.
+        first: A key.
+        second: A key.
+        THREADS: T.
+        DIRECT: As `reaching` has it.
+
+    Returns:
+        (T * F,) both counts in one number, 16 bits each, the first in the lower.
+    """
+    reach_first, reach_second = reaching(score, first, DIRECT), reaching(score, second, DIRECT)
+    return by_threads(reach_first, THREADS) + (by_threads(reach_second, THREADS) << 16)
+
+
+@triton.jit
+def search_alone(score, rest, k, usable, able, low_score, high_score, per, REST: tl.constexpr, THREADS: tl.constexpr,
+                DIRECT: tl.constexpr):  # fmt: skip
+    """Find the k-th best score of a set.
+
+    Args:
+        score: Scores, as many as four for each thread or a multiple.
         rest: More of them, if REST; fewer than 65536 altogether.
         k: Scores wanted, at most as many as can be chosen.
-        able: How many can be chosen.
-        sums: Their sum.
-        squares: The sum of their squares.
-        least: The least of them.
-        largest: The largest of them.
+        usable: (T * F,) how many of each thread can be chosen.
+        able: How many altogether.
+        low_score: A guess below the k-th.
+        high_score: One above.
+        per: How far scores lie apart there.
         REST: Whether there are more.
-        THREADS: Of the block, if the search ends among few scores; or 0.
+        THREADS: Of the block.
+        DIRECT: As `reaching` has it.
 
     Returns:
         Two keys, the score of the first with at least k scores at or above it, that of the second with fewer, and these
         counts.
     """
-    many = tl.maximum(able, 1)
-    mean = sums / many
-    deviation = tl.sqrt(tl.maximum(squares / many - mean * mean, 0.0))
-    lo, hi, lo_count, hi_count = ordered_key(least), ordered_key(largest) + 1, able, able * 0
+    lo, hi, lo_count, hi_count = able * 0 + LEAST, able * 0 + BEYOND, able, able * 0
     middle = middle_of(lo, hi)
-    first_score, second_score = first_guesses(mean, deviation, many, k)
-    first, second = between(first_score, lo, hi, middle), between(second_score, lo, hi, middle)
-    few, base = tl.full([max(2, 2 * THREADS)], float("-inf"), tl.float32), able * 0 - 1
+    one, other = between(low_score, lo, hi, middle), between(high_score, lo, hi, middle)
+    first, second = tl.minimum(one, other), tl.maximum(one, other)
+    few, base = tl.full([2 * THREADS], float("-inf"), tl.float32), able * 0 - 1
+    before = able < 0
+    reach_lo, reach_hi, tally = usable, usable * 0, usable
     while (k > 0) & (lo_count != k) & (lo + 1 < hi):
-        if (THREADS > 0) & (base >= 0):
+        if base >= 0:
             counts = counted(few, score_of(first), score_of(second)) + base + (base << 16)
         else:
-            counts = counted(score, score_of(first), score_of(second))
+            tally = both_counts(score, first, second, THREADS, DIRECT)
             if REST:
-                counts += counted(rest, score_of(first), score_of(second))
+                tally += both_counts(rest, first, second, THREADS, DIRECT)
+            counts = tl.sum(tally, 0)
         field = lo_count - hi_count
         lo, lo_count, hi, hi_count = shrink(
             lo, lo_count, hi, hi_count, first, counts & 0xFFFF, second, (counts >> 16) & 0xFFFF, k
         )
-        slow = (lo_count - hi_count) * 4 > field
-        first, second = next_guesses(lo, hi, lo_count, hi_count, k, slow)
-        if THREADS > 0:  # noqa: SIM102 - a constant, which leaves no branch
-            if (base < 0) & (lo_count - hi_count <= FEW):
-                few, found = picked(score, score_of(lo), score_of(hi), THREADS)
-                # Not all are found where a thread has three, in the rest, or where the upper bound is beyond infinity.
-                base = tl.where(found == lo_count - hi_count, hi_count, -1)
+        reach_lo = tl.where(lo == second, (tally >> 16) & 0xFFFF, tl.where(lo == first, tally & 0xFFFF, reach_lo))
+        reach_hi = tl.where(hi == first, tally & 0xFFFF, tl.where(hi == second, (tally >> 16) & 0xFFFF, reach_hi))
+        # A step that missed what lies between its guesses did little; after two, the range of keys is halved.
+        little = (lo_count - hi_count) * 4 > field
+        slow = little & before
+        before = little & (slow == 0)
+        first, second = next_two(lo, hi, lo_count, hi_count, k, per, slow)
+        per = tl.where((lo == LEAST) | (hi == BEYOND), per * GROWTH, per)
+        one_sign = (lo > 0) | (hi < 0)
+        if (base < 0) & one_sign & (lo_count - hi_count <= FEW) & (lo_count != k):
+            number = tl.sum(tl.reshape(reach_lo - reach_hi, [THREADS, NEIGHBOURS]), 1)
+            few = picked(score, rest, lo, hi, number, REST, THREADS)
+            # Where a thread has three, two are not all.
+            base = tl.where(tl.max(number, 0) < 3, hi_count, -1)
     return lo, hi, lo_count, hi_count

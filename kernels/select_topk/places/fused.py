@@ -10,6 +10,8 @@ Shape legend: Z = 4 quarters of the groups, J groups of a quarter, L = 32 lanes,
 import triton
 import triton.language as tl
 
+from ..search.fused import reaching
+
 QUARTERS, LANES, NEIGHBOURS = tl.constexpr(4), tl.constexpr(32), tl.constexpr(4)
 GROUP_ROWS = tl.constexpr(128)
 
@@ -29,6 +31,27 @@ def grouped(rows, GROUPS: tl.constexpr):
 
 
 @triton.jit
+def lanes_ahead(flag, GROUPS: tl.constexpr):
+    """Count the chosen rows before each lane's.
+
+    Args:
+        flag: (Z, J, L, F) int32, 1 for each row that is chosen.
+        GROUPS: Z * J.
+
+    Returns:
+        (Z, J, L) int32, and how many are chosen altogether.
+    """
+    shift = tl.arange(0, QUARTERS) * 8
+    packed = tl.sum(tl.sum(flag, 3) << shift[:, None, None], 0)
+    ahead = tl.cumsum(packed, 1) - packed
+    # A field is at most 128, so what a shift of a negative number brings in is cut off.
+    ahead = (ahead[None, :, :] >> shift[:, None, None]) & 0xFF
+    sums = tl.reshape((tl.sum(packed, 1)[None, :] >> shift[:, None]) & 0xFF, [GROUPS])
+    before = tl.reshape(tl.cumsum(sums, 0) - sums, [QUARTERS, GROUPS // QUARTERS])
+    return ahead + before[:, :, None], tl.sum(sums, 0)
+
+
+@triton.jit
 def places_of(chosen, GROUPS: tl.constexpr):
     """Count the chosen rows before each row.
 
@@ -40,15 +63,8 @@ def places_of(chosen, GROUPS: tl.constexpr):
         (Z, J, L, F) int32, and how many are chosen altogether.
     """
     flag = chosen.to(tl.int32)
-    shift = tl.arange(0, QUARTERS) * 8
-    packed = tl.sum(tl.sum(flag, 3) << shift[:, None, None], 0)
-    ahead = tl.cumsum(packed, 1) - packed
-    # A field is at most 128, so what a shift of a negative number brings in is cut off.
-    ahead = (ahead[None, :, :] >> shift[:, None, None]) & 0xFF
-    sums = tl.reshape((tl.sum(packed, 1)[None, :] >> shift[:, None]) & 0xFF, [GROUPS])
-    before = tl.reshape(tl.cumsum(sums, 0) - sums, [QUARTERS, GROUPS // QUARTERS])
-    ahead += before[:, :, None]
-    return ahead[:, :, :, None] + tl.cumsum(flag, 3) - flag, tl.sum(sums, 0)
+    ahead, total = lanes_ahead(flag, GROUPS)
+    return ahead[:, :, :, None] + tl.cumsum(flag, 3) - flag, total
 
 
 @triton.jit
@@ -123,3 +139,28 @@ def write_rows(out, score, first_row, lo_score, hi_score, excess, room, first_pl
     place, total = places_of(chosen, GROUPS)
     scatter(out + (first_place + place), first_row + grouped(tl.arange(0, GROUPS * GROUP_ROWS), GROUPS), chosen, DIRECT)
     return first_place + total, first_tie
+
+
+@triton.jit
+def write_reached(out, score, first_row, lo, first_place, GROUPS: tl.constexpr, DIRECT: tl.constexpr):
+    """Write the rows that reach a score to their places.
+
+    Args:
+        out: Where the set's first place is.
+        score: (GROUPS * 128,) scores.
+        first_row: Number of the first of these rows.
+        lo: A key that what is chosen reaches.
+        first_place: Rows that are chosen before these.
+        GROUPS: Z * J.
+        DIRECT: As `scatter` has it.
+
+    Returns:
+        first_place for the rows after these.
+    """
+    ahead, total = lanes_ahead(grouped(reaching(score, lo, DIRECT), GROUPS), GROUPS)
+    # Nothing is added, which the compiler does not know: it compares again instead of keeping what it found before.
+    flag = grouped(reaching(score, lo + (total >> 31), DIRECT), GROUPS)
+    place = first_place + ahead[:, :, :, None] + tl.cumsum(flag, 3) - flag
+    row = first_row + grouped(tl.arange(0, GROUPS * GROUP_ROWS), GROUPS)
+    scatter(out + place, row, flag != 0, DIRECT)
+    return first_place + total

@@ -205,24 +205,6 @@ def shrink(lo, lo_count, hi, hi_count, first, first_count, second, second_count,
 
 
 @triton.jit
-def described(score):
-    """Describe scores by numbers that those of several parts can be put together from.
-
-    Args:
-        score: Scores; what cannot be chosen is -inf or NaN.
-
-    Returns:
-        How many can be chosen, their sum, their sum of squares, the least and the largest.
-    """
-    # NaN compares false everywhere: such a row is never counted, and never chosen.
-    usable = score > float("-inf")
-    seen = tl.where(usable, score, 0.0)
-    least = tl.min(tl.where(usable, score, float("inf")), 0)
-    largest = tl.max(tl.where(usable, score, float("-inf")), 0)
-    return tl.sum(usable.to(tl.int32), 0), tl.sum(seen, 0), tl.sum(seen * seen, 0), least, largest
-
-
-@triton.jit
 def counted(score, first_score, second_score):
     """Count the scores that reach two guesses.
 
@@ -235,3 +217,25 @@ def counted(score, first_score, second_score):
         Both counts in one number, 16 bits each, the first in the lower.
     """
     return tl.sum((score >= first_score).to(tl.int32) + ((score >= second_score).to(tl.int32) << 16), 0)
+
+
+@triton.jit
+def reaching(score, key, DIRECT: tl.constexpr):
+    """Tell which scores reach a key's.
+
+    A comparison and a choice of what to add are two slow instructions. The sign of a difference from the next score
+    below is an addition, and a shift that adds it up another. On a GPU the difference of equal infinities, and of
+    anything and NaN, has no sign.
+
+    Args:
+        score: Scores; what cannot be chosen is -inf or NaN.
+        key: A key, of a score other than -inf.
+        DIRECT: Whether by the sign, which a CPU sets for infinities.
+
+    Returns:
+        1 for each that does, else 0, int32.
+    """
+    if DIRECT:
+        # The keys 0 and -1 are the two zeros, which are equal.
+        return ((score_of(key - 1 - (key == 0).to(tl.int32)) - score).to(tl.uint32, bitcast=True) >> 31).to(tl.int32)
+    return (score >= score_of(key)).to(tl.int32)

@@ -17,12 +17,10 @@ from ...interpreter import interpreted, storage_dtype, upcasts
 from ...lowrank_score.fused import score_rows
 from ...op import Reduce
 from ...overlap.fused import overlap, start_after_others
-from ...select_topk.alone.fused import search_alone
-from ...select_topk.four.fused import moments
+from ...select_topk.chosen.fused import choose, held_scores, write_end
 from ...select_topk.fused import empty_choice
-from ...select_topk.places.fused import GROUP_ROWS, grouped, write_rows
-from ...select_topk.search.fused import score_of
-from ...tiling import power_of_2
+from ...select_topk.sample.fused import sample_of
+from ...tiling import MOST_SAMPLE, power_of_2
 from ..cut import WholePlan
 
 
@@ -31,8 +29,8 @@ def whole_kernel(rank_q_ptr, rank_k_ptr, lo_ptr, hi_ptr, wanted_ptr, q_ptr, k_pt
                  out_ptr, scale_log2, rows, width, rank_q_batch, rank_q_head, rank_k_batch, rank_k_head, rank_k_row,
                  k_batch, k_head, k_row, v_batch, v_head, v_row,
                  KV_HEADS: tl.constexpr, GROUP: tl.constexpr, RANK_DIM: tl.constexpr, DIM: tl.constexpr,
-                 REDUCE: tl.constexpr, BLOCK_ROWS: tl.constexpr, GROUPS: tl.constexpr, DIRECT: tl.constexpr,
-                 THREADS: tl.constexpr, SCORE_ROWS: tl.constexpr, SCORE_STAGES: tl.constexpr,
+                 REDUCE: tl.constexpr, BLOCK_ROWS: tl.constexpr, SAMPLE: tl.constexpr, ALIGNED: tl.constexpr,
+                 DIRECT: tl.constexpr, THREADS: tl.constexpr, SCORE_ROWS: tl.constexpr, SCORE_STAGES: tl.constexpr,
                  ATTEND_ROWS: tl.constexpr, ATTEND_STAGES: tl.constexpr, BLOCK_RANK: tl.constexpr,
                  BLOCK_SHORT: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr,
                  BLOCK_WIDTH: tl.constexpr, UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
@@ -71,9 +69,10 @@ def whole_kernel(rank_q_ptr, rank_k_ptr, lo_ptr, hi_ptr, wanted_ptr, q_ptr, k_pt
         DIM: D.
         REDUCE: "max" or "sum".
         BLOCK_ROWS: Power of two, at least S; less than 65536.
-        GROUPS: As `write_rows` has it.
+        SAMPLE: Scores that the first guesses are made from.
+        ALIGNED: As `held_scores` has it.
         DIRECT: As `scatter` has it.
-        THREADS: As `search_alone` has it.
+        THREADS: Of the block.
         SCORE_ROWS: Rows of a tile.
         SCORE_STAGES: Of its loop.
         ATTEND_ROWS: Rows of a tile.
@@ -92,7 +91,8 @@ def whole_kernel(rank_q_ptr, rank_k_ptr, lo_ptr, hi_ptr, wanted_ptr, q_ptr, k_pt
     lo, hi = tl.load(lo_ptr + batch), tl.load(hi_ptr + batch)
     # From a row on that is aligned.
     start = tl.multiple_of(lo // 16 * 16, 16)
-    s_set = s_ptr + pair.to(tl.int64) * rows
+    pitch = rows // 4 * 4 if ALIGNED else rows
+    s_set = s_ptr + pair.to(tl.int64) * pitch
     short, column, in_tile = tl.arange(0, BLOCK_SHORT), tl.arange(0, BLOCK_RANK), tl.arange(0, SCORE_ROWS)
     # Columns beyond the group repeat its heads, which no maximum notices.
     at_head, in_rank = short % GROUP if REDUCE == "max" else short, column < RANK_DIM
@@ -106,27 +106,15 @@ def whole_kernel(rank_q_ptr, rank_k_ptr, lo_ptr, hi_ptr, wanted_ptr, q_ptr, k_pt
                BLOCK_RANK, SCORE_STAGES, False, UPCAST)  # fmt: skip
     # Scores that other threads have stored are read from here on.
     tl.debug_barrier()
+    sample = sample_of(s_set + start, hi - start, SAMPLE)
     row = start + tl.arange(0, BLOCK_ROWS)
     # Four at a time, which a mask by `hi` would not allow.
-    score = tl.load(s_set + row, mask=row < rows, other=float("-inf"))
+    score = held_scores(s_set + start, 0, rows - start, BLOCK_ROWS, ALIGNED)
     score = tl.where((row >= lo) & (row < hi), score, float("-inf"))
-    able, sums, squares, least, largest = moments(score)
-    k = tl.maximum(tl.minimum(tl.minimum(tl.load(wanted_ptr + batch), width), able), 0)
-    lo_key, hi_key, lo_count, hi_count = search_alone(
-        score, score, k, able, sums, squares, least, largest, False, THREADS
-    )
-    lo_score, hi_score = score_of(lo_key), score_of(hi_key)
     index_set = index_ptr + pair.to(tl.int64) * width
-    place, tie = k * 0, k * 0
-    for part in range(0, BLOCK_ROWS, GROUPS * GROUP_ROWS):
-        row_in = start + part + tl.arange(0, GROUPS * GROUP_ROWS)
-        score_in = tl.load(s_set + row_in, mask=row_in < rows, other=float("-inf"))
-        score_in = tl.where((row_in >= lo) & (row_in < hi), score_in, float("-inf"))
-        place, tie = write_rows(index_set, grouped(score_in, GROUPS), start + part, lo_score, hi_score, lo_count - k,
-                                k - hi_count, place, tie, GROUPS, DIRECT)  # fmt: skip
-    slot = tl.arange(0, BLOCK_WIDTH)
-    tl.store(index_set + slot, tl.full([BLOCK_WIDTH], -1, tl.int32), mask=(slot >= k) & (slot < width))
-    tl.store(count_ptr + pair, k)
+    wanted = tl.minimum(tl.load(wanted_ptr + batch), width)
+    k = choose(score, score, sample, s_set, index_set, wanted, start, lo, hi, BLOCK_ROWS, 0, DIRECT, THREADS)
+    write_end(index_set, count_ptr + pair, k, width, BLOCK_WIDTH)
     # Rows that other threads have stored are read from here on.
     tl.debug_barrier()
     member, column = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_DIM)
@@ -191,7 +179,7 @@ def whole_decode(
         scale * LOG2_E, rows, width, *rank_q_BHR.stride()[:2], *rank_k_BGSR.stride()[:3],
         *k_BGSD.stride()[:3], *v_BGSD.stride()[:3],
         KV_HEADS=groups, GROUP=group, RANK_DIM=dims, DIM=head_dim, REDUCE=reduce, BLOCK_ROWS=plan.block_rows,
-        GROUPS=min(plan.block_rows // GROUP_ROWS.value, 32), DIRECT=not interpreted(), THREADS=32 * plan.num_warps,
+        SAMPLE=MOST_SAMPLE, ALIGNED=rows % 4 == 0, DIRECT=not interpreted(), THREADS=32 * plan.num_warps,
         SCORE_ROWS=plan.score_rows, SCORE_STAGES=plan.score_stages, ATTEND_ROWS=plan.attend_rows,
         ATTEND_STAGES=plan.attend_stages, BLOCK_RANK=max(16, power_of_2(dims)), BLOCK_SHORT=max(8, power_of_2(group)),
         BLOCK_GROUP=max(16, power_of_2(group)), BLOCK_DIM=power_of_2(head_dim), BLOCK_WIDTH=power_of_2(width),

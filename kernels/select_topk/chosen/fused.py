@@ -1,0 +1,118 @@
+"""The choice by one block that holds all scores of a set: how many, down to where, and their places.
+
+Shape legend: K width of the result.
+"""
+
+import triton
+import triton.language as tl
+
+from ..alone.fused import by_threads, search_alone
+from ..places.fused import GROUP_ROWS, grouped, write_reached, write_rows
+from ..sample.fused import guessed_by
+from ..search.fused import LEAST, reaching, score_of
+
+
+@triton.jit
+def held_scores(s_set, first_row, rows, SIZE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Load the scores of some rows, four neighbours to a thread, as their places are found.
+
+    Args:
+        s_set: Where the set's scores are.
+        first_row: Number of the first of these rows, a multiple of four.
+        rows: S.
+        SIZE: How many rows, a power of two.
+        ALIGNED: Whether S is a multiple of four; a load of four is not aligned otherwise, and each is loaded by itself.
+
+    Returns:
+        (SIZE,) scores, -inf beyond the last.
+    """
+    none = float("-inf")
+    if ALIGNED:
+        row = first_row + tl.arange(0, SIZE)
+        return tl.load(s_set + row, mask=row < rows // 4 * 4, other=none)
+    row = first_row + tl.arange(0, SIZE // 4) * 4
+    one, two = tl.load(s_set + row, row < rows, none), tl.load(s_set + row + 1, row + 1 < rows, none)
+    three, four = tl.load(s_set + row + 2, row + 2 < rows, none), tl.load(s_set + row + 3, row + 3 < rows, none)
+    return tl.reshape(tl.join(tl.join(one, three), tl.join(two, four)), [SIZE])
+
+
+@triton.jit
+def seen_scores(s_set, row, first, end):
+    """Load the scores of some rows.
+
+    Args:
+        s_set: Where the set's scores are.
+        row: Rows.
+        first: The first that may be chosen.
+        end: One past the last.
+
+    Returns:
+        Their scores, -inf for rows that may not be chosen.
+    """
+    return tl.load(s_set + row, mask=(row >= first) & (row < end), other=float("-inf"))
+
+
+@triton.jit
+def choose(score, rest, sample, s_set, out, wanted, start, first, end, BLOCK_ROWS: tl.constexpr,
+           BLOCK_REST: tl.constexpr, DIRECT: tl.constexpr, THREADS: tl.constexpr):  # fmt: skip
+    """Choose the best rows of a set, and write them in order.
+
+    Args:
+        score: (BLOCK_ROWS,) the scores of the rows from `start` on; -inf or NaN where a row may not be chosen.
+        rest: (BLOCK_REST,) those of the rows behind them, if any.
+        sample: Some of the scores.
+        s_set: Where the set's scores are: of equal ones they are read again.
+        out: Where the set's first place is.
+        wanted: Rows wanted.
+        start: Number of the first row that is held.
+        first: The first that may be chosen.
+        end: One past the last.
+        BLOCK_ROWS: Power of two, at least four for each thread.
+        BLOCK_REST: Power of two, at least as large, or 0.
+        DIRECT: As `scatter` has it.
+        THREADS: Of the block.
+
+    Returns:
+        How many are chosen.
+    """
+    REST: tl.constexpr = BLOCK_REST > 0
+    low_score, high_score, per = guessed_by(sample, wanted, end - start)
+    usable = by_threads(reaching(score, wanted * 0 + LEAST, DIRECT), THREADS)
+    if REST:
+        usable += by_threads(reaching(rest, wanted * 0 + LEAST, DIRECT), THREADS)
+    able = tl.sum(usable, 0)
+    k = tl.maximum(tl.minimum(wanted, able), 0)
+    lo, hi, lo_count, hi_count = search_alone(
+        score, rest, k, usable, able, low_score, high_score, per, REST, THREADS, DIRECT
+    )
+    place, first_tie = able * 0, able * 0
+    if (k > 0) & (lo_count == k):
+        place = write_reached(out, score, start, lo, place, BLOCK_ROWS // GROUP_ROWS, DIRECT)
+        if REST:
+            write_reached(out, rest, start + BLOCK_ROWS, lo, place, BLOCK_REST // GROUP_ROWS, DIRECT)
+    elif k > 0:
+        # Some of equal scores: read again, in parts, since to number them in registers takes twice the instructions.
+        PART: tl.constexpr = 4 * THREADS
+        for part in range(0, BLOCK_ROWS + BLOCK_REST, PART):
+            score_in = seen_scores(s_set, start + part + tl.arange(0, PART), first, end)
+            place, first_tie = write_rows(out, grouped(score_in, PART // GROUP_ROWS), start + part, score_of(lo),
+                                          score_of(hi), lo_count - k, k - hi_count, place, first_tie,
+                                          PART // GROUP_ROWS, DIRECT)  # fmt: skip
+    return k
+
+
+@triton.jit
+def write_end(out, count, k, width, BLOCK_WIDTH: tl.constexpr):
+    """Write how many are chosen, and -1 to the places that are left.
+
+    Args:
+        out: Where the set's first place is.
+        count: Where its count is.
+        k: How many.
+        width: K.
+        BLOCK_WIDTH: Power of two, at least K.
+    """
+    if k < width:
+        slot = tl.arange(0, BLOCK_WIDTH)
+        tl.store(out + slot, tl.full([BLOCK_WIDTH], -1, tl.int32), mask=(slot >= k) & (slot < width))
+    tl.store(count, k)
