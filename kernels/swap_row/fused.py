@@ -220,9 +220,9 @@ def cut_of(pairs: int, rows: int, multiprocessor_count: int) -> Cut:
     splits = min(MOST_SPLITS, multiprocessor_count // pairs, triton.cdiv(rows, SHARED))
     if splits > 1:
         return Cut(splits, SHARED, 8)
-    if rows <= SHORT_ROWS:
-        return Cut(1, 2048, 8)
-    return Cut(1, 4096, 16) if pairs <= multiprocessor_count else Cut(1, 1024, 8)
+    if pairs > multiprocessor_count:  # few registers: five blocks on an SM
+        return Cut(1, 1024, 8)
+    return Cut(1, 2048, 8) if rows <= SHORT_ROWS else Cut(1, 4096, 16)
 
 
 def swap_row(

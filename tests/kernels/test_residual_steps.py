@@ -192,3 +192,9 @@ def test_heads_are_shared_where_they_are_few():
     assert search_of(512, 16384, 132).splits == search_of(128, 16384, 132).splits == 1
     assert search_of(8, 131072, 132).splits == 16
     assert search_of(8, 100, 132).splits == 1
+
+
+def test_many_heads_are_searched_by_blocks_of_few_registers():
+    """Broken: two blocks fit on an SM where five would, and 640 heads wait for one another."""
+    assert {search_of(640, rows, 132) for rows in (2048, 4096, 16384)} == {Search(1, 1024, 8)}
+    assert search_of(128, 4096, 132).block > 1024
