@@ -11,8 +11,9 @@ import torch
 TILE_BYTES = 16384
 # Filling the pipeline and writing the partial result cost about as much as this many tiles.
 START_TILES, GATHER_START_TILES = 1, 4
-# Rows up to which tiles of scores stay small, and rows for which a block that chooses by thresholds is worth its start.
-SHORT_ROWS, SEGMENT_ROWS = 8192, 1920
+# Rows up to which tiles of scores stay small, rows for which a block that chooses by thresholds is worth its start, and
+# rows of which one that attends to those chosen is.
+SHORT_ROWS, SEGMENT_ROWS, HALF_ROWS = 8192, 1920, 512
 # Scores of a set from which a choice makes its first guesses: fewer guess worse, more are searched longer.
 LEAST_SAMPLE, MOST_SAMPLE = 512, 2048
 # Shared memory that a pipeline's tiles leave to indices and reductions.
@@ -146,6 +147,25 @@ def gather_plan(pairs: int, rows: int, head_dim: int, item_bytes: int, multiproc
     # Products in float32 are on the CUDA cores, and wide rows need more registers than one warp has.
     num_warps = 4 if item_bytes > 2 else max(1, power_of_2(head_dim) // 128)
     return Plan(block_rows, splits, num_warps, num_stages=6)
+
+
+def uneven_plan(plan: Plan, pairs: int, width: int, segments: int, multiprocessor_count: int) -> Plan:
+    """Cut an attention kernel whose index has segments, each with as many rows as pass a threshold.
+
+    Args:
+        plan: How it would be cut over even ones.
+        pairs: Independent (sequence, set) pairs.
+        width: K, of which a segment may hold an equal part.
+        segments: Of each set.
+        multiprocessor_count: SMs of the GPU.
+
+    Returns:
+        The plan, with as many blocks a segment. Where all run at once the longest segment is waited for, so there are
+        two at least, if these have rows enough.
+    """
+    at_once = pairs * segments <= 3 * multiprocessor_count
+    least = 2 if at_once and width >= 2 * segments * HALF_ROWS else 1
+    return plan._replace(splits=segments * max(least, -(-plan.splits // segments)))
 
 
 def attention_rows(head_dim: int, item_bytes: int) -> int:

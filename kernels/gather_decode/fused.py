@@ -11,7 +11,7 @@ import triton.language as tl
 from ..dense_decode.fused import LOG2_E, check_contiguous_rows, combine, empty_shares, online_softmax, store_share
 from ..interpreter import storage_dtype, upcasts
 from ..overlap.fused import overlap, start_after_others
-from ..tiling import Plan, gather_plan, multiprocessors, power_of_2
+from ..tiling import Plan, gather_plan, multiprocessors, power_of_2, uneven_plan
 
 
 @triton.jit
@@ -150,9 +150,10 @@ def gather_decode(
     q_BHD, index_BNK, count_BN = q_BHD.contiguous(), index_BNK.contiguous(), count_BN.contiguous()
     heads, head_dim = q_BHD.shape[1:]
     batch, sets, width = index_BNK.shape
-    plan = plan or gather_plan(batch * sets, width, head_dim, k_BGSD.element_size(), multiprocessors(q_BHD.device))
-    segments = count_BN.shape[2] if count_BN.dim() == 3 else 1
-    plan = plan._replace(splits=-(-plan.splits // segments) * segments)
+    count, segments = multiprocessors(q_BHD.device), count_BN.shape[2] if count_BN.dim() == 3 else 1
+    plan = plan or gather_plan(batch * sets, width, head_dim, k_BGSD.element_size(), count)
+    if count_BN.dim() == 3:
+        plan = uneven_plan(plan, batch * sets, width, segments, count)
     share_BHXD, lse_BHX = empty_shares(q_BHD, plan.splits)
     if into is not None and storage_dtype(q_BHD.dtype) != q_BHD.dtype:
         return into.copy_(gather_decode(q_BHD, k_BGSD, v_BGSD, index_BNK, count_BN, scale, plan))

@@ -5,11 +5,14 @@ Shape legend: B batch, G KV heads, S rows in the cache, X segments, K width.
 
 import importlib.util
 import math
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+
+from lacuna.kernels.tiling import Plan
 
 SPEC = importlib.util.spec_from_file_location("ops", Path(__file__).with_name("test_ops.py"))
 ops = importlib.util.module_from_spec(SPEC)
@@ -56,6 +59,21 @@ def test_rows_are_kept_as_they_are_scored(case, segments, twin, device):
     expected = ops.run("gather_decode", "eager", caches | packed | {"scale": 0.1})
     out = ops.run("gather_decode", twin, caches | segmented | {"scale": 0.1})
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_two_blocks_of_a_segment_attend_to_each_of_its_rows_once(device):
+    """Broken: where two blocks share a segment a row is attended to twice, or not at all, or past what the segment holds."""
+    case = replace(ops.SHAPES[2], rows=300)
+    dense = ops.inputs_of("dense_decode", case, device)
+    caches = {name: dense[name] for name in ("q_BHD", "k_BGSD", "v_BGSD")} | {"scale": 0.1}
+    count_BGX = torch.tensor([[[100, 0, 37], [1, 33, 64]], [[0, 0, 0], [65, 100, 2]]], dtype=torch.int32, device=device)
+    index_BGK = torch.arange(300, dtype=torch.int32, device=device).expand(2, 2, -1).contiguous()
+    packed = {"index_BNK": packed_rows(index_BGK, count_BGX), "count_BN": count_BGX.sum(-1)}
+    expected = ops.run("gather_decode", "eager", caches | packed)
+    segmented = {"index_BNK": index_BGK, "count_BN": count_BGX}
+    for splits in (4, 9):
+        out = ops.run("gather_decode", "fused", caches | segmented, plan=Plan(32, splits, 1, 6))
+        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
 def packed_rows(index_BGK, count_BGX):
