@@ -44,7 +44,13 @@ def fetch_ahead(weight_ptr, first, last, begin, end, INPUTS: tl.constexpr, BLOCK
         @some cp.async.bulk.prefetch.L2.global [$1], $2;
         mov.u32 $0, 0;
         }
-        """, "=r,l,r", [weight_ptr + row.to(tl.int64) * INPUTS + start, size], dtype=tl.int32, is_pure=False, pack=1)
+        """,
+        "=r,l,r",
+        [weight_ptr + row.to(tl.int64) * INPUTS + start, size],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -95,7 +101,7 @@ def skinny_linear_kernel(x_ptr, weight_ptr, bias_ptr, out_ptr, tokens, outputs, 
             weight = tl.load(weight_tile, mask=in_weight, other=0.0)
             x = tl.load(x_tile, mask=in_x, other=0.0)
         else:
-            inside = (start + column < end)[None, :]
+            inside = (start + column < INPUTS)[None, :]
             weight = tl.load(weight_tile, mask=in_weight & inside, other=0.0)
             x = tl.load(x_tile, mask=in_x & inside, other=0.0)
         if UPCAST:
@@ -148,6 +154,7 @@ def skinny_linear(
 def _launch(
     x_BE: torch.Tensor, weight_FE: torch.Tensor, bias_F: torch.Tensor | None, out_BF: torch.Tensor, plan: SkinnyPlan
 ) -> None:
+    assert plan.rows <= plan.block_rows, plan
     (tokens, inputs), outputs, bits = x_BE.shape, weight_FE.shape[0], x_BE.element_size()
     block_tokens = tile_tokens(tokens)
     share = triton.cdiv(triton.cdiv(inputs, plan.block_inputs), plan.splits) * plan.block_inputs
