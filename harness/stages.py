@@ -22,7 +22,7 @@ STAGES = (
     ("attend", ("attend_kernel", "attend_marked", "flash", "fmha", "cudnn_generated")),
     ("merge", ("combine_kernel", "merge_kernel", "fill_kernel", "share_kernel", "mark_kernel", "linear_decode")),
     ("collective", ("nccl", "one_shot", "all_reduce", "symm_mem", "sum_norm")),
-    ("matmul", ("gemm", "gemv", "cutlass", "cublas", "nvjet", "splitk", "splitKreduce")),
+    ("matmul", ("gemm", "gemv", "cutlass", "cublas", "nvjet", "splitk", "splitKreduce", "skinny_linear")),
 )
 
 

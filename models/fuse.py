@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..kernels.add_norm import OP as ADD_NORM
 from ..kernels.gate import OP as GATE
 from ..kernels.rotate_rows import OP as ROTATE_ROWS
+from ..kernels.skinny_linear import OP as SKINNY_LINEAR
 from ..kernels.sum_norm import OP as SUM_NORM
 from .joined import joined
 from .rank_sum import Parts
@@ -112,7 +113,10 @@ def _last(norm: Any, own: Callable[[Tensor], Tensor], stream: _Stream, x: Tensor
 def _left(projection: Any, x_BF: Tensor, place: int) -> Tensor | Parts:
     """What a projection adds to the stream; several ranks leave the sum to the norm behind it, if they can."""
     late: Callable[[Tensor, int], Tensor | Parts] | None = getattr(projection, "unsummed", None)
-    whole_BE: Tensor | Parts = projection(x_BF) if late is None else late(x_BF, place)
+    if late is not None:
+        return late(x_BF, place)
+    plain = type(projection) is nn.Linear  # what is derived of it may compute something else
+    whole_BE: Tensor = SKINNY_LINEAR(x_BF, projection.weight, projection.bias) if plain else projection(x_BF)
     return whole_BE
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
+from ..kernels.skinny_linear import OP as SKINNY_LINEAR
 from .shard import SplitLinear
 
 
@@ -39,7 +39,8 @@ def joined(projections: Sequence[nn.Module], x_BE: Tensor) -> tuple[Tensor, ...]
         raise ValueError(f"projections of different make ({kinds}) are not fused; set layers: own")
     sizes = [weight.numel() // x_BE.shape[1] for weight in weights]
     bias = _whole(biases) if biases else None
-    return linear(x_BE, _whole(weights).view(-1, x_BE.shape[1]), bias).split(sizes, -1)
+    product_BF: Tensor = SKINNY_LINEAR(x_BE, _whole(weights).view(-1, x_BE.shape[1]), bias)
+    return product_BF.split(sizes, -1)
 
 
 def _parts(projections: Sequence[nn.Module], name: str) -> list[nn.Parameter]:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..kernels.skinny_linear import OP as SKINNY_LINEAR
 from ..kernels.sum_norm.meeting import Meeting
 from .shared_rows import PLACES, SharedRows
 
@@ -106,5 +107,5 @@ class RankSum:
             self._shared[key] = SharedRows(self.group, rows, width, x_BF)
         shared = self._shared[key]
         parts, meeting = shared.places[place], shared.meetings[place]
-        torch.mm(x_BF, weight_EF.t(), out=parts[meeting.rank])
+        SKINNY_LINEAR(x_BF, weight_EF, None, parts[meeting.rank])
         return Parts(parts, meeting)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear as linear_of
 from transformers import PreTrainedModel
 
+from ..kernels.skinny_linear import OP as SKINNY_LINEAR
 from .rank_sum import Parts, RankSum
 
 SPLIT = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -215,10 +216,12 @@ class SplitLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """This rank's outputs, or the sum of all ranks' parts."""
-        bias = self.axonn.bias
         if self.add is None:
-            return linear_of(x, self.weight, bias)
-        total = self.add(linear_of(x, self.weight))
+            return linear_of(x, self.weight, self.axonn.bias)
+        return self._summed(linear_of(x, self.weight), self.add)
+
+    def _summed(self, part: Tensor, add: RankSum) -> Tensor:
+        total, bias = add(part), self.axonn.bias
         return total if bias is None else total + bias
 
     def unsummed(self, x_BF: Tensor, place: int) -> Tensor | Parts:
@@ -228,8 +231,9 @@ class SplitLinear(nn.Module):
             x_BF: [B, F] this rank's inputs.
             place: 0 or 1, another one than at the sum before.
         """
-        late = None if self.add is None or self.axonn.bias is not None else self.add.parts(x_BF, self.weight, place)
-        return self(x_BF) if late is None else late
+        assert self.add is not None, "outputs that are split leave no sum"
+        late = None if self.axonn.bias is not None else self.add.parts(x_BF, self.weight, place)
+        return self._summed(SKINNY_LINEAR(x_BF, self.weight), self.add) if late is None else late
 
 
 class GatheredLinear(SplitLinear):

@@ -64,5 +64,5 @@ def add_norm(
     normed_BE, sum_BE = (x_BE.new_empty(batch, size, dtype=storage_dtype(x_BE.dtype)) for _ in range(2))
     add_norm_kernel[(batch,)](
         x_BE, delta_BE, weight_E, normed_BE, sum_BE, epsilon, size, power_of_2(size), upcasts(x_BE.dtype),
-        num_warps=8, **overlap(x_BE.device))  # fmt: skip
+        num_warps=8, **overlap(x_BE.device, 2))  # fmt: skip
     return normed_BE.to(x_BE.dtype), sum_BE.to(x_BE.dtype)

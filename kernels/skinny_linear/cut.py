@@ -9,9 +9,10 @@ from ..tiling import power_of_2
 
 # Rows that a block has at the most; a tile of them is as high as the next power of two, and the rest of it is not read.
 HALF_ROWS, MOST_ROWS = 64, 128
-TILE_NUMBERS = 8192  # of a tile, where an SM has two blocks
-SHARED_BYTES = 224 * 1024  # of an SM, for all its blocks
-FEWEST_TOKENS, MOST_TOKENS = 16, 64  # of a tile: what matrix instructions need, and what registers hold
+WIDTHS = (256, 128, 64)  # inputs of a tile, of which the widest is taken
+FEWEST_TILES = 3  # in flight
+FEWEST_TOKENS, MOST_TOKENS = 16, 32  # of a tile: what matrix instructions need, and up to which cuBLAS was slower
+SHARED_BYTES = 224 * 1024  # of an SM, for the tiles of all its blocks
 
 
 class SkinnyPlan(NamedTuple):
@@ -24,7 +25,6 @@ class SkinnyPlan(NamedTuple):
         num_warps: Warps of a block.
         num_stages: Tiles in flight.
         fetch_bytes: What each thread fetches into L2 of the weight's rows while the kernel before still runs.
-        splits: Blocks that share the inputs of some rows; each then leaves its part of the sum.
     """
 
     rows: int
@@ -33,10 +33,11 @@ class SkinnyPlan(NamedTuple):
     num_warps: int
     num_stages: int
     fetch_bytes: int
-    splits: int = 1
 
 
-def skinny_plan(tokens: int, outputs: int, item_bytes: int, multiprocessor_count: int) -> SkinnyPlan:
+def skinny_plan(
+    tokens: int, outputs: int, item_bytes: int, multiprocessor_count: int, shared: int
+) -> SkinnyPlan | None:
     """Cut a product.
 
     Args:
@@ -44,21 +45,22 @@ def skinny_plan(tokens: int, outputs: int, item_bytes: int, multiprocessor_count
         outputs: F.
         item_bytes: Bytes of one element of the weight.
         multiprocessor_count: SMs of the GPU.
+        shared: Bytes of shared memory that a block may have.
 
     Returns:
-        The plan: one block an SM, or two where each then has more than half a tile.
+        The plan: one block an SM, or two where a block would have more than half a tile of rows. None where torch's own
+        product is taken: of more tokens than a tile has, in float32, whose products are not on the tensor cores, or on
+        a GPU with less shared memory than Hopper's, where nothing was timed.
     """
-    if item_bytes > 2:  # products in float32 are on the CUDA cores
-        return SkinnyPlan(32, 32, 32, 4, 2, 0)
-    if outputs <= HALF_ROWS * multiprocessor_count:
-        rows = -(-outputs // multiprocessor_count)
-        return SkinnyPlan(rows, HALF_ROWS, 256, 4, stages(HALF_ROWS, 256, tokens, SHARED_BYTES), 1024)
-    slots = 2 * multiprocessor_count
-    rows = -(-outputs // (slots * -(-outputs // (slots * MOST_ROWS))))
+    if tokens > MOST_TOKENS or item_bytes > 2 or shared < SHARED_BYTES:
+        return None
+    blocks = 1 if outputs <= HALF_ROWS * multiprocessor_count else 2
+    slots = blocks * multiprocessor_count
+    waves = -(-outputs // (slots * MOST_ROWS))
+    rows = -(-outputs // (slots * waves))
     block_rows = max(HALF_ROWS, power_of_2(rows))
-    block_inputs = TILE_NUMBERS // block_rows
-    fit = stages(block_rows, block_inputs, tokens, SHARED_BYTES // 2)
-    return SkinnyPlan(rows, block_rows, block_inputs, 4, fit, 1024)
+    width = next(width for width in WIDTHS if stages(block_rows, width, tokens, blocks) >= FEWEST_TILES)
+    return SkinnyPlan(rows, block_rows, width, 4, stages(block_rows, width, tokens, blocks), 512)
 
 
 def tile_tokens(tokens: int) -> int:
@@ -70,19 +72,19 @@ def tile_tokens(tokens: int) -> int:
     Returns:
         A power of two.
     """
-    return min(MOST_TOKENS, max(FEWEST_TOKENS, power_of_2(tokens)))
+    return max(FEWEST_TOKENS, power_of_2(tokens))
 
 
-def stages(block_rows: int, block_inputs: int, tokens: int, shared_bytes: int) -> int:
+def stages(block_rows: int, block_inputs: int, tokens: int, blocks: int) -> int:
     """Count the tiles of two-byte numbers that fit into shared memory.
 
     Args:
         block_rows: Rows of a tile of the weight.
         block_inputs: Inputs of a tile.
         tokens: B.
-        shared_bytes: What a block may have.
+        blocks: That share an SM.
 
     Returns:
         Tiles in flight.
     """
-    return max(2, shared_bytes // (2 * block_inputs * (block_rows + tile_tokens(tokens))))
+    return SHARED_BYTES // blocks // (2 * block_inputs * (block_rows + tile_tokens(tokens)))

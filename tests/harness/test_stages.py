@@ -31,6 +31,7 @@ KERNELS = Path(lacuna.kernels.op.__file__).parent
         ("chosen_share", {"merge"}),
         ("marked_decode", {"attend", "merge"}),
         ("linear_decode", {"merge"}),
+        ("skinny_linear", {"matmul"}),
         ("gate", {"other"}),
     ],
 )

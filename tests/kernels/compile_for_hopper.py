@@ -19,6 +19,8 @@ from triton.runtime.jit import JITFunction
 
 from lacuna.kernels.landmark_gradient.by_sums import landmark_backward as landmark_by_sums
 from lacuna.kernels.op import Case, load_op
+from lacuna.kernels.skinny_linear.cut import SkinnyPlan, skinny_plan
+from lacuna.kernels.skinny_linear.fused import skinny_linear
 from lacuna.kernels.theta_rows.fused import theta_rows
 from lacuna.kernels.theta_rows.mend import mend_plan
 from lacuna.kernels.threshold_compact.fused import threshold_compact
@@ -118,6 +120,7 @@ def main(dtypes):
     long = replace(few, q_heads=8, rows=49152)  # whose scores tell blocks that choose jointly
     load_op("topk_decode").fused(**load_op("topk_decode").make(long, device, 0))
     mended_together(dtypes[0], device)
+    cut_for_h200(shapes[0], device)
 
 
 def in_one_launch(case, device):
@@ -132,6 +135,15 @@ def mended_together(dtype, device):
     for heads in (2, 16):
         case = Case("mended", 1, heads, 2, 4096, kept=1024, dtype=dtype, visible="full")
         theta_rows(**load_op("theta_rows").make(case, device, 0), mend=mend)
+
+
+def cut_for_h200(case, device):
+    """Products cut as on an H200, for few tokens and many; in float32 torch multiplies, but the kernel compiles."""
+    for batch in (1, 16, 32):
+        inputs = load_op("skinny_linear").make(replace(case, batch=batch), device, 0)
+        for outputs in (4096, 15360, 28672):
+            plan = skinny_plan(batch, outputs, case.item_bytes, 132, 232448)
+            skinny_linear(**inputs, plan=plan or SkinnyPlan(32, 32, 32, 4, 2, 512))
 
 
 def kept_twice(case, device):

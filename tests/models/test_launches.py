@@ -101,7 +101,7 @@ def test_a_layer_makes_few_launches(name, args, most, basis):
     """Small kernels between the products crept in: at 30 a layer they took a third of a step on a GPU."""
     found = a_layer(name, args, basis)
     assert sum(found.values()) <= most, found
-    assert found["mm"] == 4
+    assert found["skinny_linear"] == 4
     assert found["append_row"] == 1
 
 
@@ -167,7 +167,7 @@ def test_a_layer_of_a_full_cache_makes_few_launches(name, args, most, basis):
     """What all layers of one budget share would be worked out in each, or a row leave in several launches."""
     found = a_layer(name, args, basis)
     assert sum(found.values()) <= most, found
-    assert found["mm"] == 4
+    assert found["skinny_linear"] == 4
     assert all(found[op] == 1 for op in ("rotate_rows", "swap_row", "marked_decode")), found
 
 
