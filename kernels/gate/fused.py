@@ -54,6 +54,6 @@ def gate(gate_BF: torch.Tensor, up_BF: torch.Tensor) -> torch.Tensor:
     batch, size = gate_BF.shape
     out_BF = gate_BF.new_empty(batch, size, dtype=storage_dtype(gate_BF.dtype))
     gate_kernel[(batch, triton.cdiv(size, BLOCK))](
-        gate_BF, up_BF, out_BF, size, gate_BF.stride(0), up_BF.stride(0), BLOCK, num_warps=4, **overlap(out_BF.device, 2)
-    )  # fmt: skip
+        gate_BF, up_BF, out_BF, size, gate_BF.stride(0), up_BF.stride(0), BLOCK, num_warps=4,
+        **overlap(out_BF.device, 2))  # fmt: skip
     return out_BF.to(gate_BF.dtype)

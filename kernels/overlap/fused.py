@@ -1,14 +1,14 @@
 """Kernels of one chain overlap: the next is launched while the last blocks of the one before still run.
 
-Every block of a kernel that is launched so waits, before it reads or writes what any other launch writes or reads, until
+Every block of a kernel that is launched so waits, before it reads or writes what another launch writes or reads, until
 all that came before is finished and visible. What is saved is the launch itself, a few microseconds of each stage.
 
 It stays so where a kernel lets the next one begin before its own wait (mode 2). The wait of C is for the end of B, the
 kernel before it; B ends when all its blocks do, and each of them waited for the end of A. So no kernel passes its wait
 before all that came before has ended, however many have begun: nothing is read before it is written, and nothing
-overwritten that is still read, in memory that an allocator gave to two of them either. A kernel that has begun holds its
-blocks' room, but only once all blocks of those before it have theirs: what waits keeps nobody from ending, and blocks
-that wait for each other all come to run.
+overwritten that is still read, in memory that an allocator gave to two of them either. A kernel begins once all blocks
+of those before it have their room: what waits keeps nobody from ending, and blocks that wait for each other all come to
+run.
 
 A kernel that is launched otherwise, as torch and cuBLAS do, begins after the end of all before it, and is waited for as
 any other. Before its wait a kernel may touch what gives it no value: fetch lines into L2, the one place where all SMs

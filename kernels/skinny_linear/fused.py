@@ -2,7 +2,7 @@
 
 Rows of the weight are the long side of the product, tokens the short one. Each block has an even share of the rows, so
 that all end at once. While the kernel before still runs, blocks that have found room fetch the beginning of their rows
-into L2: it is where all SMs meet, so what is loaded from there after the wait is what memory holds then, whoever wrote it.
+into L2: all SMs write there, so what is loaded after the wait is what was written last.
 
 Shape legend: B tokens, E inputs, F outputs.
 """
@@ -35,7 +35,8 @@ def fetch_ahead(weight_ptr, first, last, INPUTS: tl.constexpr, BLOCK_ROWS: tl.co
     """
     thread = tl.arange(0, THREADS)
     row, start = first + thread % BLOCK_ROWS, thread // BLOCK_ROWS * FETCH
-    size = tl.where(row < last, tl.minimum(INPUTS - start, FETCH), 0) * weight_ptr.dtype.element_ty.primitive_bitwidth // 8
+    item_bytes: tl.constexpr = weight_ptr.dtype.element_ty.primitive_bitwidth // 8
+    size = tl.where(row < last, tl.minimum(INPUTS - start, FETCH), 0) * item_bytes
     tl.inline_asm_elementwise(
         """
         {
@@ -145,9 +146,7 @@ def skinny_linear(
 
 def _plan(x_BE: torch.Tensor, weight_FE: torch.Tensor) -> SkinnyPlan | None:
     gpu = x_BE.device
-    return skinny_plan(
-        x_BE.shape[0], weight_FE.shape[0], x_BE.element_size(), multiprocessors(gpu), shared_bytes(gpu)
-    )
+    return skinny_plan(x_BE.shape[0], weight_FE.shape[0], x_BE.element_size(), multiprocessors(gpu), shared_bytes(gpu))
 
 
 def _launch(

@@ -6,9 +6,11 @@ from conftest_models import DIM, make_method, make_model, tokens
 from test_engine import CASES, ordinary, session_of, texts
 
 from lacuna.harness.engine import WARM_UP, Sampled, engine, greedy
+from lacuna.kernels.overlap import fused as overlapping
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 STEPS, WIDE = 12, 64
+LARGER = {"head_dim": WIDE, "hidden_size": 512, "intermediate_size": 1400, "num_hidden_layers": 4}
 
 
 def made(name, args):
@@ -38,6 +40,49 @@ def test_a_replayed_step_is_the_step_itself(name, args, pick, layers, basis):
             want, _, counted = ordinary(session, greedy, STEPS)
         assert torch.equal(got, want.cpu())
         torch.testing.assert_close(told, counted, atol=1e-6, rtol=1e-9)
+
+
+def seventh(logits_BV):
+    """A token that does not hang on how logits are rounded."""
+    return torch.full_like(logits_BV[:, 0], 7, dtype=torch.long)
+
+
+def logits_after(model, layers, steps, pick, name, args, files):
+    """Of replayed steps, and the tokens."""
+    with (
+        session_of(model, make_method(name, args), files) as session,
+        engine(session, session.prefill(texts()), steps + 1, pick, layers) as replayed,
+    ):
+        replayed.capture()
+        while replayed.made < steps:
+            replayed.step()
+        return replayed.logits.clone(), replayed.tokens_BN.clone()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_fused_layers_err_no_more_than_the_models_own_in_half_precision(family, dtype):
+    """Products of few tokens, which are another kernel in half precision, would be others."""
+    model = make_model(family, **LARGER).to(dtype).cuda()
+    found = {
+        layers: logits_after(model, layers, STEPS, seventh, "full", {}, {})[0].float() for layers in ("own", "fused")
+    }
+    want = logits_after(model.float(), "own", STEPS, seventh, "full", {}, {})[0]
+    errors = {layers: float((logits - want).norm() / want.norm()) for layers, logits in found.items()}
+    assert 0 < errors["fused"] <= 1.5 * errors["own"], errors
+
+
+@pytest.mark.parametrize(
+    ("name", "args"), [("full", {}), ("loki", {"keep": 0.25, "d": 0.5}), ("snapkv", {"rows": 9, "window": 4})]
+)
+def test_launches_that_begin_early_change_no_bit(name, args, basis, monkeypatch):
+    """What a launch before has not written yet would be read, or what it reads be overwritten: not in every step."""
+    found = []
+    for least in (overlapping.HOPPER, (99, 0)):
+        monkeypatch.setattr(overlapping, "HOPPER", least)
+        model = make_model(**LARGER).bfloat16().cuda()
+        found.append(logits_after(model, "fused", 300, greedy, name, args, basis(dim=WIDE, layers=4)))
+    assert all(torch.equal(early, late) for early, late in zip(*found, strict=True))
 
 
 def test_a_step_that_asks_the_host_cannot_be_captured():
