@@ -1,4 +1,4 @@
-"""Llama-shaped layers in few launches, for single tokens: what lies between the matrix products is one op each.
+"""Llama-shaped layers in few launches, for single tokens: products are one op each, as is what lies between them.
 
 A decoded token meets thirty small elementwise kernels a layer in a model's own code. The sum that a layer ends with is
 left to the norm that follows it, in the next layer or behind the last. Nothing else changes: the weights, the cache and
