@@ -177,7 +177,11 @@ def combine_kernel(share_ptr, lse_ptr, out_ptr, DIM: tl.constexpr, SPLITS: tl.co
 
 
 def combine(
-    share_BHXD: torch.Tensor, lse_BHX: torch.Tensor, dtype: torch.dtype, into: torch.Tensor | None = None
+    share_BHXD: torch.Tensor,
+    lse_BHX: torch.Tensor,
+    dtype: torch.dtype,
+    into: torch.Tensor | None = None,
+    mode: int = 1,
 ) -> torch.Tensor:
     """Combine the splits of an attention.
 
@@ -186,6 +190,7 @@ def combine(
         lse_BHX: (B, H, X) log2 of their sums of weights.
         dtype: Of the result.
         into: Contiguous (B, H, D) to write; a new one if absent.
+        mode: Of overlap, as `start_after_others` takes it.
 
     Returns:
         (B, H, D).
@@ -197,7 +202,7 @@ def combine(
     block_dim = 32
     combine_kernel[(batch * heads, triton.cdiv(head_dim, block_dim))](
         share_BHXD, lse_BHX, out_BHD, head_dim, splits, power_of_2(splits), block_dim, num_warps=4,
-        **overlap(out_BHD.device),
+        **overlap(out_BHD.device, mode),
     )  # fmt: skip
     return out_BHD.to(dtype)
 
@@ -260,9 +265,10 @@ def dense_decode(
         KV_HEADS=kv_heads, GROUP=heads // kv_heads, DIM=head_dim, KEY_DIM=key_dim, SPLITS=plan.splits,
         BLOCK_ROWS=plan.block_rows, BLOCK_GROUP=max(16, power_of_2(heads // kv_heads)),
         BLOCK_DIM=power_of_2(head_dim), BLOCK_KEY=max(16, power_of_2(key_dim)),
-        UPCAST=upcasts(q_BHD.dtype), num_warps=plan.num_warps, num_stages=plan.num_stages, **overlap(q_BHD.device),
+        UPCAST=upcasts(q_BHD.dtype), num_warps=plan.num_warps, num_stages=plan.num_stages,
+        **overlap(q_BHD.device, 2),
     )  # fmt: skip
-    return combine(share_BHXD, lse_BHX, q_BHD.dtype)
+    return combine(share_BHXD, lse_BHX, q_BHD.dtype, mode=2)
 
 
 def check_contiguous_rows(*caches: torch.Tensor) -> None:
