@@ -41,8 +41,9 @@ def chosen_at_once(s_BNS, k_B, width, board):
     index_BNK, count_BN = empty_choice(1, SETS, width, s_BNS.device)
     at_once.AtOnce(fused.select_joint_kernel)[(SETS * CHUNKS,)](
         s_BNS, k_B, s_BNS, board, index_BNK, count_BN, ROWS, width, WORDS=fused.set_words(CHUNKS), SETS=SETS,
-        CHUNK=CHUNK, CHUNKS=CHUNKS, GROUPS=CHUNK // GROUP_ROWS.value, DIRECT=False, BLOCK_CHUNKS=power_of_2(CHUNKS),
-        BLOCK_LINES=power_of_2(CHUNKS) * LINE.value, BLOCK_TAIL=power_of_2(triton.cdiv(width, CHUNKS)), PARTS=0,
+        CHUNK=CHUNK, CHUNKS=CHUNKS, GROUPS=CHUNK // GROUP_ROWS.value, ALIGNED=False, DIRECT=False, THREADS=32,
+        BLOCK_CHUNKS=power_of_2(CHUNKS), BLOCK_LINES=power_of_2(CHUNKS) * LINE.value,
+        BLOCK_TAIL=power_of_2(triton.cdiv(width, CHUNKS)), PARTS=0,
         BLOCK_PARTS=1, OVERLAP=False,
     )  # fmt: skip
     return index_BNK, count_BN

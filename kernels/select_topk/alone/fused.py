@@ -6,45 +6,22 @@ Shape legend: T threads of a block, F = 4 neighbours that a thread holds.
 import triton
 import triton.language as tl
 
-from ..few.fused import NEIGHBOURS, picked
+from ..few.fused import picked
 from ..sample.fused import GROWTH, next_two
-from ..search.fused import BEYOND, LEAST, between, counted, middle_of, reaching, score_of, shrink
+from ..search.fused import (
+    BEYOND,
+    LEAST,
+    NEIGHBOURS,
+    between,
+    both_counts,
+    counted,
+    middle_of,
+    score_of,
+    shrink,
+)
 
 # Scores in question from which on the search goes on among these alone, if no thread has more than two of them.
 FEW = tl.constexpr(48)
-
-
-@triton.jit
-def by_threads(tally, THREADS: tl.constexpr):
-    """Add up what a thread holds.
-
-    Args:
-        tally: (C * T * F,) numbers, as a load deals them out: four neighbours to a thread.
-        THREADS: T.
-
-    Returns:
-        (T * F,)
-    """
-    CHUNKS: tl.constexpr = tally.shape[0] // (THREADS * NEIGHBOURS)
-    return tl.sum(tl.reshape(tally, [CHUNKS, THREADS * NEIGHBOURS]), 0)
-
-
-@triton.jit
-def both_counts(score, first, second, THREADS: tl.constexpr, DIRECT: tl.constexpr):
-    """Count the scores of each thread that reach two keys.
-
-    Args:
-        score: Scores.
-        first: A key.
-        second: A key.
-        THREADS: T.
-        DIRECT: As `reaching` has it.
-
-    Returns:
-        (T * F,) both counts in one number, 16 bits each, the first in the lower.
-    """
-    reach_first, reach_second = reaching(score, first, DIRECT), reaching(score, second, DIRECT)
-    return by_threads(reach_first, THREADS) + (by_threads(reach_second, THREADS) << 16)
 
 
 @triton.jit

@@ -6,8 +6,7 @@ Shape legend: C blocks (chunks) of a row.
 import triton
 import triton.language as tl
 
-from ..four.fused import counted_at_four
-from ..search.fused import ordered_key, score_of
+from ..search.fused import both_counts, ordered_key, score_of
 
 # Of a word: two counts of 28 bits, and arrivals. A count is below 2^28 as rows are.
 FIELD, ARRIVALS = tl.constexpr(28), tl.constexpr(56)
@@ -103,7 +102,7 @@ def counted(first, second, WIDE: tl.constexpr):
 
 
 @triton.jit
-def counted_at(score, first, second, third, fourth, WIDE: tl.constexpr):
+def counted_at(score, first, second, third, fourth, WIDE: tl.constexpr, DIRECT: tl.constexpr, THREADS: tl.constexpr):
     """Count the scores of a chunk that reach four keys.
 
     Args:
@@ -113,6 +112,8 @@ def counted_at(score, first, second, third, fourth, WIDE: tl.constexpr):
         third: A key.
         fourth: A key.
         WIDE: As `counted` has it.
+        DIRECT: As `reaching` has it.
+        THREADS: Of the block.
 
     Returns:
         The counts of the first two and of the last two, as `two` puts them.
@@ -122,7 +123,11 @@ def counted_at(score, first, second, third, fourth, WIDE: tl.constexpr):
             counted(score >= score_of(first), score >= score_of(second), WIDE),
             counted(score >= score_of(third), score >= score_of(fourth), WIDE),
         )
-    lower, upper = counted_at_four(score, first, second, third, fourth)
+    lower, upper = (
+        both_counts(score, first, second, THREADS, DIRECT),
+        both_counts(score, third, fourth, THREADS, DIRECT),
+    )
+    lower, upper = tl.split(tl.sum(tl.join(lower, upper), 0))
     return two(lower & 0xFFFF, (lower >> 16) & 0xFFFF), two(upper & 0xFFFF, (upper >> 16) & 0xFFFF)
 
 

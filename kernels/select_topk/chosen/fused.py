@@ -6,10 +6,10 @@ Shape legend: K width of the result.
 import triton
 import triton.language as tl
 
-from ..alone.fused import by_threads, search_alone
+from ..alone.fused import search_alone
 from ..places.fused import GROUP_ROWS, grouped, write_reached, write_rows
 from ..sample.fused import guessed_by
-from ..search.fused import LEAST, reaching, score_of
+from ..search.fused import LEAST, by_threads, reaching, score_of
 
 
 @triton.jit

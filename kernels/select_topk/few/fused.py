@@ -10,9 +10,7 @@ Shape legend: C chunks, T threads of a block, F = 4 neighbours that a thread hol
 import triton
 import triton.language as tl
 
-from ..search.fused import score_of
-
-NEIGHBOURS = tl.constexpr(4)
+from ..search.fused import NEIGHBOURS, score_of
 
 
 @triton.jit

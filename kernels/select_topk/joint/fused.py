@@ -22,7 +22,8 @@ from ...interpreter import interpreted
 from ...overlap.fused import overlap, start_after_others
 from ...tiling import multiprocessors, power_of_2
 from ..board.fused import ARRIVAL, COUNTS, FIELD, MASK, counted, post
-from ..places.fused import GROUP_ROWS, grouped, write_rows
+from ..chosen.fused import held_scores
+from ..places.fused import GROUP_ROWS, grouped, write_reached, write_rows
 from ..rivals.fused import LINE, rivals_ahead
 from ..search.fused import score_of
 from ..together.fused import guessed, search_jointly
@@ -65,9 +66,9 @@ def rows_ahead(tallied, mine, chunk, CHUNKS: tl.constexpr, BLOCK_CHUNKS: tl.cons
 @triton.jit
 def select_joint_kernel(s_ptr, k_ptr, told_ptr, board_ptr, index_ptr, count_ptr, rows, width, WORDS: tl.constexpr,
                         SETS: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
-                        GROUPS: tl.constexpr, DIRECT: tl.constexpr, BLOCK_CHUNKS: tl.constexpr,
-                        BLOCK_LINES: tl.constexpr, BLOCK_TAIL: tl.constexpr, PARTS: tl.constexpr,
-                        BLOCK_PARTS: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+                        GROUPS: tl.constexpr, ALIGNED: tl.constexpr, DIRECT: tl.constexpr, THREADS: tl.constexpr,
+                        BLOCK_CHUNKS: tl.constexpr, BLOCK_LINES: tl.constexpr, BLOCK_TAIL: tl.constexpr,
+                        PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     """Choose the rows of one chunk of a set; the grid is (B * N * C,).
 
     Args:
@@ -83,8 +84,10 @@ def select_joint_kernel(s_ptr, k_ptr, told_ptr, board_ptr, index_ptr, count_ptr,
         SETS: N.
         CHUNK: Rows of a chunk, a power of two of at most 32768.
         CHUNKS: C.
-        GROUPS: Of rows, whose places are found at once: a power of two, at least 4.
+        GROUPS: Of rows that are read again at once, if some have equal scores: a power of two, at least 4.
+        ALIGNED: As `held_scores` has it.
         DIRECT: As `scatter` has it.
+        THREADS: Of the block.
         BLOCK_CHUNKS: Power of two, at least C.
         BLOCK_LINES: As `hear_rivals` has it.
         BLOCK_TAIL: Power of two, at least K / C.
@@ -96,16 +99,16 @@ def select_joint_kernel(s_ptr, k_ptr, told_ptr, board_ptr, index_ptr, count_ptr,
     ticket = tl.atomic_add(board_ptr, 1, sem="relaxed").to(tl.int32)
     pair, chunk = ticket // CHUNKS, ticket % CHUNKS
     tallied = board_ptr + 1 + pair.to(tl.int64) * WORDS
-    s_set = s_ptr + pair.to(tl.int64) * rows
-    row = chunk * CHUNK + tl.arange(0, CHUNK)
-    score = tl.load(s_set + row, mask=row < rows, other=float("-inf"))
+    pitch = rows // 4 * 4 if ALIGNED else rows
+    s_set = s_ptr + pair.to(tl.int64) * pitch
+    score = held_scores(s_set, chunk * CHUNK, rows, CHUNK, ALIGNED)
     wanted = tl.minimum(tl.load(k_ptr + pair // SETS), width)
     able, low_score, high_score, word = guessed(
         score, wanted, tallied + CHUNKS, told_ptr, pair, CHUNKS, PARTS, BLOCK_PARTS
     )
     k, lo, hi, lo_count, hi_count, rivals, first_above, base = search_jointly(
         score, wanted, able, low_score, high_score, word, tallied + (WORDS - CHUNKS * LINE), chunk, CHUNKS, CHUNK,
-        CHUNK // GROUP_ROWS, DIRECT, BLOCK_LINES,
+        CHUNK // GROUP_ROWS, DIRECT, THREADS, BLOCK_LINES,
     )  # fmt: skip
     lo_score, hi_score = score_of(lo), score_of(hi)
     room, first_tie = k - hi_count, k * 0
@@ -119,13 +122,13 @@ def select_joint_kernel(s_ptr, k_ptr, told_ptr, board_ptr, index_ptr, count_ptr,
             first_above, first_tie = rows_ahead(tallied, mine, chunk, CHUNKS, BLOCK_CHUNKS)
     out = index_ptr + pair.to(tl.int64) * width
     place = first_above + tl.minimum(first_tie, room)
-    for part in range(0, CHUNK, GROUPS * GROUP_ROWS):
-        row_in = chunk * CHUNK + part + tl.arange(0, GROUPS * GROUP_ROWS)
-        score_in = score  # all at once, as they are held
-        if GROUPS * GROUP_ROWS != CHUNK:
-            score_in = tl.load(s_set + row_in, mask=row_in < rows, other=float("-inf"))
-        place, first_tie = write_rows(out, grouped(score_in, GROUPS), chunk * CHUNK + part, lo_score, hi_score,
-                                      lo_count - k, room, place, first_tie, GROUPS, DIRECT)  # fmt: skip
+    if lo_count == k:
+        write_reached(out, score, chunk * CHUNK, lo, place, CHUNK // GROUP_ROWS, DIRECT)
+    else:
+        for part in range(0, CHUNK, GROUPS * GROUP_ROWS):
+            score_in = held_scores(s_set, chunk * CHUNK + part, rows, GROUPS * GROUP_ROWS, ALIGNED)
+            place, first_tie = write_rows(out, grouped(score_in, GROUPS), chunk * CHUNK + part, lo_score, hi_score,
+                                          lo_count - k, room, place, first_tie, GROUPS, DIRECT)  # fmt: skip
     slot = chunk * BLOCK_TAIL + tl.arange(0, BLOCK_TAIL)
     tl.store(out + slot, tl.full([BLOCK_TAIL], -1, tl.int32), mask=(slot >= k) & (slot < width))
     if chunk == 0:
@@ -139,7 +142,7 @@ def select_joint(
     count_BN: torch.Tensor,
     chunk_rows: int = 0,
     num_warps: int = 4,
-    part_rows: int = 4096,
+    part_rows: int = 1024,
     told_BNX4: torch.Tensor | None = None,
     board: torch.Tensor | None = None,
 ) -> None:
@@ -152,7 +155,7 @@ def select_joint(
         count_BN: (B, N) int32, contiguous; written.
         chunk_rows: Rows of one block; chosen from S if 0.
         num_warps: Warps of a block.
-        part_rows: Rows whose places are found at once.
+        part_rows: Rows that are read again at once, if some have equal scores.
         told_BNX4: What `scores_told` tells of the scores, if known.
         board: At least `board_words` int64 zeros; new ones if absent.
 
@@ -167,7 +170,7 @@ def select_joint(
     chunks = triton.cdiv(rows, chunk_rows)
     if chunks > (most := most_chunks(s_BNS.device)):
         raise ValueError(f"expected at most {most} blocks that share a row, got {chunks}; raise chunk_rows")
-    if chunks > 1 and chunk_rows < LEAST_ROWS:
+    if chunk_rows < LEAST_ROWS:
         raise ValueError(f"expected at least {LEAST_ROWS} rows of a block, got {chunk_rows}")
     words = board_words(batch * sets, rows, s_BNS.device, chunk_rows)
     if board is None:
@@ -178,8 +181,9 @@ def select_joint(
     given = s_BNS, k_B, s_BNS if told_BNX4 is None else told_BNX4, board
     select_joint_kernel[(batch * sets * chunks,)](
         *given, index_BNK, count_BN, rows, width, WORDS=set_words(chunks), SETS=sets, CHUNK=chunk_rows, CHUNKS=chunks,
-        GROUPS=max(4, min(part_rows, chunk_rows) // GROUP_ROWS.value), DIRECT=not interpreted(),
-        BLOCK_CHUNKS=power_of_2(chunks), BLOCK_LINES=max(32 * num_warps, power_of_2(chunks) * LINE.value),
+        GROUPS=min(part_rows, chunk_rows) // GROUP_ROWS.value, ALIGNED=rows % 4 == 0, DIRECT=not interpreted(),
+        THREADS=min(32 * num_warps, chunk_rows // 4), BLOCK_CHUNKS=power_of_2(chunks),
+        BLOCK_LINES=max(32 * num_warps, power_of_2(chunks) * LINE.value),
         BLOCK_TAIL=power_of_2(triton.cdiv(width, chunks)), PARTS=parts, BLOCK_PARTS=power_of_2(max(1, parts)),
         num_warps=num_warps, **overlap(s_BNS.device),
     )  # fmt: skip
@@ -208,7 +212,7 @@ def chunk_of(rows: int, device: torch.device) -> int:
         A power of two; under the interpreter, where no block may wait, at least S.
     """
     if interpreted():
-        return power_of_2(rows)
+        return max(LEAST_ROWS, power_of_2(rows))
     return max(CHUNK_ROWS, power_of_2(triton.cdiv(rows, most_chunks(device))))
 
 

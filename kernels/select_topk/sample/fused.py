@@ -10,10 +10,19 @@ Shape legend: M scores of the sample.
 import triton
 import triton.language as tl
 
-from ..search.fused import BEYOND, LEAST, between, counted, middle_of, normal_quantile, score_of, shrink
+from ..search.fused import (
+    BEYOND,
+    LEAST,
+    NEIGHBOURS,
+    between,
+    counted,
+    middle_of,
+    normal_quantile,
+    score_of,
+    shrink,
+)
 
-# Neighbours that are taken together, one load; where guesses beyond a counted end lie, in parts of what is expected.
-NEIGHBOURS = tl.constexpr(4)
+# Where guesses beyond a counted end lie, in parts of what is expected.
 NEAR, FAR, GROWTH = tl.constexpr(0.7), tl.constexpr(1.4), tl.constexpr(16.0)
 # Guesses lie so many deviations of a count apart from where the k-th is expected: of a sample, and of what is between.
 SAMPLE_MARGIN, MARGIN = tl.constexpr(1.75), tl.constexpr(1.3)

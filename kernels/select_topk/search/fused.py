@@ -1,6 +1,6 @@
 """The search for the k-th best score: keys that count as scores do, and guesses of where it lies.
 
-Shape legend: none; everything here is a scalar, or has one shape.
+Shape legend: T threads of a block, F = 4 neighbours that a thread holds; the rest are scalars, or have one shape.
 """
 
 import triton
@@ -10,6 +10,8 @@ LOWEST = tl.constexpr(-(2**31))
 # The keys of the least finite score, and the one after that of +inf, which no score reaches.
 LEAST = tl.constexpr(-(2**31) + 0x800000)
 BEYOND = tl.constexpr(0x7F800001)
+# Rows that a lane holds side by side.
+NEIGHBOURS = tl.constexpr(4)
 
 
 @triton.jit
@@ -239,3 +241,36 @@ def reaching(score, key, DIRECT: tl.constexpr):
         # The keys 0 and -1 are the two zeros, which are equal.
         return ((score_of(key - 1 - (key == 0).to(tl.int32)) - score).to(tl.uint32, bitcast=True) >> 31).to(tl.int32)
     return (score >= score_of(key)).to(tl.int32)
+
+
+@triton.jit
+def by_threads(tally, THREADS: tl.constexpr):
+    """Add up what a thread holds.
+
+    Args:
+        tally: (C * T * F,) numbers, as a load deals them out: four neighbours to a thread.
+        THREADS: T.
+
+    Returns:
+        (T * F,)
+    """
+    CHUNKS: tl.constexpr = tally.shape[0] // (THREADS * NEIGHBOURS)
+    return tl.sum(tl.reshape(tally, [CHUNKS, THREADS * NEIGHBOURS]), 0)
+
+
+@triton.jit
+def both_counts(score, first, second, THREADS: tl.constexpr, DIRECT: tl.constexpr):
+    """Count the scores of each thread that reach two keys.
+
+    Args:
+        score: Scores.
+        first: A key.
+        second: A key.
+        THREADS: T.
+        DIRECT: As `reaching` has it.
+
+    Returns:
+        (T * F,) both counts in one number, 16 bits each, the first in the lower.
+    """
+    reach_first, reach_second = reaching(score, first, DIRECT), reaching(score, second, DIRECT)
+    return by_threads(reach_first, THREADS) + (by_threads(reach_second, THREADS) << 16)

@@ -61,7 +61,7 @@ def guessed(score, wanted, word, told_ptr, pair, CHUNKS: tl.constexpr, PARTS: tl
 
 @triton.jit
 def search_jointly(score, wanted, able, low_score, high_score, word, lines, chunk, CHUNKS: tl.constexpr,
-                   CHUNK: tl.constexpr, GROUPS: tl.constexpr, DIRECT: tl.constexpr,
+                   CHUNK: tl.constexpr, GROUPS: tl.constexpr, DIRECT: tl.constexpr, THREADS: tl.constexpr,
                    BLOCK_LINES: tl.constexpr):  # fmt: skip
     """Find the k-th best score of all blocks of a set.
 
@@ -78,6 +78,7 @@ def search_jointly(score, wanted, able, low_score, high_score, word, lines, chun
         CHUNK: Rows of a block.
         GROUPS: Of 128 rows, of a block.
         DIRECT: As `show` has it.
+        THREADS: Of the block.
         BLOCK_LINES: W.
 
     Returns:
@@ -99,7 +100,7 @@ def search_jointly(score, wanted, able, low_score, high_score, word, lines, chun
             at_first, at_second = base + (lower & 0xFFFF), base + (lower >> 16)
             at_third, at_fourth = base + (upper & 0xFFFF), base + (upper >> 16)
         else:
-            low_counts, high_counts = counted_at(score, first, second, third, fourth, CHUNK > 32768)
+            low_counts, high_counts = counted_at(score, first, second, third, fourth, CHUNK > 32768, DIRECT, THREADS)
             post(word, low_counts, CHUNKS)
             post(word + 1, high_counts, CHUNKS)
             low_counts, high_counts = collect_both(word, low_counts, high_counts, CHUNKS)
