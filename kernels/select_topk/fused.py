@@ -82,7 +82,8 @@ def select_topk(
         width: K; no more than this many rows are chosen.
         plan: How to cut the work; chosen from the shape if absent.
         into: Contiguous index_BNK and count_BN to write; new ones if absent.
-        told_BNX4: What `scores_told` tells of the scores, if known; of use where several blocks hold a row.
+        told_BNX4: What `scores_told` tells of the scores, if known: then several blocks choose from each set, as they
+            do from more than 40960 rows.
         board: `board_words` int64 zeros, of use there, too; new ones if absent.
 
     Returns:
@@ -97,7 +98,7 @@ def select_topk(
     s_BNS = s_BNS.contiguous()
     batch, sets, rows = s_BNS.shape
     index_BNK, count_BN = into or empty_choice(batch, sets, width, s_BNS.device)
-    if rows > MOST_ROWS:
+    if told_BNX4 is not None or rows > MOST_ROWS:
         select_joint(s_BNS, k_B, index_BNK, count_BN, told_BNX4=told_BNX4, board=board)
         return index_BNK, count_BN
     body_rows, rest_rows = body_and_rest(max(LEAST_ROWS, rows))

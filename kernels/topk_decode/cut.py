@@ -5,6 +5,9 @@ Shape legend: S rows in the cache, D head dim, R dims that rank, K width of the 
 
 from typing import NamedTuple
 
+from ..op import Reduce
+from ..select_topk.fused import MOST_ROWS
+from ..select_topk.joint.fused import CHUNK_ROWS
 from ..tiling import (
     GATHER_START_TILES,
     SCRATCH_BYTES,
@@ -15,6 +18,9 @@ from ..tiling import (
     fills,
     power_of_2,
 )
+
+# Rows above which several blocks choose faster from few sets than one from each: at 16448 there is no difference.
+FEW_SETS_ROWS = 20480
 
 
 class WholePlan(NamedTuple):
@@ -37,6 +43,23 @@ class WholePlan(NamedTuple):
     score_stages: int
     attend_rows: int
     attend_stages: int
+
+
+def searched_jointly(sets: int, rows: int, reduce: Reduce, multiprocessor_count: int) -> bool:
+    """Tell whether several blocks choose from each set.
+
+    Args:
+        sets: Independent (sequence, set) pairs.
+        rows: S.
+        reduce: How heads share a set; of "none" blocks are told nothing of the scores, with which to begin.
+        multiprocessor_count: SMs of the GPU.
+
+    Returns:
+        True for rows that one block cannot hold, and for few sets of long rows, whose blocks all find room at once, two
+        on each SM, if scores tell them what they begin with.
+    """
+    room = sets * -(-rows // CHUNK_ROWS) <= 2 * multiprocessor_count
+    return rows > MOST_ROWS or (rows > FEW_SETS_ROWS and room and reduce != "none")
 
 
 def long_gather_plan(

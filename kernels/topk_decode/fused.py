@@ -2,8 +2,8 @@
 
 Scores and attention wait for memory, the choice between them waits for its own arithmetic. Where sets are as many as
 SMs, one launch does all three. Where they are more, they are halved, and each half goes through its stages on a stream
-of its own: while one half is chosen from, the other is scored or attended to. Where they are so long that several
-blocks choose from each, scores tell these what they begin with.
+of its own: while one half is chosen from, the other is scored or attended to. Where they are so long, or long and
+so few, that several blocks choose from each, scores tell these what they begin with.
 
 Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, R dims that rank, N sets, K width.
 """
@@ -16,10 +16,10 @@ import torch
 from ..gather_decode.fused import gather_decode
 from ..lowrank_score.fused import lowrank_score, scores_told
 from ..op import Reduce
-from ..select_topk.fused import MOST_ROWS, empty_choice, select_topk
+from ..select_topk.fused import empty_choice, select_topk
 from ..select_topk.joint.fused import board_words
 from ..tiling import Plan, multiprocessors
-from .cut import long_gather_plan, whole_plan
+from .cut import long_gather_plan, searched_jointly, whole_plan
 from .whole.fused import whole_decode
 
 # Scores below which a second stream costs more than it hides.
@@ -130,7 +130,7 @@ def in_three_launches(
     (batch, groups, rows), heads, device = rank_k_BGSR.shape[:3], q_BHD.shape[1], q_BHD.device
     index_BNK, count_BN = empty_choice(batch, sets := heads if reduce == "none" else groups, max(1, width), device)
     first, *rest = parts_of(batch, groups, heads, sets, halves or halves_of(device, batch * sets, rows, reduce))
-    own = None if rest else attend_plan(q_BHD, k_BGSD, v_BGSD, index_BNK)  # halves of few sets would leave SMs idle
+    own = None if rest else attend_plan(q_BHD, k_BGSD, v_BGSD, index_BNK, reduce)  # halves would leave SMs idle
     out_BHD = q_BHD.new_empty(q_BHD.shape)
 
     def score(part: Part) -> Scored:
@@ -171,14 +171,15 @@ def scores_of(
         Scores, what `scores_told` tells of them, and words that it has cleared.
     """
     batch, groups, rows = k_BGSR.shape[:3]
-    if rows <= MOST_ROWS or reduce == "none":
+    jointly = searched_jointly(batch * groups, rows, reduce, multiprocessors(k_BGSR.device))
+    if reduce == "none" or not jointly:
         return lowrank_score(q_BHR, k_BGSR, lo_B, hi_B, reduce), None, None
     board = torch.empty(board_words(batch * groups, rows, k_BGSR.device), dtype=torch.int64, device=k_BGSR.device)
     return *scores_told(q_BHR, k_BGSR, lo_B, hi_B, reduce, clear=board), board
 
 
 def attend_plan(
-    q_BHD: torch.Tensor, k_BGSD: torch.Tensor, v_BGSD: torch.Tensor, index_BNK: torch.Tensor
+    q_BHD: torch.Tensor, k_BGSD: torch.Tensor, v_BGSD: torch.Tensor, index_BNK: torch.Tensor, reduce: Reduce
 ) -> Plan | None:
     """Cut the attention behind a choice.
 
@@ -187,13 +188,14 @@ def attend_plan(
         k_BGSD: (B, G, S, D) keys.
         v_BGSD: (B, G, S, D) values.
         index_BNK: Rows of all sets.
+        reduce: As `searched_jointly` has it.
 
     Returns:
         The plan; nothing where `gather_decode` has its own.
     """
-    if k_BGSD.shape[2] <= MOST_ROWS:
-        return None
     (batch, sets, width), device = index_BNK.shape, k_BGSD.device
+    if not searched_jointly(batch * sets, k_BGSD.shape[2], reduce, multiprocessors(device)):
+        return None
     dim, item_bytes = max(k_BGSD.shape[3], v_BGSD.shape[3]), k_BGSD.element_size()
     given = (batch * sets, q_BHD.shape[1] // sets, width, dim, item_bytes)
     return long_gather_plan(*given, multiprocessors(device), shared_bytes(device))
@@ -242,7 +244,7 @@ def halves_of(device: torch.device, sets: int, rows: int, reduce: Reduce) -> int
     """
     if device.type != "cuda" or sets * rows < LEAST_SCORES:
         return 1
-    if rows > MOST_ROWS:
+    if searched_jointly(sets, rows, reduce, multiprocessors(device)):
         return 2 if reduce == "none" else 1
     return 2 if sets >= 2 * multiprocessors(device) else 1
 

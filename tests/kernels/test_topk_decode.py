@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lacuna.kernels.tiling import Plan
-from lacuna.kernels.topk_decode.cut import long_gather_plan
+from lacuna.kernels.topk_decode.cut import long_gather_plan, searched_jointly
 from lacuna.kernels.topk_decode.fused import HOPPER_SHARED_BYTES
 
 SPEC = importlib.util.spec_from_file_location("ops", Path(__file__).with_name("test_ops.py"))
@@ -158,12 +158,49 @@ def test_a_choice_that_is_told_of_its_scores_is_the_same(kind, k, device):
 @pytest.mark.parametrize("reduce", ["max", "sum", "none"])
 def test_long_rows_are_chosen_from_by_what_scores_tell(reduce, device, monkeypatch):
     """Broken: what several blocks begin with is of other sets, or their words are not cleared."""
-    monkeypatch.setattr("lacuna.kernels.topk_decode.fused.MOST_ROWS", 16)
+    monkeypatch.setattr("lacuna.kernels.topk_decode.cut.MOST_ROWS", 16)
     monkeypatch.setattr("lacuna.kernels.select_topk.fused.MOST_ROWS", 16)
     inputs = whole_numbers(ops.SHAPES[1], device, reduce)
     with ops.poisoned_memory():
         output = ops.run("topk_decode", "fused", inputs, halves=1)
     assert_right(inputs, output)
+
+
+def test_few_sets_of_long_rows_are_planned_for_several_blocks():
+    """Broken: more blocks wait for each other than the GPU holds at once, or few sets leave its SMs idle."""
+    for sets, rows, sms, jointly in (
+        (8, 32832, 132, True),
+        (16, 32832, 132, True),
+        (32, 32832, 132, False),  # 288 blocks, of which 264 find room
+        (33, 32768, 132, True),
+        (8, 20480, 132, False),
+        (8, 20481, 132, True),
+        (8, 32832, 35, False),
+        (128, 40960, 132, False),
+        (128, 40961, 132, True),
+    ):
+        assert searched_jointly(sets, rows, "max", sms) == searched_jointly(sets, rows, "sum", sms) == jointly
+        assert searched_jointly(sets, rows, "none", sms) == (rows > 40960)
+
+
+@pytest.mark.parametrize("halves", [0, 1, 2])
+@pytest.mark.parametrize("reduce", ["max", "sum", "none"])
+def test_few_sets_of_long_rows_are_chosen_from_by_several_blocks(reduce, halves, device, monkeypatch):
+    """Broken: what is told is of other sets, one block is left to choose, or blocks search that are told nothing."""
+    from lacuna.kernels.select_topk import fused as select
+    from lacuna.kernels.topk_decode import fused
+
+    if halves == 2 and device.type == "cpu":
+        pytest.skip("halves need streams, and go one after the other in test_halves_are_the_whole")
+    monkeypatch.setattr(fused, "multiprocessors", lambda _: 132)
+    told, joint = [], select.select_joint
+    monkeypatch.setattr(select, "select_joint", lambda *given, **more: told.append(more) or joint(*given, **more))
+    inputs = whole_numbers(ops.Case("few", 1, 4, 2, 20485, low_dims=16, kept=300), device, reduce)
+    with ops.poisoned_memory():
+        output = ops.run("topk_decode", "fused", inputs, halves=halves)
+    assert_right(inputs, output)
+    assert len(told) == (0 if reduce == "none" else max(1, halves))
+    assert all(more["told_BNX4"] is not None for more in told)
 
 
 def test_attention_behind_long_rows_has_one_block_an_sm():
@@ -183,7 +220,7 @@ def test_attention_behind_long_rows_has_one_block_an_sm():
 
 def test_attention_in_large_tiles_is_to_the_rows_chosen(device, monkeypatch):
     """Broken: blocks that share a long set attend to rows of another, or leave some out."""
-    monkeypatch.setattr("lacuna.kernels.topk_decode.fused.MOST_ROWS", 16)
+    monkeypatch.setattr("lacuna.kernels.topk_decode.cut.MOST_ROWS", 16)
     monkeypatch.setattr("lacuna.kernels.select_topk.fused.MOST_ROWS", 16)
     planned = []
     monkeypatch.setattr(

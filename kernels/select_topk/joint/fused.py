@@ -7,7 +7,8 @@ the order in which they start, so that whoever waits, waits for blocks that have
 launch at most C - 1 blocks wait for one that has not started. An SM holds two blocks at least, of 128 threads with 255
 registers at the most, and no set has more blocks than the GPU has SMs: two launches at once, as of two halves on two
 streams, leave at least two places free on any GPU, and cannot stall. L launches cannot where L * (C - 1) is less than
-twice the SMs: four of 64 blocks a set on the 132 SMs of an H200. Of more than four warps an SM may hold one block.
+twice the SMs: four of 64 blocks a set on the 132 SMs of an H200, and 29 of the ten at most that rows of up to 40960
+have. Of more than four warps an SM may hold one block.
 
 Triton's interpreter runs one block after the other, which may not wait: there one block holds the whole row.
 
