@@ -15,6 +15,8 @@ from .bind import Binding
 from .memory import Memory
 from .rows import Clock, Growth
 
+ALIGNED_ROWS = 16
+
 
 def pin(binding: Binding, cache: Any, steps: int) -> Clock:
     """Fix a cache's places for so many decode steps of one token.
@@ -30,7 +32,7 @@ def pin(binding: Binding, cache: Any, steps: int) -> Clock:
     assert binding.first is not None
     memories = binding.memories(cache)
     clock = Clock(int(memories[0].seen), binding.first)
-    rooms = [binding.method.room(memory, steps) for memory in memories]
+    rooms = [_rounded(memory, binding.method.room(memory, steps)) for memory in memories]
     for memory, room in zip(memories, rooms, strict=True):
         memory.pin(room, clock)
     cut = [memory for memory, room in zip(memories, rooms, strict=True) if room and memory.columns is not None]
@@ -38,6 +40,11 @@ def pin(binding: Binding, cache: Any, steps: int) -> Clock:
     threshold.join(memories, binding.method.by_length)
     binding.clock = clock  # not where a method has refused
     return clock
+
+
+def _rounded(memory: Memory, room: int) -> int:
+    """Room for new rows, and a few more: rows of scores then begin aligned, whatever the length of the prompt."""
+    return room and room + -(int(memory.keys.count) + room) % ALIGNED_ROWS
 
 
 def _follow(memories: Sequence[Memory], clock: Clock) -> None:

@@ -83,3 +83,20 @@ def test_each_layer_scales_its_own_scores(name, args, layers, basis):
             steps.step()
         assert torch.equal(steps.tokens_BN, want)
         torch.testing.assert_close(steps.logits, logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [("full", {}), ("loki", {"keep": 0.5}), ("snapkv", {"rows": 9, "window": 4}), ("sparq", {"keep": 0.5})],
+)
+@pytest.mark.parametrize("steps", [1, 5, 18])
+def test_rows_that_a_step_reads_are_aligned(name, args, steps, basis):
+    """Rows of scores would begin anywhere, be loaded four bytes at a time, and a choice take twice as long."""
+    with session_of(make_model(), make_method(name, args), basis()) as session:
+        state = session.prefill(texts())
+        held = [layer.memory.keys.view.shape[2] for layer in state.cache.layers]
+        with engine(session, state, steps):
+            rows = [layer.memory.keys.view.shape[2] for layer in state.cache.layers]
+            assert [part.view.shape[2] for layer in state.cache.layers for part in layer.memory.aux.values()
+                    if name == "loki"] in ([], rows)  # fmt: skip
+    assert rows == [16 * -(-(before + steps) // 16) for before in held]
