@@ -220,6 +220,6 @@ def append_row(
         KV_HEADS=groups, GROUP=heads // groups, DIM=dim, LEAD=lead, WIDTH=width,
         SUMS=sums_BGC.shape[2] > 0,
         BLOCK_LINES=max(16, power_of_2(heads // groups + 1)), BLOCK_DIM=max(16, power_of_2(dim)), BLOCK_OUT=block_out,
-        UPCAST=upcasts(q_BHD.dtype), num_warps=4, **overlap(q_BHD.device, 2),
+        UPCAST=upcasts(q_BHD.dtype), num_warps=4, **overlap(q_BHD.device),
     )  # fmt: skip
     return out_BHD.to(q_BHD.dtype), keys_BGSD, values_BGSD, leads_BGSW, sums_BGC
