@@ -127,7 +127,7 @@ class Rows:
         if self._buffer.shape[2] < self._size:
             whole = self._empty(self._buffer, self._size)
             whole[:, :, : self._count] = self.view
-            self._buffer = whole
+            self._buffer, self._known = whole, None  # else the old one lives on beside it
         self._buffer[:, :, : self._size][:, :, self._count :] = 0  # a product with a masked weight must not meet NaN
         self._clock, self._apart = clock, self._count - begun  # evicted rows take no place
 

@@ -13,6 +13,7 @@ import torch
 
 from ...kernels.clock import copy_gb_s, refuse_other_gpu
 from ...models import ledger
+from ...models.pin import ALIGNED_ROWS
 from ...results.fields import Data, Within
 from ..dense_cost import against_dense, dense_attention_ms
 from ..engine import WARM_UP, Engine, Pick, Sampled, copied, engine, greedy
@@ -84,7 +85,7 @@ class DecodeTime(Task):
         watches = GpuWatches(session.device)
         with watches.over("copy"):
             ceiling = copy_gb_s(session.device) if session.device.type == "cuda" else None
-        session.binding.room = self.prompt + self._room
+        session.binding.room = self.prompt + self._room + ALIGNED_ROWS - 1  # an engine takes a few rows more
         texts = self._prompts(session)
         memory = MemoryMeter(session.device)
         first, state = self._prefilled(session, texts, watches)

@@ -11,6 +11,7 @@ from lacuna.harness.engine import Engine
 from lacuna.harness.gpu_watch import Readings
 from lacuna.harness.parity import Parity
 from lacuna.harness.tasks import decode_time
+from lacuna.models.rows import Rows
 
 TASK = "method: {topk: {rows: 8}}\ntask: {decode_time: {prompt: 64, steps: 2, prefills: 1, engine: static}}\n"
 
@@ -40,6 +41,23 @@ def test_no_memory_is_a_status_with_the_bytes_asked_for(ask, told, sweep, run, m
     assert record.status == "oom", record.reason
     assert told in record.reason
     assert record.metrics == {}
+
+
+@pytest.mark.parametrize("steps", [2, 7, 64])
+def test_an_engine_copies_no_cache(steps, sweep, run, monkeypatch):
+    """A cache with room for one row too few would be held twice while its places are fixed: twice the peak memory."""
+    places, own = [], Rows.pin
+
+    def pin(self, *more):
+        before = self.view.data_ptr()
+        own(self, *more)
+        places.append((before, self.view.data_ptr()))
+
+    monkeypatch.setattr(Rows, "pin", pin)
+    records, _ = run(sweep(TASK.replace("steps: 2", f"steps: {steps}")))
+    assert [record.status for record in records.values()] == ["ok"]
+    assert len(places) >= 4
+    assert all(before == after for before, after in places)
 
 
 def test_logits_that_are_no_numbers_are_told(sweep, run, monkeypatch):
