@@ -25,7 +25,11 @@ def test_a_row_of_several_tokens_is_held_from_its_first_token_on():
 
 @pytest.mark.parametrize(
     "change",
-    [lambda rows: rows.reorder(torch.tensor([1, 0])), lambda rows: rows.repeat(2), lambda rows: rows.pin(999, Clock(3, torch.zeros(2, dtype=torch.long)))],
+    [
+        lambda rows: rows.reorder(torch.tensor([1, 0])),
+        lambda rows: rows.repeat(2),
+        lambda rows: rows.pin(999, Clock(3, torch.zeros(2, dtype=torch.long))),
+    ],
 )
 def test_a_buffer_that_was_replaced_is_freed(change):
     """Beams that change places would hold every layer's cache twice until the next step."""
