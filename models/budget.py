@@ -73,7 +73,7 @@ class Allowance:
 
 
 def share(amount: float, rows: Tensor) -> Tensor:
-    """An int is a count of rows, a float a share of `rows` (rounded down, at least one); int64."""
+    """An int is a count of rows, a float a share of `rows` (rounded down, at least one)."""
     if isinstance(amount, int):
         return rows.clamp(max=amount)
     return (rows.double() * amount).long().clamp(min=1).minimum(rows)

@@ -127,7 +127,8 @@ class Call:
         return known
 
     def told(self, extent: Extent) -> Call:
-        """The same call, whose extent is known and not worked out; it shares nothing else."""
+        """The same call, whose extent is known and not worked out; it shares nothing else. Of none that has a clock."""
+        assert self.clock is None, "a clock knows the extent"
         return replace(self, first=extent.first, shared={self._place: extent})
 
     @property

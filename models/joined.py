@@ -44,7 +44,8 @@ def joined(projections: Sequence[nn.Module], x_BE: Tensor) -> tuple[Tensor, ...]
 
 
 def _parts(projections: Sequence[nn.Module], name: str) -> list[nn.Parameter]:
-    owners: list[Any] = [p.axonn if isinstance(p, SplitLinear) else p for p in projections]
+    plain = [p for p in projections if type(p) in (nn.Linear, SplitLinear)]  # what is derived may compute otherwise
+    owners: list[Any] = [p.axonn if isinstance(p, SplitLinear) else p for p in plain]
     found = [getattr(owner, name, None) for owner in owners]
     return [part for part in found if isinstance(part, nn.Parameter)]
 

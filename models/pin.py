@@ -43,7 +43,7 @@ def pin(binding: Binding, cache: Any, steps: int) -> Clock:
 
 
 def _rounded(memory: Memory, room: int) -> int:
-    """Room for new rows, and a few more: rows of scores then begin aligned, whatever the length of the prompt."""
+    """Room for new rows, and a few more: rows of scores then begin aligned, whatever the length; 0 stays 0."""
     return room and room + -(int(memory.keys.count) + room) % ALIGNED_ROWS
 
 

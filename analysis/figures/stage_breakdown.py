@@ -3,8 +3,8 @@
 Each stage as it was timed alone; the mark is the whole chain in one graph, and the line the fastest dense kernel of the
 same shape. Stages alone add up to a little more or less than the chain, since caches are emptied before each. Whole
 steps of the task `decode_time` on a GPU have panels of their own: busy times of their kernels by purpose, from a
-profile, and the median step (mark); what the mark is beyond the bar is gaps. (Until 0.1.0's kernels began early, what
-overlapped counted twice.)
+profile, and the median step (mark); what the mark is beyond the bar is gaps. In records before
+2026-11-30 what overlapped counts twice.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ class DecodeTime(Task):
     steps from one CUDA graph; methods that drop a row for each new one (`h2o`, `tova`, `streaming_llm`,
     `linear_residual`, `ratchetkv`) then need a prompt longer than their budget, unless they cut once and grow, and
     those whose shapes change are refused. `layers: fused` makes one launch each of norm and residual, rotation,
-    gate, and joined products, of up to 32 texts by a kernel of ours (Llama-shaped models, not `dynamic`). `fill:
+    gate, and each product, in half precision and of up to 32 texts by a kernel of ours (Llama-shaped models, not
+    `dynamic`). `fill:
     copy` prefills one text and copies its cache, where a batch of long prompts would take minutes: the time to
     first token is then that of one text. `temperature` 0 is greedy. `gpu` is a part of the name that the GPU must
     have.

@@ -43,13 +43,14 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
     }
     v_BGD = draw((case.batch, case.kv_heads, dim), case, device, seed + 9)
     rows = {"q_BHD": turn["q_BHD"], "k_BGD": turn["k_BGD"], "v_BGD": v_BGD}
-    sums = {"sums_BGC": torch.randn(case.batch, case.kv_heads, dim if case.visible == "ragged" else 0).to(device)}
+    columns = dim if case.visible == "ragged" else 0
+    sums = {"sums_BGC": torch.randn(case.batch, case.kv_heads, columns, generator=generator).to(device)}
     angles = {"cos_BD": turn["cos_BD"], "sin_BD": turn["sin_BD"]}
     return rows | angles | {"lead_GDR": lead, "rest_GDQ": rest, "place_B": place_B} | caches | sums
 
 
 def moved_bytes(case: Case) -> int:
-    """Count the fewest bytes: queries, keys and values read and written, the basis, cosines and sines read.
+    """Count the fewest bytes: queries, keys, values and sums read and written, the basis, cosines and sines read.
 
     Args:
         case: Its shape.
@@ -58,7 +59,8 @@ def moved_bytes(case: Case) -> int:
         Bytes.
     """
     rows = 2 * (case.q_heads + 2 * case.kv_heads + 1) * case.head_dim + case.kv_heads * case.low_dims
-    return (case.batch * rows + case.kv_heads * case.head_dim**2) * case.item_bytes
+    sums = 8 * case.batch * case.kv_heads * case.head_dim if case.visible == "ragged" else 0
+    return (case.batch * rows + case.kv_heads * case.head_dim**2) * case.item_bytes + sums
 
 
 def flops(case: Case) -> int:
@@ -74,6 +76,6 @@ def flops(case: Case) -> int:
 
 
 OP = Op(
-    "append_row", "2", __name__, append_row, make, moved_bytes, flops, TESTED + SHORT, compare_all,
+    "append_row", "3", __name__, append_row, make, moved_bytes, flops, TESTED + SHORT, compare_all,
     writes=("keys_BGSD", "values_BGSD", "leads_BGSW", "sums_BGC"),
 )  # fmt: skip

@@ -200,11 +200,11 @@ def append_row(
         (B, H, D) queries in the basis, the three caches, and the sums.
 
     Raises:
-        ValueError: If the last dim of keys or values is not contiguous, or the sums are not.
+        ValueError: If the last dim of keys or values is not contiguous, the sums are not, or C is neither 0 nor D.
     """
     check_contiguous_rows(keys_BGSD, values_BGSD)
-    if not sums_BGC.is_contiguous():
-        raise ValueError(f"expected contiguous sums, got strides {sums_BGC.stride()}")
+    if not sums_BGC.is_contiguous() or sums_BGC.shape[2] not in (0, v_BGD.shape[2]):
+        raise ValueError(f"expected contiguous sums of D columns or none, got {sums_BGC.shape}, {sums_BGC.stride()}")
     batch, heads, dim = q_BHD.shape
     groups, lead, width = k_BGD.shape[1], lead_GDR.shape[2], leads_BGSW.shape[3]
     out_BHD = q_BHD.new_empty(batch, heads, dim, dtype=storage_dtype(q_BHD.dtype))

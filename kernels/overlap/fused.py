@@ -26,7 +26,7 @@ HOPPER = (9, 0)
 
 @triton.jit
 def start_after_others(OVERLAP: tl.constexpr):
-    """Wait for the kernels before; the first statement of a kernel.
+    """Wait for the kernels before: ahead of all that reads or writes values.
 
     Args:
         OVERLAP: Whether the kernel is launched with `launch_pdl`: 0 not; 1 yes; 2 yes, and the next one may be launched

@@ -23,7 +23,7 @@ from .sample.fused import sample_of
 MOST_ROWS = 40960
 # Of one block: four scores of each of 128 threads.
 LEAST_ROWS = 512
-# Of a thread: 512 of them are all that an SM has, and 68 scores leave room for what is counted beside them.
+# Of a thread: 512 of them are all that an SM has. 68 scores leave room for what is counted beside them, 80 not quite.
 MAX_REGISTERS = 128
 
 

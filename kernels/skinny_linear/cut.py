@@ -52,7 +52,7 @@ def skinny_plan(
         product is taken: of more tokens than a tile has, in float32, whose products are not on the tensor cores, or on
         a GPU with less shared memory than Hopper's, where nothing was timed.
     """
-    if tokens > MOST_TOKENS or item_bytes > 2 or shared < SHARED_BYTES:
+    if tokens > MOST_TOKENS or outputs < 1 or item_bytes > 2 or shared < SHARED_BYTES:
         return None
     blocks = 1 if outputs <= HALF_ROWS * multiprocessor_count else 2
     slots = blocks * multiprocessor_count

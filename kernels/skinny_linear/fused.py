@@ -88,7 +88,7 @@ def skinny_linear_kernel(x_ptr, weight_ptr, bias_ptr, out_ptr, tokens, outputs, 
         fetch_ahead(weight_ptr, first, last, INPUTS, BLOCK_ROWS, THREADS, FETCH)
     start_after_others(OVERLAP)
     row, column = first + tl.arange(0, BLOCK_ROWS), tl.arange(0, BLOCK_INPUTS)
-    token = tl.program_id(1) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    token = (tl.program_id(1) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)).to(tl.int64)
     in_weight, in_x = (row < last)[:, None], (token < tokens)[:, None]
     weight_tile = weight_ptr + row.to(tl.int64)[:, None] * INPUTS + column[None, :]
     x_tile = x_ptr + token[:, None] * x_row + column[None, :]
@@ -132,15 +132,21 @@ def skinny_linear(
 
     Returns:
         (B, F): `out_BF`, if given.
+
+    Raises:
+        ValueError: If the weight has not E inputs, or `out_BF` is not (B, F).
     """
+    shape, dtype = (x_BE.shape[0], weight_FE.shape[0]), storage_dtype(x_BE.dtype)
+    if weight_FE.shape[1] != x_BE.shape[1] or (out_BF is not None and out_BF.shape != shape):
+        out = "none" if out_BF is None else tuple(out_BF.shape)
+        raise ValueError(f"expected x (B, E), a weight (F, E), out (B, F), got {x_BE.shape}, {weight_FE.shape}, {out}")
     in_rows = weight_FE.is_contiguous() and (out_BF is None or out_BF.stride(1) == 1)
     plan = plan or _plan(x_BE, weight_FE)
     if plan is None or not in_rows:
         return by_torch(x_BE, weight_FE, bias_F, out_BF)
     x_BE = x_BE if x_BE.stride(1) == 1 else x_BE.contiguous()
-    shape, dtype = (x_BE.shape[0], weight_FE.shape[0]), storage_dtype(x_BE.dtype)
     whole_BF = out_BF if out_BF is not None and out_BF.dtype == dtype else x_BE.new_empty(shape, dtype=dtype)
-    _launch(x_BE, weight_FE, bias_F, whole_BF, plan)
+    _launch(x_BE, weight_FE, None if bias_F is None else bias_F.contiguous(), whole_BF, plan)
     return whole_BF.to(x_BE.dtype) if out_BF is None or out_BF is whole_BF else out_BF.copy_(whole_BF)
 
 

@@ -1,4 +1,4 @@
-"""How one launch for scores, choice and attention is cut, and the attention behind a choice from long rows.
+"""How one launch for scores, choice and attention is cut, who chooses from long rows, and the attention behind.
 
 Shape legend: S rows in the cache, D head dim, R dims that rank, K width of the sets.
 """

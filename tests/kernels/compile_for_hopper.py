@@ -111,10 +111,10 @@ def main(dtypes):
             landmark_by_sums(q, k, v, q, q[..., 0].float(), grad, block, scale)
     threshold_compact(*load_op("threshold_compact").make(shapes[0], device, 0).values(), chunk_rows=1024)
     select = load_op("select_topk")
-    for rows in (4156, 16384, 32828, 32829, 131072, 262144):
+    for rows in (4156, 16384, 32828, 32829, 40960, 131072, 262144):
         case = replace(shapes[0], batch=1, rows=rows, kept=rows // 4)
         select.fused(*select.make(case, device, 0).values())
-    few = replace(shapes[0], batch=1, q_heads=2, kv_heads=2, rows=16384)  # as many as the SMs that a CPU stands for
+    few = replace(shapes[0], batch=1, q_heads=2, kv_heads=2, rows=16384)
     in_one_launch(few, device)
     kept_twice(shapes[0], device)
     long = replace(few, q_heads=8, rows=49152)  # whose scores tell blocks that choose jointly

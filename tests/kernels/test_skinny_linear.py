@@ -81,6 +81,29 @@ def test_a_weight_of_another_layout_is_multiplied_by_torch(device):
     check(OP.fused(x_BE, weight_FE.T.contiguous().T, bias_F), x_BE, weight_FE, bias_F)
 
 
+def test_a_bias_with_a_stride_is_added_as_it_is(device):
+    """Broken: a bias that is every other number of a longer one, or one number for all, is read past its end."""
+    x_BE, weight_FE, bias_F = drawn(5, 96, 70, torch.float16, device)
+    wider = torch.full((70, 2), NAN, dtype=torch.float16, device=device)
+    wider[:, 0] = bias_F
+    for bias in (wider[:, 0], bias_F[:1].expand(70)):
+        check(OP.fused(x_BE, weight_FE, bias), x_BE, weight_FE, bias)
+
+
+@pytest.mark.parametrize(("more", "out"), [(1, None), (0, (5, 69)), (0, (4, 70))])
+def test_shapes_that_do_not_fit_are_refused(more, out, device):
+    """Broken: a weight of other inputs is read with a wrong pitch, or a result that is too small written past its end."""
+    x_BE, _, _ = drawn(5, 96, 70, torch.float16, device)
+    _, weight_FE, _ = drawn(5, 96 + more, 70, torch.float16, device)
+    with pytest.raises(ValueError, match="expected x"):
+        OP.fused(x_BE, weight_FE, None, None if out is None else x_BE.new_empty(out))
+
+
+def test_no_outputs_are_none(device):
+    """Broken: a layer without outputs divides by them."""
+    assert OP.fused(*drawn(5, 96, 0, torch.float16, device)).shape == (5, 0)
+
+
 @pytest.mark.parametrize(("tokens", "dtype"), [(33, torch.float16), (200, torch.bfloat16), (4, torch.float32)])
 def test_what_torch_multiplies_faster_is_left_to_it(tokens, dtype, device):
     """Broken: many tokens, or float32, are multiplied by a kernel that is slower than torch's."""

@@ -72,6 +72,10 @@ def test_fused_layers_err_no_more_than_the_models_own_in_half_precision(family, 
     assert 0 < errors["fused"] <= 1.5 * errors["own"], errors
 
 
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < overlapping.HOPPER,
+    reason="no launch begins early on a GPU before Hopper",
+)
 @pytest.mark.parametrize(
     ("name", "args"), [("full", {}), ("loki", {"keep": 0.25, "d": 0.5}), ("snapkv", {"rows": 9, "window": 4})]
 )

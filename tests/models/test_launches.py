@@ -238,3 +238,13 @@ def test_projections_of_different_make_are_refused():
         joined((torch.nn.Linear(4, 4), torch.nn.Linear(4, 4, bias=False)), torch.zeros(1, 4))
     with pytest.raises(ValueError, match="Identity"):
         joined((torch.nn.Linear(4, 4), torch.nn.Identity()), torch.zeros(1, 4))
+    with pytest.raises(ValueError, match="Doubled"):
+        joined((torch.nn.Linear(4, 4), Doubled(4, 4)), torch.zeros(1, 4))
+
+
+class Doubled(torch.nn.Linear):
+    """Computes something else than its weight tells."""
+
+    def forward(self, x):
+        """Twice the product."""
+        return 2 * super().forward(x)

@@ -216,10 +216,12 @@ def test_ranks_join_their_heads():
 def test_tables_of_all_layers_are_looked_up_together_each_for_itself():
     """Layers whose tables differ in length or sets would get another layer's threshold, or each step a launch for each."""
     tables = [
-        torch.arange(n * m, dtype=torch.float32).view(n, m) + 100 * n for n, m in ((2, 9), (4, 9), (2, 9), (2, 5))
+        torch.arange(n * m, dtype=torch.float32).view(n, m) + 100 * i
+        for i, (n, m) in enumerate(((2, 9), (4, 9), (2, 9), (2, 5)))
     ]
     memories = [SimpleNamespace(constants={"theta": table, "other": table}, joined={}) for table in tables]
     threshold.join(memories, ("theta", "mass"))
+    assert memories[0].joined["theta"][0] is memories[2].joined["theta"][0]
     clock = Clock(6, torch.tensor([0, 4, 6]))
     for _ in range(3):
         clock.tick()

@@ -68,7 +68,7 @@ def choose(score, rest, sample, s_set, out, wanted, start, first, end, BLOCK_ROW
         first: The first that may be chosen.
         end: One past the last.
         BLOCK_ROWS: Power of two, at least four for each thread.
-        BLOCK_REST: Power of two, at least as large, or 0.
+        BLOCK_REST: Power of two, at least four for each thread, or 0.
         DIRECT: As `scatter` has it.
         THREADS: Of the block.
 

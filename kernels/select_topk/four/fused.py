@@ -134,13 +134,13 @@ def counted_at_four(score, first, second, third, fourth):
 
 @triton.jit
 def moments(score):
-    """Describe scores by numbers that those of several parts can be put together from, in two reductions.
+    """Describe scores by numbers that those of several parts can be put together from, in one reduction.
 
     Args:
         score: Scores; what cannot be chosen is -inf or NaN.
 
     Returns:
-        How many can be chosen, their sum, their sum of squares, the least and the largest.
+        How many can be chosen, their sum, and their sum of squares.
     """
     # NaN compares false everywhere: such a row is never counted, and never chosen.
     usable = score > float("-inf")
@@ -150,7 +150,4 @@ def moments(score):
     counts, sums = tl.split(tl.sum(tl.join(ends, parts), 0))
     able, squares = tl.split(counts)
     total, _ = tl.split(sums)
-    none = float("-inf")
-    bounds = tl.max(tl.join(tl.where(usable, score, none), tl.where(usable, 0.0 - score, none)), 0)
-    largest, least = tl.split(bounds)
-    return able.to(tl.int32), total, squares, 0.0 - least, largest
+    return able.to(tl.int32), total, squares

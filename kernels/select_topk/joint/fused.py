@@ -1,14 +1,14 @@
-"""Exact selection from rows too long for one block: several blocks hold a row in registers and search it together.
+"""Exact selection from rows too long for one block, or from few sets: several blocks hold a row and search it together.
 
-One launch. A step of the search counts at four keys, as in a row of one block; the blocks of a set add their counts
-into one 64-bit word of a board for each pair of keys, with a number of arrivals in its highest byte, and read it until
-all have arrived. What a word says needs no order of memory accesses beside it. Blocks take their places by a ticket, in
-the order in which they start, so that whoever waits, waits for blocks that have started before it or start next: of a
-launch at most C - 1 blocks wait for one that has not started. An SM holds two blocks at least, of 128 threads with 255
-registers at the most, and no set has more blocks than the GPU has SMs: two launches at once, as of two halves on two
-streams, leave at least two places free on any GPU, and cannot stall. L launches cannot where L * (C - 1) is less than
-twice the SMs: four of 64 blocks a set on the 132 SMs of an H200, and 29 of the ten at most that rows of up to 40960
-have. Of more than four warps an SM may hold one block.
+One launch. A step of the search counts at four keys, where one block alone counts at two; the blocks of a set add their
+counts into one 64-bit word of a board for each pair of keys, with a number of arrivals in its highest byte, and read it
+until all have arrived. What a word says needs no order of memory accesses beside it. Blocks take their places by a
+ticket, in the order in which they start, so that whoever waits, waits for blocks that have started before it or start
+next: of a launch at most C - 1 blocks wait for one that has not started. An SM holds two blocks at least, of 128
+threads with 255 registers at the most, and no set has more blocks than the GPU has SMs: two launches at once, as of two
+halves on two streams, leave at least two places free on any GPU, and cannot stall. L launches cannot where L * (C - 1)
+is less than twice the SMs: four of 64 blocks a set on the 132 SMs of an H200, and 29 of the ten at most that rows of up
+to 40960 have. Of more than four warps an SM may hold one block.
 
 Triton's interpreter runs one block after the other, which may not wait: there one block holds the whole row.
 
@@ -182,7 +182,7 @@ def select_joint(
     given = s_BNS, k_B, s_BNS if told_BNX4 is None else told_BNX4, board
     select_joint_kernel[(batch * sets * chunks,)](
         *given, index_BNK, count_BN, rows, width, WORDS=set_words(chunks), SETS=sets, CHUNK=chunk_rows, CHUNKS=chunks,
-        GROUPS=min(part_rows, chunk_rows) // GROUP_ROWS.value, ALIGNED=rows % 4 == 0, DIRECT=not interpreted(),
+        GROUPS=max(4, min(part_rows, chunk_rows) // GROUP_ROWS.value), ALIGNED=rows % 4 == 0, DIRECT=not interpreted(),
         THREADS=min(32 * num_warps, chunk_rows // 4), BLOCK_CHUNKS=power_of_2(chunks),
         BLOCK_LINES=max(32 * num_warps, power_of_2(chunks) * LINE.value),
         BLOCK_TAIL=power_of_2(triton.cdiv(width, chunks)), PARTS=parts, BLOCK_PARTS=power_of_2(max(1, parts)),

@@ -10,9 +10,9 @@ Shape legend: Z = 4 quarters of the groups, J groups of a quarter, L = 32 lanes,
 import triton
 import triton.language as tl
 
-from ..search.fused import reaching
+from ..search.fused import NEIGHBOURS, reaching
 
-QUARTERS, LANES, NEIGHBOURS = tl.constexpr(4), tl.constexpr(32), tl.constexpr(4)
+QUARTERS, LANES = tl.constexpr(4), tl.constexpr(32)
 GROUP_ROWS = tl.constexpr(128)
 
 

@@ -39,7 +39,7 @@ def guessed(score, wanted, word, told_ptr, pair, CHUNKS: tl.constexpr, PARTS: tl
         many = tl.maximum(able, 1)
         low_score, _, _, high_score = four_first(mean, deviation, many, tl.maximum(tl.minimum(wanted, many), 1), skew)
     else:
-        own, sums, squares, _, _ = moments(score)
+        own, sums, squares = moments(score)
         share = tl.maximum(own, 1)
         mean = sums / share
         deviation = tl.sqrt(tl.maximum(squares / share - mean * mean, 0.0))
