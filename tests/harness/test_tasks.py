@@ -154,8 +154,8 @@ def test_steps_at_fixed_places_are_timed_with_their_proof(sweep, run, fill):
     sample = parity_of(record)
     # the pocket model was trained: a norm's weights are not all alike, so that its op is really verified
     attention, between = ("topk_decode",), ("append_row", "gate")
-    # eight layers with two norms each, and the norm behind the last
-    assert sample["calls"] == dict.fromkeys([*attention, *between], 8) | {"add_norm": 17}
+    # eight layers with two norms and four products each, and the norm behind the last
+    assert sample["calls"] == dict.fromkeys([*attention, *between], 8) | {"add_norm": 17, "skinny_linear": 32}
     assert len(sample["digest"]) == 16
     decode = record.ledger["decode"]
     assert decode["tokens"] == 3 * 10
