@@ -55,10 +55,9 @@ class DecodeTime(Task):
     `linear_residual`, `ratchetkv`) then need a prompt longer than their budget, unless they cut once and grow, and
     those whose shapes change are refused. `layers: fused` makes one launch each of norm and residual, rotation,
     gate, and each product, in half precision and of up to 32 texts by a kernel of ours (Llama-shaped models, not
-    `dynamic`). `fill:
-    copy` prefills one text and copies its cache, where a batch of long prompts would take minutes: the time to
-    first token is then that of one text. `temperature` 0 is greedy. `gpu` is a part of the name that the GPU must
-    have.
+    `dynamic`). `fill: copy` prefills one text and copies its cache, where a batch of long prompts would take minutes:
+    the time to first token is then that of one text. `temperature` 0 is greedy. `gpu` is a part of the name that the
+    GPU must have.
     """
 
     batch: Annotated[int, Within(1)] = 1
