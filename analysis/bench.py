@@ -29,6 +29,7 @@ NUMBERS = (
     "ceiling_gb_s",
     "percent_of_ceiling",
     "percent_in_chain",
+    "percent_of_copy",
     "speed_up",
     "peak_mib",
 )

@@ -1,8 +1,9 @@
 """Times of a run of `lacuna bench` as Markdown: an operation a line, a shape a column; other shapes stand below.
 
 A cell is the median in milliseconds and the share of the copy bandwidth, measured before in the same process, that the
-fewest bytes of the operation in this time are; in brackets the share of a launch among others like it, if it was timed
-so. A chain of operations also has its gain over the fastest dense kernel of the run, and the gain that bytes allow.
+fewest bytes of the operation in this time are; in brackets the share of a launch among others like it, and behind a
+slash what a copy of as many bytes, launch and all, takes of this time, where these were timed. A chain of operations
+also has its gain over the fastest dense kernel of the run, and the gain that bytes allow.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .bench import DENSE, SHAPE, decode
 from .numbers import number
 
 ALIKE = ("run", "device", "versions", "dtype")  # of all times that stand under one shape
+BESIDE = {"percent_in_chain": " ({})", "percent_of_copy": " / {}"}
 HEADINGS = ("operation", "shape", "MB", "ms", "% of copy")
 
 
@@ -65,7 +67,7 @@ def _cell(row: Mapping[Hashable, Any] | None, gains: Mapping[tuple[str, str], An
         return "–"
     if row["status"] != "ok":
         return str(row["status"])
-    said = f"{_ms(row['median_ms'])}, {row['percent_of_ceiling']:.0f}%{_in_chain(row, '%', 0)}"
+    said = f"{_ms(row['median_ms'])}, {row['percent_of_ceiling']:.0f}%{_beside(row, '%', 0)}"
     gain = gains.get((row["op"], row["case"]))
     chain = gain is not None and row["op"].endswith("_pipeline") and gain["gain"] == gain["gain"]
     return f"{said}; {gain['gain']:.2f} of {gain['bound']:.2f}" if chain and gain is not None else said
@@ -76,12 +78,12 @@ def _line(row: Mapping[Hashable, Any]) -> list[str]:
         return [f"`{row['who']}`", _shape(row["case"]), "–", str(row["status"]), "–"]
     megabytes = number(row["bytes"] / 1e6, 3)
     return [f"`{row['who']}`", _shape(row["case"]), megabytes, _ms(row["median_ms"]),
-            f"{row['percent_of_ceiling']:.1f}{_in_chain(row, '', 1)}"]  # fmt: skip
+            f"{row['percent_of_ceiling']:.1f}{_beside(row, '', 1)}"]  # fmt: skip
 
 
-def _in_chain(row: Mapping[Hashable, Any], unit: str, digits: int) -> str:
-    share = row["percent_in_chain"]
-    return f" ({share:.{digits}f}{unit})" if pd.notna(share) else ""
+def _beside(row: Mapping[Hashable, Any], unit: str, digits: int) -> str:
+    told = {name: f"{row[name]:.{digits}f}{unit}" for name in BESIDE if pd.notna(row[name])}
+    return "".join(BESIDE[name].format(share) for name, share in told.items())
 
 
 def _ms(value: float) -> str:

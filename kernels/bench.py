@@ -1,7 +1,6 @@
 """Times operations, and nothing that was not verified just before in the same process.
 
-On a GPU every call is captured into a CUDA graph and timed with events, with a cold L2 cache. Each row carries its
-raw samples and the copy bandwidth that was measured first.
+On a GPU every call is captured into a CUDA graph, and timed with a cold L2 cache. Rows carry raw samples and ceilings.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ import torch
 from .baselines import Baseline, dense_baselines, versions
 from .chain import chain_ms, length_of, room_of
 from .clock import captured, copy_gb_s, empty_ms, percentiles, sample_ms
+from .copied import held_against_copy
 from .drawn import Source, drawn_from, looks_at_keys
 from .op import Case, Inputs, Op, load_op
 from .pipeline import STAGES, make_pipeline, pipeline_bytes, pipeline_flops
@@ -230,7 +230,7 @@ def rows(op_names: Iterable[str], device: torch.device, cases: Sequence[Case] = 
         _check_cuda(device)
     ceiling_gb_s, empty = copy_gb_s(device), empty_ms(device)
     for row in _measured(names, ops, device, ceiling_gb_s, cases):
-        yield row | {"empty_ms": empty}
+        yield row | {"empty_ms": empty} | held_against_copy(row, device)
 
 
 def _measured(

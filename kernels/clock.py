@@ -38,26 +38,29 @@ def captured(call: Callable[[], object]) -> Callable[[], None]:
     return replay
 
 
-def sample_ms(call: Callable[[], object], device: torch.device, repeats: int) -> tuple[float, ...]:
+def sample_ms(
+    call: Callable[[], object], device: torch.device, repeats: int, settle_ms: float = SETTLE_MS
+) -> tuple[float, ...]:
     """Time a call several times; on a GPU less often where a call is so long that its spread is small.
 
     Args:
         call: What is timed.
         device: Where it runs: events and a cold L2 cache on CUDA, the host's clock on a CPU.
         repeats: The most samples.
+        settle_ms: How long a GPU is called before that counts.
 
     Returns:
         Milliseconds of each repeat, in the order they were taken.
     """
     for _ in range(WARM_UP):
         call()
-    return _on_cuda(call, device, repeats) if device.type == "cuda" else _on_cpu(call, repeats)
+    return _on_cuda(call, device, repeats, settle_ms) if device.type == "cuda" else _on_cpu(call, repeats)
 
 
-def _on_cuda(call: Callable[[], object], device: torch.device, repeats: int) -> tuple[float, ...]:
+def _on_cuda(call: Callable[[], object], device: torch.device, repeats: int, settle_ms: float) -> tuple[float, ...]:
     flush = torch.ones(FLUSH_BYTES // 4, dtype=torch.int32, device=device)
-    made = _settle(call, flush, device)
-    repeats = min(repeats, max(FEWEST, int(made * SAMPLES_MS / SETTLE_MS)))
+    made = _settle(call, flush, device, settle_ms)
+    repeats = min(repeats, max(FEWEST, int(made * SAMPLES_MS / settle_ms)))
     starts, ends = _events(repeats), _events(repeats)
     for start, end in zip(starts, ends, strict=True):
         # Read, not written: what a write leaves in the cache would be written back inside the time of the call.
@@ -69,10 +72,10 @@ def _on_cuda(call: Callable[[], object], device: torch.device, repeats: int) -> 
     return tuple(start.elapsed_time(end) for start, end in zip(starts, ends, strict=True))
 
 
-def _settle(call: Callable[[], object], flush: torch.Tensor, device: torch.device) -> int:
+def _settle(call: Callable[[], object], flush: torch.Tensor, device: torch.device, settle_ms: float) -> int:
     """Call until the clocks are up; how often that was."""
     torch.cuda.synchronize(device)
-    until, made = time.perf_counter() + SETTLE_MS / 1e3, 0
+    until, made = time.perf_counter() + settle_ms / 1e3, 0
     while time.perf_counter() < until:
         flush.amax()
         call()

@@ -61,6 +61,15 @@ def test_a_share_in_a_chain_stands_in_brackets(path):
     assert "| `sdpa_cudnn` | 0.4000, 104% | – |" in lines
 
 
+def test_a_copy_of_as_many_bytes_stands_behind_a_slash(path):
+    """A launch that no kernel can spare would be read as bytes' speed that this one leaves unused."""
+    told = read(path).assign(percent_in_chain=57.0, percent_of_copy=[81.4, None, 62.25, 100, 104, 90, 99])
+    lines = op_table.to_markdown(told).splitlines()
+    assert "| `gather_decode` | 0.0500, 50% (57%) / 81% | oom |" in lines
+    assert "| `loki_pipeline` | 0.2500, 80% (57%) / 90%; 1.60 of 2.50 | – |" in lines
+    assert "| `taylor_features` | b16_g8_n1_w16 | 2.00 | 0.0100 | 0.5 (57.0) / 62.2 |" in lines
+
+
 def test_a_document_names_the_file_from_its_own_folder(path):
     """A table of docs/ would be looked for beside the README."""
     block = "<!-- lacuna ops ops.csv -->\n<!-- end -->\n"

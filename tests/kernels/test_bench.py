@@ -10,6 +10,7 @@ import torch
 
 import lacuna.kernels.op
 from lacuna.kernels import bench as bench_module
+from lacuna.kernels import copied
 from lacuna.kernels import verify as verify_module
 from lacuna.kernels.baselines import dense_baselines
 from lacuna.kernels.bench import bench, bench_baselines, bench_pipeline, rows
@@ -80,6 +81,28 @@ def test_each_row_says_what_a_launch_of_nothing_takes(monkeypatch):
     monkeypatch.setattr(bench_module, "copy_gb_s", lambda _: 10.0)
     assert [row["empty_ms"] for row in rows(["gate", "add_norm"], CPU, [SMALL])] == [0.25, 0.25]
     assert asked == [CPU]
+
+
+def test_each_time_stands_beside_that_of_a_copy_of_as_many_bytes(monkeypatch):
+    """Broken: the bytes of another row are copied, or a launch's time is left out of one of the two."""
+    monkeypatch.setattr(bench_module, "copy_gb_s", lambda _: 10.0)
+    asked = []
+    monkeypatch.setattr(copied, "copied_ms", lambda size, device: asked.append((size, device)) or 0.5)
+    found = list(rows(["gate", "add_norm"], CPU, [SMALL]))
+    assert asked == [(row["bytes"], CPU) for row in found]
+    assert [row["copy_ms"] for row in found] == [0.5, 0.5]
+    assert [row["percent_of_copy"] for row in found] == [pytest.approx(50 / row["median_ms"]) for row in found]
+
+
+def test_what_has_no_time_is_held_against_no_copy():
+    """Broken: a row that failed has a share."""
+    nothing = {"copy_ms": None, "percent_of_copy": None}
+    assert copied.held_against_copy({"bytes": 100, "median_ms": None}, CPU) == nothing
+
+
+def test_a_copy_of_more_bytes_takes_longer():
+    """Broken: something other than the bytes asked for is copied."""
+    assert copied.copied_ms(2**28, CPU) > 20 * copied.copied_ms(2**18, CPU) > 0
 
 
 def test_baselines_compute_the_same_attention():

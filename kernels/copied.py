@@ -1,0 +1,56 @@
+"""What a copy of as many bytes takes: the least that an operation of few bytes could, whose launch is part of its time.
+
+A share of the bandwidth counts bytes alone. Where they take as long as a launch does, no kernel comes near to all of
+it, nor does a copy from the device to itself, which is held against the operation here: alone, captured and with a cold
+cache, as operations are timed.
+"""
+
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+import torch
+
+from .clock import captured, sample_ms
+
+REPEATS = 50
+# The operation was timed just before: the clocks are up.
+SETTLE_MS = 20.0
+
+
+def held_against_copy(row: Mapping[str, Any], device: torch.device) -> dict[str, float | None]:
+    """Time a copy of as many bytes as a row's operation moves.
+
+    Args:
+        row: A `Row` as a dictionary.
+        device: Where it was timed.
+
+    Returns:
+        `copy_ms` and `percent_of_copy`, as `Row` has them; nothing where the row has no time, or a copy no room.
+    """
+    try:
+        ms = copied_ms(row["bytes"], device) if row["median_ms"] else None
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        ms = None
+    return {"copy_ms": ms, "percent_of_copy": 100 * ms / row["median_ms"] if ms else None}
+
+
+def copied_ms(moved_bytes: int, device: torch.device) -> float:
+    """Time a copy from the device to itself.
+
+    Args:
+        moved_bytes: Bytes read plus bytes written, each the half.
+        device: CUDA: captured into a graph, with a cold cache; CPU: a call of torch.
+
+    Returns:
+        Milliseconds, the median.
+    """
+    # Zeros could be copied faster than data.
+    source = torch.randint(-128, 127, (max(1, moved_bytes // 2),), dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+
+    def call() -> object:
+        return target.copy_(source)
+
+    return median(sample_ms(captured(call) if device.type == "cuda" else call, device, REPEATS, SETTLE_MS))
