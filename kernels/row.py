@@ -33,7 +33,7 @@ class Row:
         percent_of_ceiling: Of the two.
         empty_ms: Median of one launch that does next to nothing, in the same process and measure: what a time holds
             beside its bytes, at least.
-        copy_ms: Median of a copy from the device to itself that moves as many bytes, in the same process and measure.
+        copy_ms: Median of a kernel that moves as many bytes, half of them written, in the same process and measure.
         percent_of_copy: That over the median.
         chain_ms: Of a fused twin: one launch of several in a CUDA graph, each over data of its own; nothing where
             copies do not fit or all together are no more than what L2 keeps.
