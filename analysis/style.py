@@ -69,7 +69,7 @@ LOOKS: Mapping[str, Look] = {
     "snapkv": Look(GREY, "X"),
     "pca_attn": Look(ORANGE, "X"),
     "pyramidkv": Look(BLUE, "<"),
-    "evict_then_select": Look(VERMILION, "<"),
+    "evict_then_select": Look(ORANGE, "<"),
     "sparq": Look(SKY, ">"),
     "linear_residual": Look(VERMILION, ">"),
 }
@@ -133,19 +133,19 @@ def turns(found: pd.DataFrame, by: str) -> pd.Series:
     )
 
 
-def dealt(found: pd.DataFrame, by: Sequence[str]) -> tuple[list[pd.DataFrame], str]:
+def dealt(found: pd.DataFrame, by: Sequence[str], line: str = "method") -> tuple[list[pd.DataFrame], str]:
     """Points as panels: those of equal `by`, and what to say of methods that are not there.
 
-    Of more methods than a reader tells apart in one panel, a few at a time have panels of their own, beside dense,
-    where there is room for all of those; else the first methods alone are shown (see `fewer`).
+    Of more lines, one for each `line`, than a reader tells apart in one panel, a few at a time have panels of their
+    own, beside dense, where there is room for all of those; else the first alone are shown (see `fewer`).
     """
     sparse = ~found["is_dense"].astype(bool)
-    methods, whole = found.loc[sparse, "method"].unique(), len(found[list(by)].drop_duplicates())
-    times = -(-len(methods) // (MOST_LINES - 1))
-    kept, note = (found, "") if times * whole <= MOST_DEALT else fewer(found, "method")
-    hands = [set(hand) for hand in np.array_split(methods, times)] if kept is found else [set(methods)]
+    lines, whole = found.loc[sparse, line].unique(), len(found[list(by)].drop_duplicates())
+    times = -(-len(lines) // (MOST_LINES - 1))
+    kept, note = (found, "") if times * whole <= MOST_DEALT else fewer(found, line)
+    hands = [set(hand) for hand in np.array_split(lines, times)] if kept is found else [set(lines)]
     groups = in_order(kept, by)
-    several = [g[g["is_dense"].astype(bool) | g["method"].isin(hand)] for hand in hands for g in groups]
+    several = [g[g["is_dense"].astype(bool) | g[line].isin(hand)] for hand in hands for g in groups]
     return [g for g in several if not g["is_dense"].all()] or groups, note
 
 

@@ -16,9 +16,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..label import condition
+from ..marks import level
 from ..numbers import times
 from ..study import Study
-from ..style import COLUMN, MOST_LINES, MOST_ROWS, fewer, filled, look, panels, paper, sheet, whiskers
+from ..style import (
+    COLUMN,
+    MOST_DEALT,
+    MOST_PANELS,
+    MOST_ROWS,
+    dealt,
+    fewer,
+    filled,
+    legend,
+    look,
+    panels,
+    paper,
+    whiskers,
+)
 
 
 def draw(study: Study) -> Figure:
@@ -36,12 +50,12 @@ def draw(study: Study) -> Figure:
     found = found[found["context"].notna()]
     if found.empty:
         raise ValueError("needs a cell of decode_time that ended well, of a sparse method and of full")
-    several = len(found["context"].unique()) > 1
-    found, note = fewer(found, most=MOST_LINES if several else MOST_ROWS)
-    groups = [g for _, g in found.groupby(["model", "setting", "batch"], sort=True)]
-    if not several:
-        return _dots(groups, note)
-    return sheet(groups, 2, COLUMN, 2.4, _panel, note)
+    by = ["model", "setting", "batch"]
+    if len(found["context"].unique()) > 1:
+        groups, note = dealt(found, by, "method_label")
+        return _lines(groups, note)
+    found, note = fewer(found, most=MOST_ROWS)
+    return _dots([g for _, g in found.groupby(by, sort=True)], note)
 
 
 def break_even(contexts: list[float], speeds: list[float]) -> float | None:
@@ -53,6 +67,16 @@ def break_even(contexts: list[float], speeds: list[float]) -> float | None:
         if high < 1:
             return None
     return None
+
+
+def _lines(groups: list[pd.DataFrame], note: str) -> Figure:
+    with paper():
+        figure, pairs = panels(groups, 2, COLUMN, 2.4, max(MOST_PANELS, min(len(groups), MOST_DEALT)), note)
+        for axis, group in pairs:
+            _panel(axis, group)
+        level([axis for axis, _ in pairs])
+        legend(figure, [axis for axis, _ in pairs])
+    return figure
 
 
 def _dots(groups: list[pd.DataFrame], note: str) -> Figure:

@@ -128,7 +128,7 @@ def needle(method, args, density, length, depths=5, repeats=4, **changes):
 
 
 def decode_time(method, args, density, prompt=512, steps=64, **changes):
-    middle = (2.0 + prompt / 256) * {"full": 1.0, "topk": 1.3, "loki": 1.1, "streaming_llm": 0.6}[method]
+    middle = (2.0 + prompt / 256) * {"full": 1.0, "topk": 1.3, "loki": 1.1, "streaming_llm": 0.6}.get(method, 0.9)
     ms = middle * rng(method, args, prompt).lognormal(0, 0.06, steps)
     samples = [{"phase": "prefill", "ms": 40.0}, *({"phase": "decode", "ms": float(v)} for v in ms)]
     metrics = {"ttft_ms": 40.0, "decode_ms_median": float(np.median(ms)), "decode_tok_s": 1000 / float(np.median(ms))}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lacuna.analysis import redraw
+from lacuna.analysis import redraw, style
 from lacuna.analysis.points import points
 from lacuna.analysis.render import terminal_table
 from lacuna.results import plugins
@@ -37,6 +37,18 @@ def test_panels_that_methods_are_dealt_to_have_one_scale(make):
         low, high = scales.pop()
         assert low < 8
         assert high > 24
+
+
+def test_each_of_many_methods_has_its_speed_up(make):
+    """Broken: a table of eleven methods has a figure of seven of them, or panels whose heights say other gains."""
+    steps = [(m, {"keep": k}) for i, m in enumerate(MANY[:11]) for k in ((0.25, 0.5) if i == 0 else (0.25,))]
+    cells = [make.decode_time("full", {}, 1.0, n) for n in (256, 512)]
+    cells += [make.decode_time(m, args, args["keep"], n) for m, args in steps for n in (256, 512)]
+    axes = make.draw("speedup_context", cells).axes
+    shown = [{c.get_label() for c in axis.containers} - {"full (dense)"} for axis in axes]
+    assert sum(map(len, shown)) == len(set.union(*shown)) == len(steps)
+    assert max(map(len, shown)) < style.MOST_LINES
+    assert len({axis.get_ylim() for axis in axes}) == 1
 
 
 def test_where_panels_are_many_the_others_are_counted(make):
