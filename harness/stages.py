@@ -19,7 +19,7 @@ STAGES = (
         "select",
         ("select_kernel", "select_joint", "count_kernel", "tally", "write_kernel", "write_passing", "bound_kernel"),
     ),
-    ("select", ("page_rows",)),
+    ("select", ("page_rows", "choose_by_weight")),
     ("whole", ("whole_kernel",)),  # score, select and gather in one launch
     ("gather", ("attend_chosen", "value_gather")),
     ("attend", ("attend_kernel", "attend_marked", "flash", "fmha", "cudnn_generated")),

@@ -5,10 +5,9 @@ Shape legend: B batch, H query heads, G KV heads, S rows in the cache, K width o
 
 import torch
 
+from ..choose_by_weight import OP as CHOOSE_BY_WEIGHT
 from ..op import Case, Inputs, Op
-from ..select_topk import OP as SELECT_TOPK
 from ..shapes import CASES
-from ..sparq_score import OP as SPARQ_SCORE
 from .eager import chosen_share
 
 
@@ -23,11 +22,9 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
     Returns:
         The arguments of `chosen_share`.
     """
-    inputs = SPARQ_SCORE.make(case, device, seed)
-    rank_BGS, score_BHS, lse_BH = SPARQ_SCORE(*inputs.values())
-    wanted_B = torch.full_like(inputs["lo_B"], case.kept)
-    index_BGK, count_BG = SELECT_TOPK(rank_BGS, wanted_B, case.kept)
-    return {"score_BHS": score_BHS, "lse_BH": lse_BH, "index_BGK": index_BGK, "count_BG": count_BG}
+    inputs = CHOOSE_BY_WEIGHT.make(case, device, seed)
+    index_BGK, count_BG, lse_BH = CHOOSE_BY_WEIGHT(*inputs.values())
+    return {"score_BHS": inputs["score_BHS"], "lse_BH": lse_BH, "index_BGK": index_BGK, "count_BG": count_BG}
 
 
 def moved_bytes(case: Case) -> int:

@@ -61,7 +61,7 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
     score = held_scores(s_set, 0, rows, BLOCK_ROWS, ALIGNED)
     rest = held_scores(s_set, BLOCK_ROWS, rows, BLOCK_REST, ALIGNED) if BLOCK_REST else score
     out = index_ptr + pair.to(tl.int64) * width
-    k = choose(score, rest, sample, s_set, out, wanted, 0, 0, rows, BLOCK_ROWS, BLOCK_REST, DIRECT, THREADS)
+    k = choose(score, rest, sample, s_set, out, wanted, 0, 0, rows, BLOCK_ROWS, BLOCK_REST, DIRECT, THREADS, False)
     write_end(out, count_ptr + pair, k, width, BLOCK_WIDTH)
 
 

@@ -1,6 +1,6 @@
-"""Approximate scores of every row from the largest components of the query (SparQ), and the rank of the rows.
+"""Approximate scores of every row from the largest components of the query (SparQ).
 
-Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, R components.
+Shape legend: B batch, H query heads, G KV heads, S rows in the cache, D head dim, R components, X parts of the rows.
 """
 
 from dataclasses import replace
@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 
 from ..drawn import asked, draw_cache
-from ..op import Case, Inputs, Op, compare_all
+from ..op import Case, Comparison, Inputs, Op, compare_all
 from ..shapes import CASES
 from ..visible import draw, draw_intervals
-from .eager import sparq_score
+from .eager import joined_parts, sparq_score
 
 
 def make(case: Case, device: torch.device, seed: int) -> Inputs:
@@ -32,7 +32,6 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
         "k_BGDS": k_BGDS,
         "lo_B": lo_B,
         "hi_B": hi_B,
-        "local_B": torch.full_like(lo_B, max(1, case.kept // 4)),
         "components": case.low_dims,
         "scale": case.head_dim**-0.5,
     }
@@ -50,16 +49,16 @@ def _by_component(case: Case, device: torch.device, seed: int) -> tuple[torch.Te
 
 
 def moved_bytes(case: Case) -> int:
-    """Count the fewest bytes: R of the D components of keys and the queries read, float32 ranks and scores written.
+    """Count the fewest bytes: R of the D components of keys and the queries read, float32 scores written.
 
     Args:
-        case: All of its rows count as visible.
+        case: All of its rows count as visible; the parts, eight bytes of each, do not count.
 
     Returns:
         Bytes.
     """
     keys = case.kv_heads * case.rows * case.low_dims * case.item_bytes
-    written = 4 * (case.kv_heads + case.q_heads) * case.rows
+    written = 4 * case.q_heads * case.rows
     return case.batch * (keys + case.q_heads * case.head_dim * case.item_bytes + written)
 
 
@@ -75,4 +74,21 @@ def flops(case: Case) -> int:
     return 2 * case.batch * case.q_heads * case.rows * case.low_dims
 
 
-OP = Op("sparq_score", "2", __name__, sparq_score, make, moved_bytes, flops, CASES, compare_all)
+def compare(
+    inputs: Inputs, output: tuple[torch.Tensor, torch.Tensor], reference: tuple[torch.Tensor, torch.Tensor]
+) -> Comparison:
+    """Compare the scores, and what the parts say together: how many there are is a matter of the plan.
+
+    Args:
+        inputs: Not used.
+        output: score_BHS and part_BHX2.
+        reference: The same of the reference.
+
+    Returns:
+        The larger difference of scores, or of the logs of the sums of exp(score).
+    """
+    mine, theirs = ((score_BHS, joined_parts(part_BHX2)) for score_BHS, part_BHX2 in (output, reference))
+    return compare_all(inputs, mine, theirs)
+
+
+OP = Op("sparq_score", "3", __name__, sparq_score, make, moved_bytes, flops, CASES, compare)

@@ -1,6 +1,6 @@
 """SparQ's approximate scores from the largest components of the query, in plain torch.
 
-Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, D head dim, R components.
+Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, D head dim, R components, X parts.
 """
 
 import torch
@@ -13,11 +13,10 @@ def sparq_score(
     k_BGDS: torch.Tensor,
     lo_B: torch.Tensor,
     hi_B: torch.Tensor,
-    local_B: torch.Tensor,
     components: int,
     scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Score every visible row by the components of the query that are largest in magnitude, and rank the rows.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score every visible row by the components of the query that are largest in magnitude.
 
     The R components are those of the largest magnitude, summed over the query heads of a KV head, the lowest first
     among equals. Scores are the products of these components, times the scale over the root of the share of the query's
@@ -29,14 +28,13 @@ def sparq_score(
         k_BGDS: (B, G, D, S) keys, laid out by component.
         lo_B: (B,) int32, first visible row.
         hi_B: (B,) int32, one past the last visible row.
-        local_B: (B,) int32, so many of the last visible rows come before all others.
         components: R.
         scale: Factor of the whole products.
 
     Returns:
-        rank_BGS, float32: the weights summed over the group, +inf for local rows, -inf for rows that are not visible;
         score_BHS, float32, -inf for rows that are not visible;
-        lse_BH, float32, the log of the sum of exp(score), -inf where nothing is visible.
+        part_BHX2, float32, the largest score of each part of the rows and the sum of exp(score - it), -inf and 0 where
+        nothing is visible. Here all rows are one part.
     """
     wide = torch.promote_types(q_BHD.dtype, torch.float32)
     groups, rows = k_BGDS.shape[1], k_BGDS.shape[3]
@@ -51,7 +49,20 @@ def sparq_score(
     seen_B1S = visible_rows(lo_B, hi_B, rows)
     score_BGJS = (q_BGJR @ k_BGRS) * (scale * part_BGJ1.rsqrt())
     score_BGJS = score_BGJS.masked_fill(~seen_B1S[:, None], float("-inf"))
-    weight_BGJS = score_BGJS.softmax(-1).nan_to_num(0.0)
-    local_B1S = visible_rows(hi_B - local_B, hi_B, rows)
-    rank_BGS = weight_BGJS.sum(2).masked_fill(local_B1S, float("inf")).masked_fill(~seen_B1S, float("-inf"))
-    return rank_BGS, score_BGJS.flatten(1, 2), score_BGJS.logsumexp(-1).flatten(1)
+    score_BHS = score_BGJS.flatten(1, 2)
+    top_BH1 = score_BHS.amax(-1, keepdim=True)
+    base_BH1 = torch.where(top_BH1 == float("-inf"), 0.0, top_BH1)
+    sum_BH1 = (score_BHS - base_BH1).exp().sum(-1, keepdim=True)
+    return score_BHS, torch.stack((top_BH1, sum_BH1), -1)
+
+
+def joined_parts(part_BHX2: torch.Tensor) -> torch.Tensor:
+    """Put together what the parts of the rows tell.
+
+    Args:
+        part_BHX2: (B, H, X, 2) the largest score of each part, and the sum of exp(score - it).
+
+    Returns:
+        (B, H) the log of the sum of exp(score) over all rows, -inf where nothing is visible.
+    """
+    return (part_BHX2[..., 0] + part_BHX2[..., 1].log()).logsumexp(-1)

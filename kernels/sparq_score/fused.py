@@ -1,7 +1,6 @@
 """SparQ's weights: the components are chosen on chip, and only these are read, each a contiguous row of the cache.
 
-Two launches. The first scores, keeping each block's maximum and sum of weights; the second sums the weights over the
-group. Scores are written once and read once, and stay scores: whoever needs a head's weights takes those of few rows.
+One launch. Scores stay scores, beside each block's maximum and sum of weights: whoever needs weights has them by these.
 
 Rows lie side by side in memory, and a load is as wide as its mask is known to be constant: keys are read from the last
 multiple of 16 bytes before the first visible row to the first one behind the last, and what is hidden there is dropped
@@ -21,10 +20,12 @@ from ..tiling import SHORT_ROWS, TILE_BYTES, Plan, choose_splits, multiprocessor
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Each block chooses the components anew, which takes it as long as so many tiles.
 START_TILES = 8
+# Numbers of components up to here are exact in bfloat16.
+EXACT = 256
 
 
 @triton.jit
-def sparq_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, score_ptr, sums_ptr, scale, rows, q_batch, q_head, k_batch,
+def sparq_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, score_ptr, part_ptr, scale, rows, q_batch, q_head, k_batch,
                        k_head, k_component, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
                        COMPONENTS: tl.constexpr, SPLITS: tl.constexpr, TILES: tl.constexpr, ALIGN: tl.constexpr,
                        BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr,
@@ -37,7 +38,7 @@ def sparq_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, score_ptr, sums_ptr, scale,
         lo_ptr: (B,) first visible row.
         hi_ptr: (B,) one past the last visible row.
         score_ptr: (B, H, S) float32 result.
-        sums_ptr: (B * H, X, 2) float32 result: largest score, sum of exp(score - it).
+        part_ptr: (B * H, X, 2) float32 result: largest score, sum of exp(score - it).
         scale: Factor of the whole products.
         rows: S.
         q_batch: Stride of the queries.
@@ -53,7 +54,7 @@ def sparq_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, score_ptr, sums_ptr, scale,
         TILES: Tiles of one block.
         ALIGN: Rows that are loaded together: every component begins at a multiple of so many, and ends at one.
         BLOCK_ROWS: Rows of a tile.
-        BLOCK_GROUP: Power of two, at least 16 and J.
+        BLOCK_GROUP: Power of two, at least 16 and more than J.
         BLOCK_DIM: Power of two, at least D.
         BLOCK_COMPONENTS: Power of two, at least 16 and R.
         UPCAST: Cast to float32 after each load.
@@ -66,15 +67,22 @@ def sparq_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, score_ptr, sums_ptr, scale,
     member, column, row = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_ROWS)
     in_group = (member < GROUP)[:, None]
     q_rows = q_ptr + batch * q_batch + (head * GROUP + member)[:, None] * q_head
-    whole = tl.load(q_rows + column[None, :], mask=in_group & (column < DIM)[None, :], other=0.0).to(tl.float32)
+    asked = tl.load(q_rows + column[None, :], mask=in_group & (column < DIM)[None, :], other=0.0)
+    whole = asked.to(tl.float32)
     size = tl.where(column < DIM, tl.sum(tl.abs(whole), 0), -1.0)
     # the place of each component among all, by counting those before it
     ahead = (size[None, :] > size[:, None]) | ((size[None, :] == size[:, None]) & (column[None, :] < column[:, None]))
     place = tl.sum(ahead.to(tl.int32), 1)
     slot = tl.arange(0, BLOCK_COMPONENTS)
-    component = tl.sum(tl.where(place[None, :] == slot[:, None], column[None, :], 0), 1)
     chosen = slot < COMPONENTS
-    q = tl.load(q_rows + component[None, :], mask=in_group & chosen[None, :], other=0.0)
+    if UPCAST:
+        asked = asked.to(tl.float32)
+    # a product with zeros and ones puts components in their places, and their numbers, as one head more
+    last = (member == BLOCK_GROUP - 1)[:, None]
+    asked = tl.where(last, column[None, :].to(asked.dtype), asked)
+    put = tl.dot(asked, ((place[:, None] == slot[None, :]) & chosen[None, :]).to(asked.dtype), input_precision="ieee")
+    component = tl.sum(tl.where(last, put, 0.0), 0).to(tl.int32)
+    q = tl.where(in_group, put, 0.0).to(asked.dtype)
     held = tl.sum(tl.where(place < COMPONENTS, tl.abs(whole), 0.0), 1)
     part = tl.where(held > 0.0, held, 1.0) / tl.where(held > 0.0, tl.sum(tl.abs(whole), 1), 1.0)
     factor = scale * tl.rsqrt(part)
@@ -84,8 +92,6 @@ def sparq_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, score_ptr, sums_ptr, scale,
     out = score_ptr + pair.to(tl.int64) * GROUP * rows + member.to(tl.int64)[:, None] * rows
     top = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_GROUP], tl.float32)
-    if UPCAST:
-        q = q.to(tl.float32)
     for tile in range(first, tl.minimum(first + TILES * BLOCK_ROWS, rows), BLOCK_ROWS):
         at = tile + row
         seen = (at >= lo) & (at < hi)
@@ -102,62 +108,9 @@ def sparq_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, score_ptr, sums_ptr, scale,
         base = tl.where(new_top == float("-inf"), 0.0, new_top)
         total = total * tl.exp2((top - base) * LOG2_E) + tl.sum(tl.exp2((score - base[:, None]) * LOG2_E), 1)
         top = new_top
-    sums = sums_ptr + ((pair * GROUP + member) * SPLITS + split) * 2
-    tl.store(sums, top, mask=member < GROUP)
-    tl.store(sums + 1, total, mask=member < GROUP)
-
-
-@triton.jit
-def sparq_score_rank_kernel(score_ptr, sums_ptr, lo_ptr, hi_ptr, local_ptr, rank_ptr, lse_ptr, rows,
-                            KV_HEADS: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-                            BLOCK_GROUP: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
-                            OVERLAP: tl.constexpr):  # fmt: skip
-    """Sum the weights of some rows over the group; the grid is (B * G, S / BLOCK_ROWS).
-
-    Args:
-        score_ptr: (B, H, S) float32.
-        sums_ptr: (B * H, X, 2) float32: largest score, sum of exp(score - it).
-        lo_ptr: (B,) first visible row.
-        hi_ptr: (B,) one past the last visible row.
-        local_ptr: (B,) how many of the last visible rows are forced.
-        rank_ptr: (B, G, S) float32 result.
-        lse_ptr: (B, H) float32 result: log of the sum of exp(score).
-        rows: S.
-        KV_HEADS: G.
-        GROUP: J.
-        SPLITS: X.
-        BLOCK_ROWS: Rows of a block.
-        BLOCK_GROUP: Power of two, at least J.
-        BLOCK_SPLITS: Power of two, at least X.
-        OVERLAP: Whether the launch overlaps the kernel before.
-    """
-    start_after_others(OVERLAP)
-    # the pairs that were scored last are still near
-    pair = tl.num_programs(0) - 1 - tl.program_id(0)
-    batch = pair // KV_HEADS
-    member, split = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_SPLITS)
-    at = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    there = (member < GROUP)[:, None] & (at < rows)[None, :]
-    # asked for before anything is waited for
-    score = tl.load(
-        score_ptr + (pair * GROUP + member).to(tl.int64)[:, None] * rows + at[None, :], mask=there, other=float("-inf")
-    )
-    lo, hi, local = tl.load(lo_ptr + batch), tl.load(hi_ptr + batch), tl.load(local_ptr + batch)
-    known = (member < GROUP)[:, None] & (split < SPLITS)[None, :]
-    sums = sums_ptr + ((pair * GROUP + member)[:, None] * SPLITS + split[None, :]) * 2
-    tops = tl.load(sums, mask=known, other=float("-inf"))
-    top = tl.max(tops, 1)
-    base = tl.where(top == float("-inf"), 0.0, top)
-    total = tl.sum(tl.load(sums + 1, mask=known, other=0.0) * tl.exp2((tops - base[:, None]) * LOG2_E), 1)
-    if tl.program_id(1) == 0:
-        lse = base + tl.log2(tl.where(total == 0.0, 1.0, total)) / LOG2_E
-        lse = tl.where(total == 0.0, float("-inf"), lse)
-        tl.store(lse_ptr + pair * GROUP + member, lse, mask=member < GROUP)
-    weight = tl.exp2((score - base[:, None]) * LOG2_E) / tl.where(total == 0.0, 1.0, total)[:, None]
-    rank = tl.sum(weight, 0)
-    rank = tl.where(at >= hi - local, float("inf"), rank)
-    rank = tl.where((at >= lo) & (at < hi), rank, float("-inf"))
-    tl.store(rank_ptr + pair.to(tl.int64) * rows + at, rank, mask=at < rows)
+    parts = part_ptr + ((pair * GROUP + member) * SPLITS + split) * 2
+    tl.store(parts, top, mask=member < GROUP)
+    tl.store(parts + 1, total, mask=member < GROUP)
 
 
 def sparq_plan(pairs: int, rows: int, components: int, item_bytes: int, multiprocessor_count: int) -> Plan:
@@ -199,12 +152,11 @@ def sparq_score(
     k_BGDS: torch.Tensor,
     lo_B: torch.Tensor,
     hi_B: torch.Tensor,
-    local_B: torch.Tensor,
     components: int,
     scale: float,
     plan: Plan | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Score and rank as the eager twin does, in one read of the chosen components.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score as the eager twin does, in one read of the chosen components.
 
     Args:
         q_BHD: (B, H, D) queries, the last dim contiguous.
@@ -212,13 +164,12 @@ def sparq_score(
             bytes.
         lo_B: (B,) int32, first visible row.
         hi_B: (B,) int32, one past the last visible row.
-        local_B: (B,) int32, so many of the last visible rows come before all others.
         components: R.
         scale: Factor of the whole products.
         plan: How to cut the work; chosen from the shape if absent.
 
     Returns:
-        rank_BGS, score_BHS and lse_BH as the eager twin.
+        score_BHS as the eager twin, and part_BHX2 with a part of the rows for each split.
 
     Raises:
         ValueError: If the last dim of queries or keys is not contiguous.
@@ -229,20 +180,16 @@ def sparq_score(
     groups, rows = k_BGDS.shape[1], k_BGDS.shape[3]
     group = heads // groups
     plan = plan or sparq_plan(batch * groups, rows, components, k_BGDS.element_size(), multiprocessors(q_BHD.device))
-    made = [(batch, groups, rows), (batch, heads, rows), (batch, heads), (batch * heads, plan.splits, 2)]
-    rank_BGS, score_BHS, lse_BH, sums = (torch.empty(shape, dtype=torch.float32, device=q_BHD.device) for shape in made)
-    shared = {"KV_HEADS": groups, "GROUP": group, "SPLITS": plan.splits, **overlap(q_BHD.device)}
+    score_BHS, part_BHX2 = (
+        torch.empty(shape, dtype=torch.float32, device=q_BHD.device)
+        for shape in ((batch, heads, rows), (batch, heads, plan.splits, 2))
+    )
     sparq_score_kernel[(batch * groups, plan.splits)](
-        q_BHD, k_BGDS, lo_B, hi_B, score_BHS, sums, scale, rows, *q_BHD.stride()[:2],
-        *k_BGDS.stride()[:3], DIM=dim, COMPONENTS=components, ALIGN=aligned_rows(k_BGDS),
-        TILES=triton.cdiv(triton.cdiv(rows, plan.block_rows), plan.splits), BLOCK_ROWS=plan.block_rows,
-        BLOCK_GROUP=max(16, power_of_2(group)), BLOCK_DIM=power_of_2(dim),
-        BLOCK_COMPONENTS=max(16, power_of_2(components)), UPCAST=upcasts(q_BHD.dtype), num_warps=plan.num_warps,
-        num_stages=plan.num_stages, **shared,
+        q_BHD, k_BGDS, lo_B, hi_B, score_BHS, part_BHX2, scale, rows, *q_BHD.stride()[:2], *k_BGDS.stride()[:3],
+        KV_HEADS=groups, GROUP=group, DIM=dim, COMPONENTS=components, SPLITS=plan.splits,
+        TILES=triton.cdiv(triton.cdiv(rows, plan.block_rows), plan.splits), ALIGN=aligned_rows(k_BGDS),
+        BLOCK_ROWS=plan.block_rows, BLOCK_GROUP=max(16, power_of_2(group + 1)), BLOCK_DIM=power_of_2(dim),
+        BLOCK_COMPONENTS=max(16, power_of_2(components)), UPCAST=upcasts(q_BHD.dtype) or dim > EXACT, num_warps=plan.num_warps,
+        num_stages=plan.num_stages, **overlap(q_BHD.device),
     )  # fmt: skip
-    block = max(16, min(1024, 4096 // power_of_2(group), power_of_2(rows)))
-    sparq_score_rank_kernel[(batch * groups, triton.cdiv(rows, block))](
-        score_BHS, sums, lo_B, hi_B, local_B, rank_BGS, lse_BH, rows, BLOCK_ROWS=block, BLOCK_GROUP=power_of_2(group),
-        BLOCK_SPLITS=power_of_2(plan.splits), num_warps=4, **shared,
-    )  # fmt: skip
-    return rank_BGS, score_BHS, lse_BH
+    return score_BHS, part_BHX2

@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ...kernels.choose_by_weight import OP as CHOOSE_BY_WEIGHT
 from ...kernels.chosen_share import OP as CHOSEN_SHARE
 from ...kernels.fill_missing import OP as FILL_MISSING
-from ...kernels.select_topk import OP as SELECT_TOPK
 from ...kernels.sparq_rows import OP as SPARQ_ROWS
 from ...kernels.sparq_score import OP as SPARQ_SCORE
 from ...results import rules
@@ -102,9 +102,9 @@ class Sparq(Method):
         budget, local = call.once(key, lambda: self._row_budget(memory, call))
         held = memory.keys.view.shape[2]
         width = min(widest(self, memory.site, held, cost) + self._more, held)
-        components = self._components(memory)
-        rank, scores, lse = SPARQ_SCORE(q_BHTD[:, :, 0], by_component, lo, hi, local, components, call.scale)
-        index, count = SELECT_TOPK(rank, budget, width)
+        scores, parts = SPARQ_SCORE(q_BHTD[:, :, 0], by_component, lo, hi, self._components(memory), call.scale)
+        groups = by_component.shape[1]
+        index, count, lse = CHOOSE_BY_WEIGHT(scores, parts, lo, hi, local, budget, groups, width)
         self._count(memory, call, ledger, count[..., None])
         if self.rest == "none":
             return attend.gathered(q_BHTD, memory, index, count, call)

@@ -18,6 +18,7 @@ KERNELS = Path(lacuna.kernels.op.__file__).parent
         ("append_row", {"append"}),
         ("lowrank_score", {"score"}),
         ("sparq_score", {"score"}),
+        ("choose_by_weight", {"select"}),
         ("sum_norm", {"collective"}),
         ("theta_rows", {"score", "select"}),
         ("select_topk", {"select"}),

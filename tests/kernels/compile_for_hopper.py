@@ -119,8 +119,16 @@ def main(dtypes):
     kept_twice(shapes[0], device)
     long = replace(few, q_heads=8, rows=49152)  # whose scores tell blocks that choose jointly
     load_op("topk_decode").fused(**load_op("topk_decode").make(long, device, 0))
+    by_weight(long, device)
     mended_together(dtypes[0], device)
     cut_for_h200(shapes[0], device)
+
+
+def by_weight(case, device):
+    """Ranked by many blocks, and by one for each set, of a step's rows."""
+    choose = load_op("choose_by_weight")
+    for rows in (case.rows, 16384, 32832):
+        choose.fused(**choose.make(replace(case, rows=rows, kept=rows // 4), device, 0))
 
 
 def in_one_launch(case, device):

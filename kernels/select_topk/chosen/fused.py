@@ -53,15 +53,31 @@ def seen_scores(s_set, row, first, end):
 
 
 @triton.jit
+def put_scores(s_set, score, first_row, end, SIZE: tl.constexpr):
+    """Write scores that so far are in registers only.
+
+    Args:
+        s_set: Where the set's scores have room.
+        score: (SIZE,) scores.
+        first_row: Number of the first of these rows.
+        end: One past the last.
+        SIZE: How many rows.
+    """
+    row = first_row + tl.arange(0, SIZE)
+    tl.store(s_set + row, score, mask=row < end)
+
+
+@triton.jit
 def choose(score, rest, sample, s_set, out, wanted, start, first, end, BLOCK_ROWS: tl.constexpr,
-           BLOCK_REST: tl.constexpr, DIRECT: tl.constexpr, THREADS: tl.constexpr):  # fmt: skip
+           BLOCK_REST: tl.constexpr, DIRECT: tl.constexpr, THREADS: tl.constexpr,
+           MADE: tl.constexpr):  # fmt: skip
     """Choose the best rows of a set, and write them in order.
 
     Args:
         score: (BLOCK_ROWS,) the scores of the rows from `start` on; -inf or NaN where a row may not be chosen.
         rest: (BLOCK_REST,) those of the rows behind them, if any.
         sample: Some of the scores.
-        s_set: Where the set's scores are: of equal ones they are read again.
+        s_set: Where the set's scores are, or have room if they were MADE here: of equal ones they are read again.
         out: Where the set's first place is.
         wanted: Rows wanted.
         start: Number of the first row that is held.
@@ -71,6 +87,7 @@ def choose(score, rest, sample, s_set, out, wanted, start, first, end, BLOCK_ROW
         BLOCK_REST: Power of two, at least four for each thread, or 0.
         DIRECT: As `scatter` has it.
         THREADS: Of the block.
+        MADE: Whether the scores are in registers only; they are then written before they are read again.
 
     Returns:
         How many are chosen.
@@ -93,6 +110,11 @@ def choose(score, rest, sample, s_set, out, wanted, start, first, end, BLOCK_ROW
     elif k > 0:
         # Some of equal scores: read again, in parts, since to number them in registers takes twice the instructions.
         PART: tl.constexpr = 4 * THREADS
+        if MADE:
+            put_scores(s_set, score, start, end, BLOCK_ROWS)
+            if REST:
+                put_scores(s_set, rest, start + BLOCK_ROWS, end, BLOCK_REST)
+            tl.debug_barrier()
         for part in range(0, BLOCK_ROWS + BLOCK_REST, PART):
             score_in = seen_scores(s_set, start + part + tl.arange(0, PART), first, end)
             place, first_tie = write_rows(out, grouped(score_in, PART // GROUP_ROWS), start + part, score_of(lo),
