@@ -11,7 +11,7 @@ import torch
 from lacuna.kernels.op import Case
 from lacuna.kernels.sparq_score import OP as SPARQ_SCORE
 from lacuna.kernels.sparq_score.eager import joined_parts
-from lacuna.kernels.sparq_score.fused import aligned_rows
+from lacuna.kernels.sparq_score.fused import aligned_rows, by_product
 from lacuna.kernels.tiling import Plan
 from lacuna.kernels.verify import poisoned_memory
 from lacuna.kernels.visible import visible_rows
@@ -20,7 +20,9 @@ CASES = (
     Case("gqa4", 2, 8, 2, 37, head_dim=64, low_dims=16, kept=8, dtype="float32"),
     Case("gqa1", 2, 3, 3, 21, head_dim=96, low_dims=20, kept=9, dtype="float32"),
     Case("gqa16", 1, 16, 1, 33, head_dim=128, low_dims=128, kept=4, dtype="float32"),
-    Case("wide", 1, 2, 1, 40, head_dim=512, low_dims=300, kept=8, dtype="bfloat16"),  # numbers that bfloat16 lacks
+    Case(
+        "wide", 1, 2, 1, 40, head_dim=512, low_dims=300, kept=8, dtype="bfloat16"
+    ),  # not by a product: bfloat16 lacks these numbers
 )
 
 
@@ -102,3 +104,11 @@ def test_wide_loads_end_within_the_component(device):
     assert aligned_rows(k_BGDS) == 1, "37 rows"
     assert aligned_rows(whole[..., :37]) == 16 // whole.element_size()
     assert aligned_rows(whole[..., 1:38]) == 1, "components begin between"
+
+
+def test_components_are_numbered_exactly_and_places_fit():
+    """Broken: components beyond 256 are rounded to others in bfloat16, or a launch asks for more memory than an SM has."""
+    assert by_product(128, 32)
+    assert by_product(256, 128)
+    assert not by_product(257, 16)
+    assert not by_product(256, 256)
