@@ -120,18 +120,21 @@ def weight_plan(sets: int, rows: int, multiprocessor_count: int) -> WeightPlan:
     return WeightPlan(body_rows, rest_rows, num_warps, alone if sets <= multiprocessor_count else MAX_REGISTERS)
 
 
-def by_one_block(sets: int, rows: int, multiprocessor_count: int) -> bool:
+def by_one_block(sets: int, rows: int, group: int, multiprocessor_count: int) -> bool:
     """Tell whether one block for each set ranks and chooses.
 
     Args:
         sets: Of all texts.
         rows: S.
+        group: J.
         multiprocessor_count: SMs of the GPU.
 
     Returns:
         Whether a block can hold a set, and few SMs are left without one.
     """
-    return rows <= MOST_ROWS and 4 * sets >= 3 * multiprocessor_count
+    # beside the sums, of several heads, stand the scores of one
+    most_rows = MOST_ROWS if group == 1 else MOST_ROWS // 2
+    return rows <= most_rows and 4 * sets >= 3 * multiprocessor_count
 
 
 def choose_by_weight(
@@ -170,10 +173,11 @@ def choose_by_weight(
     batch, heads, rows = score_BHS.shape
     rank_BGS, lse_BH = score_BHS.new_empty(batch, groups, rows), score_BHS.new_empty(batch, heads)
     spans = lo_B, hi_B, local_B
-    if plan is None and not by_one_block(batch * groups, rows, multiprocessors(score_BHS.device)):
+    count_sm = multiprocessors(score_BHS.device)
+    if plan is None and not by_one_block(batch * groups, rows, heads // groups, count_sm):
         rank_rows(score_BHS, part_BHX2, spans, rank_BGS, lse_BH)
         return *select_topk(rank_BGS, k_B, width), lse_BH
-    plan = plan or weight_plan(batch * groups, rows, multiprocessors(score_BHS.device))
+    plan = plan or weight_plan(batch * groups, rows, count_sm)
     chosen = empty_choice(batch, groups, width, score_BHS.device)
     _by_one_block(score_BHS, part_BHX2, (*spans, k_B), rank_BGS, (*chosen, lse_BH), plan)
     return *chosen, lse_BH

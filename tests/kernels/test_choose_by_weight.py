@@ -164,9 +164,11 @@ def test_plans_hold_a_set_and_fit_an_sm(rows, sets):
 
 def test_one_block_a_set_is_for_sets_that_fill_the_gpu():
     """Broken: a text alone is ranked by eight blocks, or rows that no block can hold are asked of one."""
-    assert by_one_block(128, 16384, 132)
-    assert not by_one_block(8, 16384, 132)
-    assert not by_one_block(512, 40961, 132)
+    assert by_one_block(128, 16448, 4, 132)
+    assert by_one_block(512, 40960, 1, 132)
+    assert not by_one_block(8, 16384, 4, 132)
+    assert not by_one_block(512, 40961, 1, 132)
+    assert not by_one_block(128, 32832, 4, 132), "sums and scores of one head do not fit into registers together"
 
 
 def test_scores_of_another_kind_and_no_width_are_refused(device):
