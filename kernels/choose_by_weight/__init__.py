@@ -59,7 +59,7 @@ def flops(case: Case) -> int:
 
 
 def compare(inputs: Inputs, output: tuple[torch.Tensor, ...], reference: tuple[torch.Tensor, ...]) -> Comparison:
-    """Compare the weights of the chosen sets; places must be unique, ascending and followed by -1 only.
+    """Compare the logs of the weights of the chosen sets; places must be unique, ascending and followed by -1 only.
 
     Args:
         inputs: What was chosen from.
@@ -67,8 +67,8 @@ def compare(inputs: Inputs, output: tuple[torch.Tensor, ...], reference: tuple[t
         reference: The same of the reference.
 
     Returns:
-        The largest difference between the ordered weights of the two sets, in float64, or of the logs of the sums; or
-        what is wrong with the form.
+        The largest difference between the ordered logs of the two sets, in float64, or of the logs of the sums; or what
+        is wrong with the form.
     """
     (index_BGK, count_BG, lse_BH), (expected_BGK, expected_BG, expected_BH) = output, reference
     if not torch.equal(count_BG, expected_BG):
@@ -84,10 +84,11 @@ def compare(inputs: Inputs, output: tuple[torch.Tensor, ...], reference: tuple[t
 
 
 def _exact(inputs: Inputs) -> torch.Tensor:
-    """The weights in float64."""
+    """The logs of the weights in float64: of small ones, too, a difference counts by its share of them."""
     lse_BH = joined_parts(inputs["part_BHX2"].double())
     spans = inputs["lo_B"], inputs["hi_B"], inputs["local_B"]
-    return ranks(inputs["score_BHS"].double(), lse_BH, *spans, inputs["groups"])
+    rank_BGS = ranks(inputs["score_BHS"].double(), lse_BH, *spans, inputs["groups"])
+    return torch.where(rank_BGS > 0, rank_BGS.log(), float("-inf"))
 
 
 OP = Op("choose_by_weight", "1", __name__, choose_by_weight, make, moved_bytes, flops, CASES, compare)

@@ -77,21 +77,21 @@ def sparq_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, score_ptr, part_ptr, scale,
     place = tl.sum(ahead.to(tl.int32), 1)
     slot = tl.arange(0, BLOCK_COMPONENTS)
     chosen = slot < COMPONENTS
+    if UPCAST:
+        asked = whole
     if PRODUCT:
         # zeros and ones put components in their places, and their numbers, as one head more
         last = (member == BLOCK_GROUP - 1)[:, None]
         numbered = tl.where(last, column[None, :].to(asked.dtype), asked)
-        if UPCAST:
-            numbered = numbered.to(tl.float32)
-        placed = ((place[:, None] == slot[None, :]) & chosen[None, :]).to(numbered.dtype)
+        placed = ((place[:, None] == slot[None, :]) & chosen[None, :]).to(asked.dtype)
         put = tl.dot(numbered, placed, input_precision="ieee")
         component = tl.sum(tl.where(last, put, 0.0), 0).to(tl.int32)
         q = tl.where(in_group, put, 0.0).to(asked.dtype)
     else:
         component = tl.sum(tl.where(place[None, :] == slot[:, None], column[None, :], 0), 1)
         q = tl.load(q_rows + component[None, :], mask=in_group & chosen[None, :], other=0.0)
-    if UPCAST:
-        q = q.to(tl.float32)
+        if UPCAST:
+            q = q.to(tl.float32)
     held = tl.sum(tl.where(place < COMPONENTS, tl.abs(whole), 0.0), 1)
     part = tl.where(held > 0.0, held, 1.0) / tl.where(held > 0.0, tl.sum(tl.abs(whole), 1), 1.0)
     factor = scale * tl.rsqrt(part)

@@ -139,6 +139,20 @@ def test_any_number_of_parts_says_the_same(twin, parts, device):
     torch.testing.assert_close(lse_BH.double(), score_BHS.double().logsumexp(-1), rtol=1e-6, atol=1e-6)
 
 
+def test_a_row_of_a_little_less_weight_is_told(device):
+    """Broken: weights of many rows are so small that another row, of a thousandth less, passes for the right one."""
+    inputs = {"score_BHS": torch.linspace(0.0, -4.0, 4096, device=device).repeat(1, 2, 1)}
+    inputs |= {"part_BHX2": parts_of(inputs["score_BHS"], 1), "groups": 1, "width": 16}
+    inputs |= {name: torch.tensor([n], dtype=torch.int32, device=device)
+               for name, n in {"lo_B": 0, "hi_B": 4096, "local_B": 0, "k_B": 16}.items()}  # fmt: skip
+    right = CHOOSE_BY_WEIGHT.eager(**inputs)
+    wrong = (right[0].clone(), *right[1:])
+    wrong[0][..., -1] = 16  # in place of the row before
+    found = [CHOOSE_BY_WEIGHT.compare(inputs, one, right) for one in (right, wrong)]
+    assert found[0].error == 0
+    assert found[1].error > 100 * torch.finfo(torch.float32).eps * found[1].scale
+
+
 @pytest.mark.parametrize("dim", [64, 96, 128, 256])
 @pytest.mark.parametrize("plan", [None, HELD, HALVES], ids=str)
 def test_it_follows_the_scores_of_sparq(dim, plan, device):
