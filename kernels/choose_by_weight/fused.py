@@ -16,7 +16,7 @@ import triton.language as tl
 from ..interpreter import interpreted
 from ..overlap.fused import overlap, start_after_others
 from ..select_topk.chosen.fused import choose, write_end
-from ..select_topk.fused import LEAST_ROWS, MAX_REGISTERS, MOST_ROWS, empty_choice, select_topk
+from ..select_topk.fused import LEAST_ROWS, MAX_REGISTERS, MOST_ROWS, by_one_block, empty_choice, select_topk
 from ..tiling import body_and_rest, multiprocessors, power_of_2, select_plan
 from .by_rows.fused import rank_rows
 from .held.fused import forced, joined_parts, sampled, summed_weights
@@ -98,7 +98,8 @@ def choose_by_weight_kernel(score_ptr, part_ptr, lo_ptr, hi_ptr, local_ptr, k_pt
         sample = tl.maximum(sample, sampled(rest, BLOCK_ROWS // (4 * THREADS), chunks, THREADS))
     out = index_ptr + pair.to(tl.int64) * width
     rank_set = rank_ptr + pair.to(tl.int64) * pitch
-    k = choose(rank, rest, sample, rank_set, out, wanted, 0, 0, rows, BLOCK_ROWS, BLOCK_REST, DIRECT, THREADS, True)
+    k = choose(rank, rest, sample, rank_set, out, wanted, 0, 0, rows, BLOCK_ROWS, BLOCK_REST, DIRECT, THREADS, True,
+               True)  # fmt: skip
     write_end(out, count_ptr + pair, k, width, BLOCK_WIDTH)
 
 
@@ -120,7 +121,7 @@ def weight_plan(sets: int, rows: int, multiprocessor_count: int) -> WeightPlan:
     return WeightPlan(body_rows, rest_rows, num_warps, alone if sets <= multiprocessor_count else MAX_REGISTERS)
 
 
-def by_one_block(sets: int, rows: int, group: int, multiprocessor_count: int) -> bool:
+def at_once(sets: int, rows: int, group: int, multiprocessor_count: int) -> bool:
     """Tell whether one block for each set ranks and chooses.
 
     Args:
@@ -174,16 +175,25 @@ def choose_by_weight(
     rank_BGS, lse_BH = score_BHS.new_empty(batch, groups, rows), score_BHS.new_empty(batch, heads)
     spans = lo_B, hi_B, local_B
     count_sm = multiprocessors(score_BHS.device)
-    if plan is None and not by_one_block(batch * groups, rows, heads // groups, count_sm):
+    if plan is None and not at_once(batch * groups, rows, heads // groups, count_sm):
         rank_rows(score_BHS, part_BHX2, spans, rank_BGS, lse_BH)
-        return *select_topk(rank_BGS, k_B, width), lse_BH
+        return *_of_ranks(rank_BGS, k_B, width), lse_BH
     plan = plan or weight_plan(batch * groups, rows, count_sm)
     chosen = empty_choice(batch, groups, width, score_BHS.device)
-    _by_one_block(score_BHS, part_BHX2, (*spans, k_B), rank_BGS, (*chosen, lse_BH), plan)
+    _at_once(score_BHS, part_BHX2, (*spans, k_B), rank_BGS, (*chosen, lse_BH), plan)
     return *chosen, lse_BH
 
 
-def _by_one_block(
+def _of_ranks(rank_BGS: torch.Tensor, k_B: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, groups, rows = rank_BGS.shape
+    if rows > MOST_ROWS:
+        return select_topk(rank_BGS, k_B, width)
+    chosen = empty_choice(batch, groups, width, rank_BGS.device)
+    by_one_block(rank_BGS, k_B, chosen, by_keys=True)
+    return chosen
+
+
+def _at_once(
     score_BHS: torch.Tensor,
     part_BHX2: torch.Tensor,
     asked: tuple[torch.Tensor, ...],

@@ -30,7 +30,8 @@ MAX_REGISTERS = 128
 @triton.jit
 def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
                   BLOCK_REST: tl.constexpr, BLOCK_WIDTH: tl.constexpr, SAMPLE: tl.constexpr, ALIGNED: tl.constexpr,
-                  DIRECT: tl.constexpr, THREADS: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+                  DIRECT: tl.constexpr, THREADS: tl.constexpr, BY_KEYS: tl.constexpr,
+                  OVERLAP: tl.constexpr):  # fmt: skip
     """Choose the rows of one set; the grid is (B * N,).
 
     Args:
@@ -48,6 +49,7 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
         ALIGNED: As `held_scores` has it.
         DIRECT: As `scatter` has it.
         THREADS: Of the block.
+        BY_KEYS: As `place_of` has it.
         OVERLAP: Whether the launch overlaps the kernel before.
     """
     start_after_others(OVERLAP)
@@ -61,7 +63,8 @@ def select_kernel(s_ptr, k_ptr, index_ptr, count_ptr, rows, width, SETS: tl.cons
     score = held_scores(s_set, 0, rows, BLOCK_ROWS, ALIGNED)
     rest = held_scores(s_set, BLOCK_ROWS, rows, BLOCK_REST, ALIGNED) if BLOCK_REST else score
     out = index_ptr + pair.to(tl.int64) * width
-    k = choose(score, rest, sample, s_set, out, wanted, 0, 0, rows, BLOCK_ROWS, BLOCK_REST, DIRECT, THREADS, False)
+    k = choose(score, rest, sample, s_set, out, wanted, 0, 0, rows, BLOCK_ROWS, BLOCK_REST, DIRECT, THREADS, False,
+               BY_KEYS)  # fmt: skip
     write_end(out, count_ptr + pair, k, width, BLOCK_WIDTH)
 
 
@@ -101,16 +104,37 @@ def select_topk(
     if told_BNX4 is not None or rows > MOST_ROWS:
         select_joint(s_BNS, k_B, index_BNK, count_BN, told_BNX4=told_BNX4, board=board)
         return index_BNK, count_BN
+    by_one_block(s_BNS, k_B, (index_BNK, count_BN), plan, by_keys=False)
+    return index_BNK, count_BN
+
+
+def by_one_block(
+    s_BNS: torch.Tensor,
+    k_B: torch.Tensor,
+    chosen: tuple[torch.Tensor, torch.Tensor],
+    plan: SelectPlan | None = None,
+    *,
+    by_keys: bool,
+) -> None:
+    """Choose by one block for each set.
+
+    Args:
+        s_BNS: (B, N, S) float32 scores, contiguous, 40960 rows at most.
+        k_B: (B,) int32, rows wanted of each sequence.
+        chosen: index_BNK and count_BN, written.
+        plan: How to cut the work; chosen from the shape if absent.
+        by_keys: Whether guesses lie between keys instead of scores: for positive ones over many decades.
+    """
+    (batch, sets, rows), width = s_BNS.shape, chosen[0].shape[2]
     body_rows, rest_rows = body_and_rest(max(LEAST_ROWS, rows))
     plan = plan or select_plan(body_rows)
     threads = 32 * plan.num_warps
     select_kernel[(batch * sets,)](
-        s_BNS, k_B, index_BNK, count_BN, rows, width, SETS=sets, BLOCK_ROWS=body_rows,
+        s_BNS, k_B, *chosen, rows, width, SETS=sets, BLOCK_ROWS=body_rows,
         BLOCK_REST=max(rest_rows, 4 * threads) if rest_rows else 0, BLOCK_WIDTH=power_of_2(width),
-        SAMPLE=plan.sample_rows, ALIGNED=rows % 4 == 0, DIRECT=not interpreted(), THREADS=threads,
+        SAMPLE=plan.sample_rows, ALIGNED=rows % 4 == 0, DIRECT=not interpreted(), THREADS=threads, BY_KEYS=by_keys,
         num_warps=plan.num_warps, maxnreg=MAX_REGISTERS, **overlap(s_BNS.device),
     )  # fmt: skip
-    return index_BNK, count_BN
 
 
 def empty_choice(batch: int, sets: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,9 +12,9 @@ from ..search.fused import (
     BEYOND,
     LEAST,
     NEIGHBOURS,
-    between,
     both_counts,
     counted,
+    key_at,
     middle_of,
     score_of,
     shrink,
@@ -25,8 +25,8 @@ FEW = tl.constexpr(48)
 
 
 @triton.jit
-def search_alone(score, rest, k, usable, able, low_score, high_score, per, REST: tl.constexpr, THREADS: tl.constexpr,
-                DIRECT: tl.constexpr):  # fmt: skip
+def search_alone(score, rest, k, usable, able, low, high, per, REST: tl.constexpr, THREADS: tl.constexpr,
+                DIRECT: tl.constexpr, BY_KEYS: tl.constexpr):  # fmt: skip
     """Find the k-th best score of a set.
 
     Args:
@@ -35,12 +35,13 @@ def search_alone(score, rest, k, usable, able, low_score, high_score, per, REST:
         k: Scores wanted, at most as many as can be chosen.
         usable: (T * F,) how many of each thread can be chosen.
         able: How many altogether.
-        low_score: A guess below the k-th.
-        high_score: One above.
+        low: A guess below the k-th, on the line of guesses.
+        high: One above.
         per: How far scores lie apart there.
         REST: Whether there are more.
         THREADS: Of the block.
         DIRECT: As `reaching` has it.
+        BY_KEYS: As `place_of` has it.
 
     Returns:
         Two keys, the score of the first with at least k scores at or above it, that of the second with fewer, and these
@@ -48,7 +49,7 @@ def search_alone(score, rest, k, usable, able, low_score, high_score, per, REST:
     """
     lo, hi, lo_count, hi_count = able * 0 + LEAST, able * 0 + BEYOND, able, able * 0
     middle = middle_of(lo, hi)
-    one, other = between(low_score, lo, hi, middle), between(high_score, lo, hi, middle)
+    one, other = key_at(low, lo, hi, middle, BY_KEYS), key_at(high, lo, hi, middle, BY_KEYS)
     first, second = tl.minimum(one, other), tl.maximum(one, other)
     few, base = tl.full([2 * THREADS], float("-inf"), tl.float32), able * 0 - 1
     before = able < 0
@@ -71,7 +72,7 @@ def search_alone(score, rest, k, usable, able, low_score, high_score, per, REST:
         little = (lo_count - hi_count) * 4 > field
         slow = little & before
         before = little & (slow == 0)
-        first, second = next_two(lo, hi, lo_count, hi_count, k, per, slow)
+        first, second = next_two(lo, hi, lo_count, hi_count, k, per, slow, BY_KEYS)
         per = tl.where((lo == LEAST) | (hi == BEYOND), per * GROWTH, per)
         one_sign = (lo > 0) | (hi < 0)
         if (base < 0) & one_sign & (lo_count - hi_count <= FEW) & (lo_count != k):

@@ -11,6 +11,9 @@ from ..places.fused import GROUP_ROWS, grouped, write_reached, write_rows
 from ..sample.fused import guessed_by
 from ..search.fused import LEAST, by_threads, reaching, score_of
 
+# Of equal scores so many too many are taken out one by one, in less time than all are read again.
+FEW_TIES = tl.constexpr(8)
+
 
 @triton.jit
 def held_scores(s_set, first_row, rows, SIZE: tl.constexpr, ALIGNED: tl.constexpr):
@@ -68,9 +71,37 @@ def put_scores(s_set, score, first_row, end, SIZE: tl.constexpr):
 
 
 @triton.jit
+def without_last(score, rest, tie, excess, start, BLOCK_ROWS: tl.constexpr, BLOCK_REST: tl.constexpr):
+    """Take the last of some equal scores out of the choice, one after the other.
+
+    Args:
+        score: (BLOCK_ROWS,) scores.
+        rest: (BLOCK_REST,) those of the rows behind them, if any.
+        tie: The score that several have.
+        excess: How many of these are not wanted, at least 0.
+        start: Number of the first row.
+        BLOCK_ROWS: How many rows.
+        BLOCK_REST: The same of `rest`, or 0.
+
+    Returns:
+        Both, -inf where a row is taken out.
+    """
+    row = start + tl.arange(0, BLOCK_ROWS)
+    rest_row = start + BLOCK_ROWS + tl.arange(0, BLOCK_REST) if BLOCK_REST else row
+    while excess > 0:
+        last = tl.max(tl.where(score == tie, row, -1), 0)
+        if BLOCK_REST:
+            last = tl.maximum(last, tl.max(tl.where(rest == tie, rest_row, -1), 0))
+            rest = tl.where(rest_row == last, float("-inf"), rest)
+        score = tl.where(row == last, float("-inf"), score)
+        excess -= 1
+    return score, rest
+
+
+@triton.jit
 def choose(score, rest, sample, s_set, out, wanted, start, first, end, BLOCK_ROWS: tl.constexpr,
            BLOCK_REST: tl.constexpr, DIRECT: tl.constexpr, THREADS: tl.constexpr,
-           MADE: tl.constexpr):  # fmt: skip
+           MADE: tl.constexpr, BY_KEYS: tl.constexpr):  # fmt: skip
     """Choose the best rows of a set, and write them in order.
 
     Args:
@@ -88,20 +119,26 @@ def choose(score, rest, sample, s_set, out, wanted, start, first, end, BLOCK_ROW
         DIRECT: As `scatter` has it.
         THREADS: Of the block.
         MADE: Whether the scores are in registers only; they are then written before they are read again.
+        BY_KEYS: As `place_of` has it.
 
     Returns:
         How many are chosen.
     """
     REST: tl.constexpr = BLOCK_REST > 0
-    low_score, high_score, per = guessed_by(sample, wanted, end - start)
+    low, high, per = guessed_by(sample, wanted, end - start, BY_KEYS)
     usable = by_threads(reaching(score, wanted * 0 + LEAST, DIRECT), THREADS)
     if REST:
         usable += by_threads(reaching(rest, wanted * 0 + LEAST, DIRECT), THREADS)
     able = tl.sum(usable, 0)
     k = tl.maximum(tl.minimum(wanted, able), 0)
     lo, hi, lo_count, hi_count = search_alone(
-        score, rest, k, usable, able, low_score, high_score, per, REST, THREADS, DIRECT
+        score, rest, k, usable, able, low, high, per, REST, THREADS, DIRECT, BY_KEYS
     )
+    if MADE:
+        # of a few equal scores too many, which is common, none needs to be read again
+        few = tl.where(lo_count - k <= FEW_TIES, lo_count - k, 0)
+        score, rest = without_last(score, rest, score_of(lo), few, start, BLOCK_ROWS, BLOCK_REST)
+        lo_count -= few
     place, first_tie = able * 0, able * 0
     if (k > 0) & (lo_count == k):
         place = write_reached(out, score, start, lo, place, BLOCK_ROWS // GROUP_ROWS, DIRECT)

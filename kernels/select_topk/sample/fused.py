@@ -14,10 +14,12 @@ from ..search.fused import (
     BEYOND,
     LEAST,
     NEIGHBOURS,
-    between,
     counted,
+    key_at,
     middle_of,
     normal_quantile,
+    ordered_key,
+    place_of,
     score_of,
     shrink,
 )
@@ -47,7 +49,7 @@ def sample_of(s_set, rows, SAMPLE: tl.constexpr):
 
 
 @triton.jit
-def next_two(lo, hi, lo_count, hi_count, k, per, slow):
+def next_two(lo, hi, lo_count, hi_count, k, per, slow, BY_KEYS: tl.constexpr):
     """Guess two keys between lo and hi, or beyond the one of them that was counted.
 
     Args:
@@ -56,47 +58,66 @@ def next_two(lo, hi, lo_count, hi_count, k, per, slow):
         lo_count: Keys at or above lo.
         hi_count: Keys at or above hi.
         k: Keys wanted.
-        per: Scores lie so far apart, where only one end was counted.
+        per: Places lie so far apart, where only one end was counted.
         slow: Whether the last steps did little: one guess then halves the range.
+        BY_KEYS: As `place_of` has it.
 
     Returns:
         The two keys, in order.
     """
     middle = middle_of(lo, hi)
-    lo_score, hi_score = score_of(lo), score_of(hi)
+    low, high = place_of(lo, BY_KEYS), place_of(hi, BY_KEYS)
     field = (lo_count - hi_count).to(tl.float32)
     part = (lo_count - k + 0.5) / field
     margin = tl.where(slow, 0.0, MARGIN * tl.sqrt(part * (1.0 - part) / field) + 0.5 / field)
-    width = hi_score - lo_score
-    first_score, second_score = lo_score + width * (part - margin), lo_score + width * (part + margin)
+    width = high - low
+    one, other = low + width * (part - margin), low + width * (part + margin)
     up, down = per * (lo_count - k + 0.5), per * (k - hi_count + 0.5)
-    first_score = tl.where(hi == BEYOND, lo_score + up * NEAR, first_score)
-    second_score = tl.where(hi == BEYOND, lo_score + up * FAR, second_score)
-    first_score = tl.where(lo == LEAST, hi_score - down * FAR, first_score)
-    second_score = tl.where(lo == LEAST, hi_score - down * NEAR, second_score)
-    first, second = between(first_score, lo, hi, middle), between(second_score, lo, hi, middle)
+    one, other = tl.where(hi == BEYOND, low + up * NEAR, one), tl.where(hi == BEYOND, low + up * FAR, other)
+    one, other = tl.where(lo == LEAST, high - down * FAR, one), tl.where(lo == LEAST, high - down * NEAR, other)
+    first, second = key_at(one, lo, hi, middle, BY_KEYS), key_at(other, lo, hi, middle, BY_KEYS)
     second = tl.where(slow & (lo != LEAST) & (hi != BEYOND), middle, second)
     return tl.minimum(first, second), tl.maximum(first, second)
 
 
 @triton.jit
-def guessed_by(sample, wanted, rows):
-    """Guess two scores on both sides of the k-th of all from a sample.
+def places_of(sample, usable, BY_KEYS: tl.constexpr):
+    """Tell where on the line of guesses the scores of a sample lie, and which of them count.
+
+    Args:
+        sample: Scores.
+        usable: Which of them can be chosen.
+        BY_KEYS: As `place_of` has it; +inf, which comes first whatever the others are, does not count there.
+
+    Returns:
+        Places, zero for those that do not count, and which do.
+    """
+    if BY_KEYS:
+        usable &= sample < float("inf")
+        return tl.where(usable, ordered_key(sample).to(tl.float32), 0.0), usable
+    return tl.where(usable, sample, 0.0), usable
+
+
+@triton.jit
+def guessed_by(sample, wanted, rows, BY_KEYS: tl.constexpr):
+    """Guess two places on both sides of the k-th of all from a sample.
 
     Args:
         sample: (M,) scores.
         wanted: Rows wanted of all.
         rows: S.
+        BY_KEYS: As `place_of` has it.
 
     Returns:
-        The lower score, the higher one, and how far scores lie apart there, of all.
+        The lower place, the higher one, and how far places lie apart there, of all.
     """
     usable = sample > float("-inf")
-    seen = tl.where(usable, sample, 0.0)
     able = tl.sum(usable.to(tl.int32), 0)
     many = tl.maximum(able, 1).to(tl.float32)
-    mean = tl.sum(seen, 0) / many
-    deviation = tl.sqrt(tl.maximum(tl.sum(seen * seen, 0) / many - mean * mean, 0.0))
+    seen, counts_there = places_of(sample, usable, BY_KEYS)
+    counted_there = tl.maximum(tl.sum(counts_there.to(tl.int32), 0), 1).to(tl.float32) if BY_KEYS else many
+    mean = tl.sum(seen, 0) / counted_there
+    deviation = tl.sqrt(tl.maximum(tl.sum(seen * seen, 0) / counted_there - mean * mean, 0.0))
     # Hidden rows are taken to be as many in the sample as elsewhere.
     share = sample.shape[0] / tl.maximum(rows, sample.shape[0]).to(tl.float32)
     rank = tl.minimum(tl.maximum(wanted * share, 0.5), tl.maximum(many - 0.5, 0.5))
@@ -107,19 +128,19 @@ def guessed_by(sample, wanted, rows):
     k = tl.minimum(tl.maximum((rank + 0.5).to(tl.int32), 1), tl.maximum(able, 1))
     lo, hi, lo_count, hi_count = able * 0 + LEAST, able * 0 + BEYOND, able, able * 0
     middle = middle_of(lo, hi)
-    low_score, high_score = mean + deviation * normal - reach * per, mean + deviation * normal + reach * per
-    first, second = between(low_score, lo, hi, middle), between(high_score, lo, hi, middle)
+    low, high = mean + deviation * normal - reach * per, mean + deviation * normal + reach * per
+    first, second = key_at(low, lo, hi, middle, BY_KEYS), key_at(high, lo, hi, middle, BY_KEYS)
     while ((lo_count - hi_count).to(tl.float32) > 2.0 * reach) & (lo_count != k) & (lo + 1 < hi):
         counts = counted(sample, score_of(first), score_of(second))
         field, open_end = lo_count - hi_count, (lo == LEAST) | (hi == BEYOND)
         lo, lo_count, hi, hi_count = shrink(lo, lo_count, hi, hi_count, first, counts & 0xFFFF, second, counts >> 16, k)
-        first, second = next_two(lo, hi, lo_count, hi_count, k, per, (lo_count - hi_count) * 4 > field)
+        first, second = next_two(lo, hi, lo_count, hi_count, k, per, (lo_count - hi_count) * 4 > field, BY_KEYS)
         per = tl.where(open_end & ((lo == LEAST) | (hi == BEYOND)), per * GROWTH, per)
-    lo_score, hi_score = score_of(lo), score_of(hi)
+    lo_place, hi_place = place_of(lo, BY_KEYS), place_of(hi, BY_KEYS)
     closed = (lo != LEAST) & (hi != BEYOND)
-    per = tl.where(closed, (hi_score - lo_score) / tl.maximum(lo_count - hi_count, 1), per)
-    base_score, base_count = tl.where(hi == BEYOND, lo_score, hi_score), tl.where(hi == BEYOND, lo_count, hi_count)
+    per = tl.where(closed, (hi_place - lo_place) / tl.maximum(lo_count - hi_count, 1), per)
+    base_place, base_count = tl.where(hi == BEYOND, lo_place, hi_place), tl.where(hi == BEYOND, lo_count, hi_count)
     counted_one = (lo != LEAST) | (hi != BEYOND)
-    low_score = tl.where(counted_one, base_score + (base_count - rank - reach) * per, low_score)
-    high_score = tl.where(counted_one, base_score + (base_count - rank + reach) * per, high_score)
-    return low_score, high_score, per * share
+    low = tl.where(counted_one, base_place + (base_count - rank - reach) * per, low)
+    high = tl.where(counted_one, base_place + (base_count - rank + reach) * per, high)
+    return low, high, per * share

@@ -113,7 +113,8 @@ def whole_kernel(rank_q_ptr, rank_k_ptr, lo_ptr, hi_ptr, wanted_ptr, q_ptr, k_pt
     score = tl.where((row >= lo) & (row < hi), score, float("-inf"))
     index_set = index_ptr + pair.to(tl.int64) * width
     wanted = tl.minimum(tl.load(wanted_ptr + batch), width)
-    k = choose(score, score, sample, s_set, index_set, wanted, start, lo, hi, BLOCK_ROWS, 0, DIRECT, THREADS, False)
+    k = choose(score, score, sample, s_set, index_set, wanted, start, lo, hi, BLOCK_ROWS, 0, DIRECT, THREADS, False,
+               False)  # fmt: skip
     write_end(index_set, count_ptr + pair, k, width, BLOCK_WIDTH)
     # Rows that other threads have stored are read from here on.
     tl.debug_barrier()
