@@ -121,7 +121,7 @@ def test_of_a_few_equal_sums_the_lowest_rows_are_chosen_too(twin, heads, equal, 
 
 
 @each
-@pytest.mark.parametrize("deviation", [0.01, 20.0])
+@pytest.mark.parametrize("deviation", [0.01, 10.0])
 def test_weights_of_one_size_or_over_many_decades_are_ordered(twin, deviation, device):
     """Broken: guesses between the keys of weights end at another one, or +inf of local rows takes them away."""
     spans = [0, 5], [460, 440], [9, 1]

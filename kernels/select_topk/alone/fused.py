@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from ..few.fused import picked
+from ..line.fused import key_at
 from ..sample.fused import GROWTH, next_two
 from ..search.fused import (
     BEYOND,
@@ -14,7 +15,6 @@ from ..search.fused import (
     NEIGHBOURS,
     both_counts,
     counted,
-    key_at,
     middle_of,
     score_of,
     shrink,

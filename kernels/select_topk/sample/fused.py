@@ -10,16 +10,15 @@ Shape legend: M scores of the sample.
 import triton
 import triton.language as tl
 
+from ..line.fused import key_at, place_of
 from ..search.fused import (
     BEYOND,
     LEAST,
     NEIGHBOURS,
     counted,
-    key_at,
     middle_of,
     normal_quantile,
     ordered_key,
-    place_of,
     score_of,
     shrink,
 )

@@ -140,46 +140,6 @@ def between(score, lo, hi, middle):
 
 
 @triton.jit
-def place_of(key, BY_KEYS: tl.constexpr):
-    """Tell where on the line of guesses a key lies.
-
-    Guesses lie between scores; of positive ones over many decades, as weights are, between their keys, which are close
-    to their logarithms.
-
-    Args:
-        key: A key.
-        BY_KEYS: Whether guesses lie between keys.
-
-    Returns:
-        Its place, float32.
-    """
-    if BY_KEYS:
-        return key.to(tl.float32)
-    return score_of(key)
-
-
-@triton.jit
-def key_at(place, lo, hi, middle, BY_KEYS: tl.constexpr):
-    """Make a place on the line of guesses a key strictly between two others.
-
-    Args:
-        place: As `place_of` tells it.
-        lo: Key below.
-        hi: Key above.
-        middle: As `between` has it.
-        BY_KEYS: As `place_of` has it.
-
-    Returns:
-        The key.
-    """
-    if BY_KEYS:
-        inside = (place > lo.to(tl.float32)) & (place < hi.to(tl.float32))
-        key = tl.where(inside, place, 0.0).to(tl.int32)
-        return tl.where(inside & (key > lo) & (key < hi), key, middle)
-    return between(place, lo, hi, middle)
-
-
-@triton.jit
 def part_left(lo_count, hi_count, k, slow):
     """Tell which part of a range lies between its lower end and where k keys should be left, if keys lie evenly.
 
