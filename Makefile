@@ -15,6 +15,8 @@ PYTHON ?= python3
 VENV_FLAGS ?=
 TORCH ?= torch==2.13.0
 RANKS ?= 2
+# processes that share the tests, a file each
+WORKERS ?= 2
 # overrides for lacuna run, such as: make demo SET="--set device=cuda"
 SET ?=
 
@@ -37,7 +39,7 @@ demo: $(STAMP)
 	$(BIN)/lacuna report jobs/sweeps/demo.yaml -o report
 
 test: $(STAMP)
-	PATH="$$PATH:$(BIN)" $(BIN)/python -m pytest -m "not slow"
+	PATH="$$PATH:$(BIN)" OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 lint: types
 	$(BIN)/ruff check .
