@@ -256,6 +256,8 @@ def _arrays(ids: Iterable[str]) -> list[str]:
 
 def _run_local(todo: Sequence[Batch], sweep: str, store: Store, site: Site, runner: str) -> list[str]:
     executor = LocalExecutor(store.logs().resolve() / "local", max_num_timeout=MAX_REQUEUES)
+    # who starts the ranks hears Ctrl-C as well: the page of Python that it ends with is for its log
+    executor.update_parameters(setup=[f"exec 2>>{shlex.quote(str(executor.folder / 'started.log'))}"])
     ids = []
     for batch, job in ((b, j) for b in todo for j in _group_jobs(b, store, site, runner)):
         gpus = site.gpus(batch.device) * batch.ranks

@@ -37,10 +37,10 @@ def start(tmp_path):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "LACUNA_STORE": "store"}
     begun = []
 
-    def start(module, deed, *argv, before=(), heard="default_int_handler"):
+    def start(module, deed, *argv, before=(), heard="default_int_handler", **how):
         command = [*before, sys.executable, "-c", AT.format(module=module, deed=deed, heard=heard), *argv]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        begun.append(subprocess.Popen(command, cwd=tmp_path, env=env, **pipes))
+        begun.append(subprocess.Popen(command, cwd=tmp_path, env=env, **pipes, **how))
         return begun[-1]
 
     yield start
@@ -82,6 +82,16 @@ def test_while_a_cell_runs(start, tmp_path):
     assert end(process) == (130, STOPPED)
     assert list(tmp_path.glob("store/unfinished/*/*.jsonl"))
     assert not list(tmp_path.glob("store/records/*/*.json"))
+
+
+def test_while_a_job_of_the_local_site_runs(start, tmp_path):
+    """Ctrl-C reaches all processes of a terminal: the one that starts the ranks would answer with a page of Python."""
+    process = start("nothing", "pass", "submit", "tiny.yaml", "--site", "local", start_new_session=True)
+    assert b"1 cells, log" in process.stdout.readline()
+    time.sleep(2.0)  # the rank is on its way
+    os.killpg(process.pid, signal.SIGINT)
+    assert end(process) == (130, STOPPED)
+    assert "KeyboardInterrupt" in (tmp_path / "store" / "logs" / "local" / "started.log").read_text()
 
 
 def test_what_was_printed_is_there(start):
