@@ -21,6 +21,7 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, environment_v
 from ..results.cell import Cell
 from ..results.record import Record, Status
 from ..results.store import Store
+from . import local
 from .batch import Batch, batches
 from .left import at_work, left
 from .say import hush, say
@@ -256,8 +257,7 @@ def _arrays(ids: Iterable[str]) -> list[str]:
 
 def _run_local(todo: Sequence[Batch], sweep: str, store: Store, site: Site, runner: str) -> list[str]:
     executor = LocalExecutor(store.logs().resolve() / "local", max_num_timeout=MAX_REQUEUES)
-    # who starts the ranks hears Ctrl-C as well: the page of Python that it ends with is for its log
-    executor.update_parameters(setup=[f"exec 2>>{shlex.quote(str(executor.folder / 'started.log'))}"])
+    executor.update_parameters(setup=local.apart(executor.folder))
     ids = []
     for batch, job in ((b, j) for b in todo for j in _group_jobs(b, store, site, runner)):
         gpus = site.gpus(batch.device) * batch.ranks
@@ -267,14 +267,10 @@ def _run_local(todo: Sequence[Batch], sweep: str, store: Store, site: Site, runn
             started = executor.submit(job)
         say(f"{sweep}, wave {batch.wave}: {len(job.cells)} cells, log {started.paths.stdout}")
         if started.exception() is not None:
-            say(f"job {started.job_id} broke off: {_last_line(started.paths.stderr)}; see {started.paths.stderr}")
+            logs = started.paths.stderr, local.started_in(executor.folder)
+            say(f"job {started.job_id} broke off: {local.last_words(logs)}")
         ids.append(started.job_id)
     return ids
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    return lines[-1] if lines else "it was killed"
 
 
 def _run_debug(todo: Sequence[Batch], _: str, store: Store, site: Site, runner: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Ctrl-C ends every command in one line and code 130, at whatever moment it comes."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from configparser import ConfigParser
 
 import pytest
 
+from lacuna.jobs.local import started_in
 from lacuna.results.plugins import ROOT
 
 SWEEP = "model: pocket\nmethod: full\ntask: {perplexity: {window: 64, windows: 1}}\n"
@@ -86,12 +88,20 @@ def test_while_a_cell_runs(start, tmp_path):
 
 def test_while_a_job_of_the_local_site_runs(start, tmp_path):
     """Ctrl-C reaches all processes of a terminal: the one that starts the ranks would answer with a page of Python."""
-    process = start("nothing", "pass", "submit", "tiny.yaml", "--site", "local", start_new_session=True)
-    assert b"1 cells, log" in process.stdout.readline()
-    time.sleep(2.0)  # the rank is on its way
-    os.killpg(process.pid, signal.SIGINT)
-    assert end(process) == (130, STOPPED)
-    assert "KeyboardInterrupt" in (tmp_path / "store" / "logs" / "local" / "started.log").read_text()
+    process, log = start("nothing", "pass", "submit", "tiny.yaml", "--site", "local", start_new_session=True), b""
+    try:
+        log = process.stdout.readline()
+        assert b"1 cells, log" in log
+        for _ in range(600):
+            if (rank := list(tmp_path.glob("store/logs/local/*_0_log.out"))) and rank[0].stat().st_size:
+                break
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        assert end(process) == (130, STOPPED)
+        assert "KeyboardInterrupt" in started_in(tmp_path / "store" / "logs" / "local").read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_what_was_printed_is_there(start):

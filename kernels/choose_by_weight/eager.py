@@ -22,7 +22,8 @@ def choose_by_weight(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Choose the k rows whose weights, summed over a group of heads, are largest; the lowest rows first among equals.
 
-    A weight is exp(score - lse). The last visible rows come before all others. A row whose sum is NaN is never chosen.
+    A weight is exp(score - lse). The last visible rows come before all others. No other row is chosen
+    whose sum is NaN.
 
     Args:
         score_BHS: (B, H, S) scores, -inf for rows that are not visible; head h is of group h // J.

@@ -89,12 +89,12 @@ def choose_by_weight_kernel(score_ptr, part_ptr, lo_ptr, hi_ptr, local_ptr, k_pt
     tl.store(lse_ptr + pair * GROUP + member, lse, mask=member < GROUP)
     s_set, share = score_ptr + (pair * GROUP).to(tl.int64) * pitch, 1.0 / total
     rank = summed_weights(s_set, base, share, 0, rows, pitch, BLOCK_ROWS, GROUP, BLOCK_GROUP, ALIGNED)
-    rank = forced(rank, 0, lo, hi, local, BLOCK_ROWS)
+    rank = forced(rank, 0, lo, hi, local, rows, BLOCK_ROWS)
     chunks = tl.cdiv(rows, 4 * THREADS)
     sample, rest = sampled(rank, 0, chunks, THREADS), rank
     if BLOCK_REST:
         rest = summed_weights(s_set, base, share, BLOCK_ROWS, rows, pitch, BLOCK_REST, GROUP, BLOCK_GROUP, ALIGNED)
-        rest = forced(rest, BLOCK_ROWS, lo, hi, local, BLOCK_REST)
+        rest = forced(rest, BLOCK_ROWS, lo, hi, local, rows, BLOCK_REST)
         sample = tl.maximum(sample, sampled(rest, BLOCK_ROWS // (4 * THREADS), chunks, THREADS))
     out = index_ptr + pair.to(tl.int64) * width
     rank_set = rank_ptr + pair.to(tl.int64) * pitch

@@ -55,7 +55,7 @@ def sparq_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, score_ptr, part_ptr, scale,
         TILES: Tiles of one block.
         ALIGN: Rows that are loaded together: every component begins at a multiple of so many, and ends at one.
         BLOCK_ROWS: Rows of a tile.
-        BLOCK_GROUP: Power of two, at least 16 and more than J.
+        BLOCK_GROUP: Power of two, at least 16 and J, and more than J if PRODUCT.
         BLOCK_DIM: Power of two, at least D.
         BLOCK_COMPONENTS: Power of two, at least 16 and R.
         PRODUCT: Whether components are put in their places by a product.
@@ -92,6 +92,8 @@ def sparq_score_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, score_ptr, part_ptr, scale,
         q = tl.load(q_rows + component[None, :], mask=in_group & chosen[None, :], other=0.0)
         if UPCAST:
             q = q.to(tl.float32)
+    # of a query with NaN no component comes before another, and all numbers are added up in the first place
+    component = tl.minimum(component, DIM - 1)
     held = tl.sum(tl.where(place < COMPONENTS, tl.abs(whole), 0.0), 1)
     part = tl.where(held > 0.0, held, 1.0) / tl.where(held > 0.0, tl.sum(tl.abs(whole), 1), 1.0)
     factor = scale * tl.rsqrt(part)
@@ -149,10 +151,10 @@ def by_product(head_dim: int, components: int) -> bool:
         components: R.
 
     Returns:
-        Whether their numbers are exact, and places fit into shared memory in any dtype.
+        Whether a product can be so small, their numbers are exact, and places fit into shared memory in any dtype.
     """
     places = power_of_2(head_dim) * max(16, power_of_2(components))
-    return head_dim <= MOST_NUMBERS and 4 * places <= MOST_PLACES
+    return 16 <= head_dim <= MOST_NUMBERS and 4 * places <= MOST_PLACES
 
 
 def aligned_rows(k_BGDS: torch.Tensor) -> int:
@@ -201,7 +203,7 @@ def sparq_score(
         raise ValueError(f"expected stride 1 in the last dim, got {q_BHD.stride()} and {k_BGDS.stride()}")
     batch, heads, dim = q_BHD.shape
     groups, rows = k_BGDS.shape[1], k_BGDS.shape[3]
-    group = heads // groups
+    group, product = heads // groups, by_product(dim, components)
     plan = plan or sparq_plan(batch * groups, rows, components, k_BGDS.element_size(), multiprocessors(q_BHD.device))
     score_BHS, part_BHX2 = (
         torch.empty(shape, dtype=torch.float32, device=q_BHD.device)
@@ -211,8 +213,8 @@ def sparq_score(
         q_BHD, k_BGDS, lo_B, hi_B, score_BHS, part_BHX2, scale, rows, *q_BHD.stride()[:2], *k_BGDS.stride()[:3],
         KV_HEADS=groups, GROUP=group, DIM=dim, COMPONENTS=components, SPLITS=plan.splits,
         TILES=triton.cdiv(triton.cdiv(rows, plan.block_rows), plan.splits), ALIGN=aligned_rows(k_BGDS),
-        BLOCK_ROWS=plan.block_rows, BLOCK_GROUP=max(16, power_of_2(group + 1)), BLOCK_DIM=power_of_2(dim),
-        BLOCK_COMPONENTS=max(16, power_of_2(components)), PRODUCT=by_product(dim, components),
-        UPCAST=upcasts(q_BHD.dtype), num_warps=plan.num_warps, num_stages=plan.num_stages, **overlap(q_BHD.device),
+        BLOCK_ROWS=plan.block_rows, BLOCK_GROUP=max(16, power_of_2(group + product)), BLOCK_DIM=power_of_2(dim),
+        BLOCK_COMPONENTS=max(16, power_of_2(components)), PRODUCT=product, UPCAST=upcasts(q_BHD.dtype),
+        num_warps=plan.num_warps, num_stages=plan.num_stages, **overlap(q_BHD.device),
     )  # fmt: skip
     return score_BHS, part_BHX2

@@ -54,7 +54,7 @@ for part in "${@:-verify ops keys 8b long linear tp company grid}"; do for one i
     grid) if [ -n "${TINY:-}" ]; then step grid 60 python3 -m lacuna bench gate --rows 64 128 --batch 1 2 --device cpu -o "$out/grid.csv"
           else step grid 530 python3 -m lacuna bench loki_pipeline loki_theta_pipeline --rows 1024 8192 65536 262144 1048576 --batch 1 16 64 256 -o "$out/grid.csv"; fi ;;
     keys) if [ -n "${TINY:-}" ]; then step keys 60 python3 -m lacuna bench sparq_score --keys random --rows 64 --device cpu -o "$out/keys.csv"
-          else step keys 300 python3 -m lacuna bench loki_pipeline loki_theta_pipeline theta_decode sparq_score theta_rows --keys pocket -o "$out/keys.csv"; fi ;;
+          else step keys 300 python3 -m lacuna bench loki_pipeline loki_theta_pipeline theta_decode sparq_score choose_by_weight theta_rows --keys pocket -o "$out/keys.csv"; fi ;;
     8b) sweep decode_h200 530 1 ;;
     long) sweep decode_long_h200 300 1 ;;
     linear) sweep linear_h200 400 1 ;;

@@ -17,8 +17,8 @@ from lacuna.results.store import Store
 
 CPU = torch.device("cpu")
 KEYED = {
-    "dense_decode", "gather_decode", "lowrank_score", "select_topk", "sparq_score", "theta_decode", "theta_rows",
-    "threshold_compact", "threshold_score",
+    "choose_by_weight", "dense_decode", "gather_decode", "lowrank_score", "select_topk", "sparq_score", "theta_decode",
+    "theta_rows", "threshold_compact", "threshold_score",
 }  # fmt: skip
 
 

@@ -106,9 +106,24 @@ def test_wide_loads_end_within_the_component(device):
     assert aligned_rows(whole[..., 1:38]) == 1, "components begin between"
 
 
+@pytest.mark.parametrize("dim", [64, 8])
+def test_a_query_with_nan_scores_nan_and_reads_no_other_memory(dim, device):
+    """Broken: components of a query that has no order are added up, and keys far behind the cache are read."""
+    case = Case("nan", 2, 4, 2, 40, head_dim=dim, low_dims=dim // 4, kept=8, dtype="float32", visible="full")
+    inputs = SPARQ_SCORE.make(case, device, 3)
+    inputs["q_BHD"][0, 1, 5] = math.nan
+    with poisoned_memory():
+        score_BHS, _ = SPARQ_SCORE.fused(**inputs)
+    assert bool(score_BHS[0, 1].isnan().all())
+    clean = SPARQ_SCORE.fused(**inputs | {"q_BHD": inputs["q_BHD"].nan_to_num(0.0)})[0]
+    assert torch.equal(score_BHS[0, 2:], clean[0, 2:])
+    assert torch.equal(score_BHS[1], clean[1])
+
+
 def test_components_are_numbered_exactly_and_places_fit():
     """Broken: components beyond 256 are rounded to others in bfloat16, or a launch asks for more memory than an SM has."""
     assert by_product(128, 32)
     assert by_product(256, 128)
+    assert not by_product(8, 4)
     assert not by_product(257, 16)
     assert not by_product(256, 256)

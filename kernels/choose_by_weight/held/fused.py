@@ -104,7 +104,7 @@ def summed_weights(s_set, base, share, first_row, rows, pitch, SIZE: tl.constexp
 
 
 @triton.jit
-def forced(rank, first_row, lo, hi, local, SIZE: tl.constexpr):
+def forced(rank, first_row, lo, hi, local, rows, SIZE: tl.constexpr):
     """Put the last visible rows before all others, and leave hidden ones out.
 
     Args:
@@ -113,6 +113,7 @@ def forced(rank, first_row, lo, hi, local, SIZE: tl.constexpr):
         lo: First visible row.
         hi: One past the last visible row.
         local: How many of the last visible rows are forced.
+        rows: S.
         SIZE: How many rows.
 
     Returns:
@@ -120,7 +121,7 @@ def forced(rank, first_row, lo, hi, local, SIZE: tl.constexpr):
     """
     row = first_row + tl.arange(0, SIZE)
     rank = tl.where(row >= hi - local, float("inf"), rank)
-    return tl.where((row >= lo) & (row < hi), rank, float("-inf"))
+    return tl.where((row >= lo) & (row < tl.minimum(hi, rows)), rank, float("-inf"))
 
 
 @triton.jit
