@@ -4,6 +4,8 @@ Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache
 """
 
 import math
+from collections import Counter
+from importlib import import_module
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from lacuna.kernels.op import Case
 from lacuna.kernels.sparq_score import OP as SPARQ_SCORE
 from lacuna.kernels.verify import judge, poisoned_memory
 
+sample, chosen = (import_module(f"lacuna.kernels.select_topk.{name}.fused") for name in ("sample", "chosen"))
 HELD = WeightPlan(512, 0, 4)
 HALVES = WeightPlan(512, 512, 4)
 TWINS = {"eager": None, "many blocks": None, "one block": HELD, "two halves": HALVES}
@@ -133,6 +136,40 @@ def test_rows_beyond_the_cache_are_none(twin, device):
     score_BHS = scores((1, 4, 260), ([0], [260], [2]), device)
     found, _ = choose(twin, score_BHS, ([0], [300], [50]), [20], 2, 24)
     assert found == [sorted({*range(250, 260), *one}) for one in by_hand_but(score_BHS, 10, 250)]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often a step of a kernel is taken, by the names of the modules and functions that are watched."""
+    if torch.cuda.is_available():
+        pytest.skip("steps are counted in the interpreter")
+    taken = Counter()
+
+    def watch(module, name):
+        step = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: taken.update([name]) or step(*given))
+
+    watch(sample, "shrink")
+    watch(chosen, "put_scores")
+    return taken
+
+
+def test_weights_over_many_decades_take_few_steps(calls, device):
+    """Broken: guesses lie between weights, or +inf of local rows takes the sample's moments away: nine to twelve steps."""
+    spans = [0], [512], [40]
+    score_BHS = scores((1, 4, 512), spans, device) * 8.0
+    assert choose("one block", score_BHS, spans, [128], 1, 128)[0] == by_hand(score_BHS, spans, [128], 1, 128)
+    assert 0 < calls["shrink"] <= 4
+
+
+@pytest.mark.parametrize(("excess", "written"), [(1, 0), (8, 0), (9, 1)])
+def test_a_few_equal_sums_are_not_written_to_be_read_again(excess, written, calls, device):
+    """Broken: each choice with two equal weights at its border writes all ranks, and reads them again."""
+    score_BHS = torch.linspace(3.0, -3.0, 500, device=device).repeat(1, 2, 1)
+    score_BHS[..., 7:400:39] = 4.0
+    found, _ = choose("one block", score_BHS, ([0], [500], [0]), [11 - excess], 1, 16)
+    assert found == [[*range(7, 400, 39)][: 11 - excess]]
+    assert calls["put_scores"] == written
 
 
 @each
