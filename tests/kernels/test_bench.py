@@ -100,6 +100,19 @@ def test_what_has_no_time_is_held_against_no_copy():
     assert copied.held_against_copy({"bytes": 100, "median_ms": None}, CPU) == nothing
 
 
+def test_a_copy_without_room_is_none_and_other_errors_end_it(monkeypatch):
+    """Broken: bench ends where an operation's bytes have no room twice, or hides that a GPU has failed."""
+    row = {"bytes": 2**60, "median_ms": 1.0}
+    assert copied.held_against_copy(row, CPU) == {"copy_ms": None, "percent_of_copy": None}
+
+    def fail(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(copied, "copied_ms", fail)
+    with pytest.raises(RuntimeError, match="illegal"):
+        copied.held_against_copy(row, CPU)
+
+
 def test_a_copy_of_more_bytes_takes_longer():
     """Broken: something other than the bytes asked for is copied."""
     assert copied.copied_ms(2**28, CPU) > 20 * copied.copied_ms(2**18, CPU) > 0
