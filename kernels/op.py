@@ -16,6 +16,8 @@ import torch
 
 Inputs = dict[str, Any]
 Reduce = Literal["max", "sum", "none"]
+# Of memory that an operation reads: whether a launch that may still run wrote it, or none has for a while.
+Age = Literal["new", "settled"]
 Watch = Callable[["Op", tuple[Any, ...], Callable[..., Any]], Any]
 _WATCH: ContextVar[Watch | None] = ContextVar("watch", default=None)
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
@@ -202,13 +204,18 @@ class Op:
     def fresh(self, inputs: Inputs) -> Inputs:
         """Copy what a twin would write, so that another can be run on the same inputs.
 
+        On a GPU all is in memory when this returns: a twin may read what is settled before others have ended.
+
         Args:
             inputs: What `make` returned.
 
         Returns:
             The same, with copies of the arguments that are written.
         """
-        return inputs | {name: inputs[name].clone() for name in self.writes}
+        copies = {name: inputs[name].clone() for name in self.writes}
+        if any(copy.is_cuda for copy in copies.values()):
+            torch.cuda.synchronize()
+        return inputs | copies
 
     def case(self, name: str) -> Case:
         """Find a case by its name.

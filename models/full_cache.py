@@ -50,7 +50,8 @@ def swap(memory: Memory, k_BG1D: Tensor, v_BG1D: Tensor) -> Swapped:
     clock, marks = memory.clock, memory.aux["mark"].view[..., 0]
     assert clock is not None
     new, caches = (k_BG1D[:, :, 0], v_BG1D[:, :, 0]), (memory.keys.view, memory.values.view)
-    left: Swapped = SWAP_ROW(*new, clock.row, memory.given["recent"], *caches, marks, memory.columns)
+    # all was written a step ago, or before the step began
+    left: Swapped = SWAP_ROW(*new, clock.row, memory.given["recent"], *caches, marks, memory.columns, "settled")
     memory.advance(1)
     return left
 

@@ -63,6 +63,7 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
         "scale_BG": scale,
         "exact_BHD": normal(*queries, case.head_dim),
         "exact_log_BH": exact_log,
+        **({"age": "settled"} if case.purpose == "time" else {}),
     }
 
 
@@ -93,5 +94,5 @@ def flops(case: Case) -> int:
     return case.batch * each * (case.head_dim + 1)
 
 
-OP = Op("linear_decode", "3", __name__, linear_decode, make, moved_bytes, flops, TESTED + TIMED + COMPILED, compare_all,
+OP = Op("linear_decode", "4", __name__, linear_decode, make, moved_bytes, flops, TESTED + TIMED + COMPILED, compare_all,
         ("state_BGFD",))  # fmt: skip

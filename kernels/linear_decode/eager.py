@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..linear_prefill.eager import relative
+from ..op import Age
 
 
 class Joined(NamedTuple):
@@ -37,6 +38,7 @@ def linear_decode(
     scale_BG: torch.Tensor,
     exact_BHD: torch.Tensor,
     exact_log_BH: torch.Tensor,
+    age: Age = "new",  # noqa: ARG001
 ) -> Joined:
     """Add phi(k) v and phi(k) to the state, then give (e^a x + phi(q) S) / (e^a + phi(q) z), all in logs.
 
@@ -54,6 +56,7 @@ def linear_decode(
         scale_BG: (B, G) float32 log of the factor that both lack; -inf for a state of nothing.
         exact_BHD: (B, H, D) means over the exact rows.
         exact_log_BH: (B, H) logs of their sums of weights; -inf where there are none.
+        age: Not used: launches of torch do not overlap.
 
     Returns:
         The means, and the state.

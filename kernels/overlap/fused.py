@@ -13,6 +13,9 @@ run.
 A kernel that is launched otherwise, as torch and cuBLAS do, begins after the end of all before it, and is waited for as
 any other. Before its wait a kernel may touch what gives it no value: fetch lines into L2, the one place where all SMs
 read and write.
+
+And it may read what is settled: what no launch has written since one that passed its wait before this one could begin,
+as any in another mode than 2 does. Callers tell (`Age`), who know what their layers write, and when: a kernel cannot.
 """
 
 import torch
@@ -32,8 +35,28 @@ def start_after_others(OVERLAP: tl.constexpr):
         OVERLAP: Whether the kernel is launched with `launch_pdl`: 0 not; 1 yes; 2 yes, and the next one may be launched
             as soon as the last blocks of this one have started; 3 yes, and as soon as they `end_soon`.
     """
+    let_next_begin(OVERLAP)
+    wait_for_others(OVERLAP)
+
+
+@triton.jit
+def let_next_begin(OVERLAP: tl.constexpr):
+    """Say that the next kernel may be launched as soon as all blocks of this one have come here, before their wait.
+
+    Args:
+        OVERLAP: As `start_after_others` takes it.
+    """
     if OVERLAP == 2:
         tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def wait_for_others(OVERLAP: tl.constexpr):
+    """Wait for the kernels before, where what is settled was read: ahead of all else that reads or writes values.
+
+    Args:
+        OVERLAP: As `start_after_others` takes it.
+    """
     if OVERLAP > 0:
         tl.extra.cuda.gdc_wait()
 
@@ -47,6 +70,31 @@ def end_soon(OVERLAP: tl.constexpr):
     """
     if OVERLAP == 3:
         tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def fetch(at, size):
+    """Fetch memory into L2; this may come before the wait, as it gives no value.
+
+    Args:
+        at: Pointers, one to a piece, aligned to 16 bytes.
+        size: Bytes of each piece, a multiple of 16; none if not positive.
+    """
+    tl.inline_asm_elementwise(
+        """
+        {
+        .reg .pred some;
+        setp.gt.s32 some, $2, 0;
+        @some cp.async.bulk.prefetch.L2.global [$1], $2;
+        mov.u32 $0, 0;
+        }
+        """,
+        "=r,l,r",
+        [at, size],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 def overlap(device: torch.device, mode: int = 1) -> dict[str, int]:

@@ -47,6 +47,7 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
         **{name: rows[name] for name in ("keys_BGSD", "values_BGSD")},
         "marks_BGS": marks.to(device),
         "numbers_BGS": numbers.to(device),
+        **({"age": "settled"} if case.purpose == "time" else {}),
     }
 
 
@@ -90,5 +91,5 @@ def flops(case: Case) -> int:
     return 0
 
 
-OP = Op("swap_row", "2", __name__, swap_row, make, moved_bytes, flops, (*CASES, *COMPILED), compare_swapped,
+OP = Op("swap_row", "3", __name__, swap_row, make, moved_bytes, flops, (*CASES, *COMPILED), compare_swapped,
         ("keys_BGSD", "values_BGSD", "marks_BGS", "numbers_BGS"))  # fmt: skip

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from ..op import Age
+
 
 class Swapped(NamedTuple):
     """The rows that left, and the caches, which are those that were given.
@@ -39,6 +41,7 @@ def swap_row(
     values_BGSD: torch.Tensor,
     marks_BGS: torch.Tensor,
     numbers_BGS: torch.Tensor,
+    age: Age = "new",  # noqa: ARG001
 ) -> Swapped:
     """Let the row with the lowest mark leave a full cache, the oldest of equals, and write the new one, without a mark.
 
@@ -53,6 +56,7 @@ def swap_row(
         values_BGSD: (B, G, S, D), written.
         marks_BGS: (B, G, S) float32, written.
         numbers_BGS: (B, G, S) int64 token numbers, -1 for holes, which stay; written.
+        age: Not used: launches of torch do not overlap.
 
     Returns:
         What left, and what was written.
@@ -60,8 +64,7 @@ def swap_row(
     old = (numbers_BGS >= 0) & (numbers_BGS <= number_1 - recent_B[:, None, None])
     mark = marks_BGS.masked_fill(~old, torch.inf)
     lowest = old & (mark == mark.amin(-1, keepdim=True))
-    age = numbers_BGS.masked_fill(~lowest, torch.iinfo(torch.int64).max)
-    slot = age.argmin(-1, keepdim=True)
+    slot = numbers_BGS.masked_fill(~lowest, torch.iinfo(torch.int64).max).argmin(-1, keepdim=True)
     there = old.any(-1, keepdim=True)
     wide = slot[..., None].expand(-1, -1, -1, keys_BGSD.shape[3])
     key, value = (rows.gather(2, wide) for rows in (keys_BGSD, values_BGSD))

@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 
 from ..dense_decode.fused import check_contiguous_rows
-from ..overlap.fused import overlap, start_after_others
-from ..tiling import SHORT_ROWS, multiprocessors, power_of_2
+from ..op import Age
+from ..overlap.fused import let_next_begin, overlap, wait_for_others
+from ..tiling import multiprocessors, power_of_2
 from .eager import Swapped
 
 SHARED, MOST_SPLITS = 4096, 64  # marks of a block where blocks share a head, and so many of these at most
@@ -72,7 +73,8 @@ def oldest_of(mark, age, at):
 @triton.jit
 def lowest_row_kernel(number_ptr, recent_ptr, marks_ptr, numbers_ptr, mark_ptr, age_ptr, at_ptr, rows, share,
                       marks_batch, marks_head, marks_row, numbers_batch, numbers_head, KV_HEADS: tl.constexpr,
-                      SPLITS: tl.constexpr, N: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+                      SPLITS: tl.constexpr, N: tl.constexpr, SETTLED: tl.constexpr,
+                      OVERLAP: tl.constexpr):  # fmt: skip
     """Find the row with the lowest mark of each part of a head; the grid is (B * G, X).
 
     Args:
@@ -93,15 +95,20 @@ def lowest_row_kernel(number_ptr, recent_ptr, marks_ptr, numbers_ptr, mark_ptr, 
         KV_HEADS: G.
         SPLITS: X.
         N: Power of two.
-        OVERLAP: Whether the launch overlaps the kernel before.
+        SETTLED: Whether the cache may be read before the wait.
+        OVERLAP: How the launch overlaps others.
     """
-    start_after_others(OVERLAP)
+    let_next_begin(OVERLAP)
+    if not SETTLED:
+        wait_for_others(OVERLAP)
     pair, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     batch, head = pair // KV_HEADS, pair % KV_HEADS
     newest = tl.load(number_ptr) - tl.load(recent_ptr + batch)
     mark, age, at = lowest_of(
         marks_ptr + batch * marks_batch + head * marks_head, numbers_ptr + batch * numbers_batch + head * numbers_head,
         marks_row, split * share, tl.minimum(rows, (split + 1) * share), newest, N)  # fmt: skip
+    if SETTLED:
+        wait_for_others(OVERLAP)
     place = pair * SPLITS + split
     tl.store(mark_ptr + place, mark)
     tl.store(age_ptr + place, age)
@@ -114,7 +121,8 @@ def swap_row_kernel(k_ptr, v_ptr, number_ptr, recent_ptr, keys_ptr, values_ptr, 
                     keys_batch, keys_head, keys_row, values_batch, values_head, values_row,
                     marks_batch, marks_head, marks_row, numbers_batch, numbers_head, KV_HEADS: tl.constexpr,
                     DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, SPLITS: tl.constexpr,
-                    BLOCK_SPLITS: tl.constexpr, N: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+                    BLOCK_SPLITS: tl.constexpr, N: tl.constexpr, SETTLED: tl.constexpr,
+                    OVERLAP: tl.constexpr):  # fmt: skip
     """Swap the row of one head; the grid is (B * G,).
 
     Args:
@@ -154,9 +162,13 @@ def swap_row_kernel(k_ptr, v_ptr, number_ptr, recent_ptr, keys_ptr, values_ptr, 
         SPLITS: X.
         BLOCK_SPLITS: Power of two, at least X.
         N: Power of two.
-        OVERLAP: Whether the launch overlaps the kernel before.
+        SETTLED: Whether the cache may be read before the wait, and the parts' lowest behind it.
+        OVERLAP: How the launch overlaps others.
     """
-    start_after_others(OVERLAP)
+    let_next_begin(OVERLAP)
+    early: tl.constexpr = SETTLED and SPLITS == 1
+    if not early:
+        wait_for_others(OVERLAP)
     pair = tl.program_id(0).to(tl.int64)
     batch, head = pair // KV_HEADS, pair % KV_HEADS
     number = tl.load(number_ptr)
@@ -165,9 +177,10 @@ def swap_row_kernel(k_ptr, v_ptr, number_ptr, recent_ptr, keys_ptr, values_ptr, 
     numbers = numbers_ptr + batch * numbers_batch + head * numbers_head
     column = tl.arange(0, BLOCK_DIM)
     inside, own = column < DIM, pair * DIM + column
-    # asked for before anything is waited for
-    k = tl.load(k_ptr + batch * k_batch + head * k_head + column, mask=inside, other=0.0)
-    v = tl.load(v_ptr + batch * v_batch + head * v_head + column, mask=inside, other=0.0)
+    key_of = k_ptr + batch * k_batch + head * k_head + column
+    value_of = v_ptr + batch * v_batch + head * v_head + column
+    if not early:  # asked for before anything is waited for
+        k, v = tl.load(key_of, mask=inside, other=0.0), tl.load(value_of, mask=inside, other=0.0)
     if SPLITS == 1:
         _, _, slot = lowest_of(marks, numbers, marks_row, 0, rows, newest, N)
     else:
@@ -182,6 +195,9 @@ def swap_row_kernel(k_ptr, v_ptr, number_ptr, recent_ptr, keys_ptr, values_ptr, 
     key_at = keys_ptr + batch * keys_batch + head * keys_head + place * keys_row + column
     value_at = values_ptr + batch * values_batch + head * values_head + place * values_row + column
     key, value = tl.load(key_at, mask=written, other=0.0), tl.load(value_at, mask=written, other=0.0)
+    if early:
+        wait_for_others(OVERLAP)
+        k, v = tl.load(key_of, mask=inside, other=0.0), tl.load(value_of, mask=inside, other=0.0)
     tl.store(key_ptr + own, key, mask=inside)
     tl.store(value_ptr + own, value, mask=inside)
     tl.store(slot_ptr + pair, slot)
@@ -222,7 +238,7 @@ def cut_of(pairs: int, rows: int, multiprocessor_count: int) -> Cut:
         return Cut(splits, SHARED, 8)
     if pairs > multiprocessor_count:  # few registers: five blocks on an SM
         return Cut(1, 1024, 8)
-    return Cut(1, 2048, 8) if rows <= SHORT_ROWS else Cut(1, 4096, 16)
+    return Cut(1, 2048, 16)  # half of the registers of an SM: the next launch looks while this one ends
 
 
 def swap_row(
@@ -234,6 +250,7 @@ def swap_row(
     values_BGSD: torch.Tensor,
     marks_BGS: torch.Tensor,
     numbers_BGS: torch.Tensor,
+    age: Age = "new",
     plan: Cut | None = None,
 ) -> Swapped:
     """Swap as the eager twin does.
@@ -247,6 +264,8 @@ def swap_row(
         values_BGSD: (B, G, S, D), written; likewise.
         marks_BGS: (B, G, S) float32, written; any strides.
         numbers_BGS: (B, G, S) int64 token numbers, -1 for holes; written; the last dim contiguous.
+        age: Of the cache, its marks and numbers, and the number of the token; if "settled" (see `overlap`) they are
+            read before the wait.
         plan: How to cut the search; chosen from the shape if absent.
 
     Returns:
@@ -262,7 +281,7 @@ def swap_row(
     plan = plan or cut_of(batch * heads, rows, multiprocessors(key.device))
     splits, share = plan.splits, triton.cdiv(rows, plan.splits)
     block = min(plan.block, max(16, power_of_2(share)))
-    cut = {"KV_HEADS": heads, "SPLITS": splits, "N": block, **overlap(key.device)}
+    cut = {"KV_HEADS": heads, "SPLITS": splits, "N": block, "SETTLED": age == "settled", **overlap(key.device, 2)}
     num_warps = max(1, min(plan.num_warps, block // 128))
     parts = [torch.empty(batch * heads, splits, dtype=dtype, device=key.device)
              for dtype in (torch.float32, torch.int64, torch.int32)]  # fmt: skip

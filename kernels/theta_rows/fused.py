@@ -30,6 +30,8 @@ from .mend import MendPlan, mend_plan
 SEARCH_ROWS = 2048
 # Numbers that are looked at together to find the sets that are out of bounds.
 TALLIES = 2048
+# So few leave room for a block of the second launch beside four of the first, which it then waits beside.
+BOUND_REGISTERS = 208
 
 
 @triton.jit
@@ -231,5 +233,6 @@ def mended_BH(
         BLOCK_HEADS=power_of_2(triton.cdiv(batch * heads, mend.slots)),
         BLOCK_SETS=max(16, min(power_of_2(batch * groups), TALLIES // block_segments)), BLOCK_SEGMENTS=block_segments,
         BLOCK_CHUNKS=power_of_2(mend.most_chunks), BLOCK_ROWS=mend.block_rows,
-        BLOCK_SEARCH=min(SEARCH_ROWS, max(16, power_of_2(rows))), num_warps=4, num_stages=3)  # fmt: skip
+        BLOCK_SEARCH=min(SEARCH_ROWS, max(16, power_of_2(rows))), num_warps=4, num_stages=3,
+        maxnreg=BOUND_REGISTERS)  # fmt: skip
     return share_BH

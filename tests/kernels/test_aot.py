@@ -15,6 +15,12 @@ MOST_STACK = 400  # bytes a thread, with which what is spilled stays out of inne
 MOST_SHARED = 113 * 1024  # bytes of a block with which an SM, of 228 KiB and one more for each block, holds two
 # Kernels whose blocks wait for each other, and what `read_again` says of them where a block is alone, if it can be.
 WAITING = {"select_joint_kernel": set(), "bound_kernel": {None}}
+# What kernels may read before they wait for those before them, where it is settled.
+SETTLED = {
+    "linear_decode_kernel": ["state_ptr", "norm_ptr", "scale_ptr"],
+    "lowest_row_kernel": ["number_ptr", "recent_ptr", "marks_ptr", "numbers_ptr"],
+    "swap_row_kernel": ["number_ptr", "recent_ptr", "keys_ptr", "values_ptr", "marks_ptr", "numbers_ptr"],
+}
 DTYPES = ("bfloat16", "float32")
 KERNELS = Path(lacuna.kernels.op.__file__).parent
 
@@ -70,6 +76,9 @@ def test_every_kernel_compiles_for_hopper(dtype, compiling):
     rows = [json.loads(line) for line in told.read_text().splitlines()]
     assert {row["kernel"] for row in rows} == kernels_in_source()
     assert all(row["cubin"] > 0 and row["shared"] <= 227 * 1024 for row in rows)
+    for row in rows:
+        assert row["read_early"] in ([], SETTLED.get(row["kernel"], [])), row["kernel"]
+    assert {row["kernel"] for row in rows if row["read_early"]} == set(SETTLED)
     for kernel, alone in WAITING.items():
         found = [row for row in rows if row["kernel"] == kernel]
         # One warp may have seen what another, whose tallies are summed, has not.

@@ -169,14 +169,25 @@ def test_however_a_state_is_cut_it_is_the_same(device):
     )  # a row of 128 values is one block's, as on a GPU
     for case in (*cases, whole):
         given = JOIN.make(case, device, 4)
-        for cut in (Cut(16, 16, 1), Cut(16, 64, 2), Cut(64, 32, 2), cut_of(640, 1, 132)):
+        for cut in (Cut(16, 16, 1, 1), Cut(16, 64, 2, 4), Cut(64, 32, 4, 2), cut_of(640, 1, 153, 132)):
             assert judge(JOIN, case, given, cut).passed, (case.name, cut)
 
 
-def test_many_states_are_cut_by_rows_and_few_by_columns():
-    """Broken: eight states of one text are stepped by eight blocks, or rows of 640 states are read in pieces."""
-    assert cut_of(640, 1, 132).columns == 128
-    assert cut_of(8, 4, 132).columns == cut_of(8, 1, 132).columns == 32
+def test_few_states_are_cut_narrow_and_long_ones_in_larger_tiles():
+    """Broken: eight states of one text are stepped by sixteen blocks, or registers would hold all of a long state."""
+    assert cut_of(640, 1, 153, 132).columns == 64
+    assert cut_of(8, 4, 153, 132).columns == cut_of(128, 4, 257, 132).columns == 32
+    for cut in (cut_of(pairs, 1, features, 132) for pairs in (8, 640) for features in (40, 153, 257, 2145)):
+        assert cut.tile * cut.held * cut.columns <= 32 * 4 * 24 * cut.num_warps, cut
+
+
+def test_what_is_settled_gives_what_is_new_gives(device):
+    """Broken: something of this step is read before the wait, where only what is older may be; or not read at all."""
+    for op in (JOIN, SWAP):
+        for case in (case for case in op.cases if case.purpose == "test"):
+            given = op.make(case, device, 6)
+            new, settled = (op.fused(**op.fresh(given), age=age) for age in ("new", "settled"))
+            assert all(torch.equal(a, b) for a, b in zip(new, settled, strict=True)), (op.name, case.name)
 
 
 def test_however_a_head_is_searched_the_same_row_leaves(device):

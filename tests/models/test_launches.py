@@ -1,5 +1,6 @@
 """How many launches a decode step makes between its matrix products: each costs a GPU about two microseconds."""
 
+import inspect
 from collections import Counter
 from contextlib import contextmanager
 
@@ -169,6 +170,30 @@ def test_a_layer_of_a_full_cache_makes_few_launches(name, args, most, basis):
     assert sum(found.values()) <= most, found
     assert found["skinny_linear"] == 4
     assert all(found[op] == 1 for op in ("rotate_rows", "swap_row", "marked_decode")), found
+
+
+@pytest.mark.parametrize(("name", "args", "ops"), [
+    ("h2o", {"keep": 0.25}, {"swap_row"}),
+    ("linear_residual", {"keep": 0.25, "sinks": 2, "recent": 1.0}, {"swap_row", "linear_decode"}),
+])  # fmt: skip
+def test_what_is_settled_was_written_in_no_launch_of_the_step(name, args, ops, basis):
+    """Broken: what a step writes is told to be settled, and read before it is there; or what is, is waited for."""
+    told, written = set(), []
+
+    def watch(op, arguments, twin):
+        age = arguments[-1] if arguments[-1] in ("new", "settled") else "new"
+        inputs = dict(zip(inspect.signature(op.eager).parameters, arguments, strict=False))
+        if age == "settled":
+            told.add(op.name)
+            assert not {inputs[one].data_ptr() for one in op.writes} & set(written), op.name
+        out = twin(*arguments)
+        written.extend(inputs[one].data_ptr() for one in op.writes)
+        return out
+
+    model = make_model(num_key_value_heads=2)
+    with stepping(model, make_method(name, args), basis()) as steps, watched(watch):
+        steps.step()
+    assert told == ops
 
 
 def launches_of_a_piece(layers, name, args, files):
