@@ -30,6 +30,7 @@ def captured(call: Callable[[], object]) -> Callable[[], None]:
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
             call()
+            stream.synchronize()  # nor does a replay overlap the one before
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

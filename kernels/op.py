@@ -213,8 +213,8 @@ class Op:
             The same, with copies of the arguments that are written.
         """
         copies = {name: inputs[name].clone() for name in self.writes}
-        if any(copy.is_cuda for copy in copies.values()):
-            torch.cuda.synchronize()
+        for device in {copy.device for copy in copies.values() if copy.is_cuda}:
+            torch.cuda.synchronize(device)
         return inputs | copies
 
     def case(self, name: str) -> Case:

@@ -50,7 +50,7 @@ def swap(memory: Memory, k_BG1D: Tensor, v_BG1D: Tensor) -> Swapped:
     clock, marks = memory.clock, memory.aux["mark"].view[..., 0]
     assert clock is not None
     new, caches = (k_BG1D[:, :, 0], v_BG1D[:, :, 0]), (memory.keys.view, memory.values.view)
-    # all was written a step ago, or before the step began
+    # all was written a step ago or, the token's number, ahead of this step's first layer
     left: Swapped = SWAP_ROW(*new, clock.row, memory.given["recent"], *caches, marks, memory.columns, "settled")
     memory.advance(1)
     return left

@@ -150,7 +150,7 @@ class State:
         state = (self._get(name) for name in SUMS)
         asked_of = (asked.value.reshape(batch, heads, -1), asked.log.reshape(batch, heads))
         entering = (found.value[:, :, 0], found.log[:, :, 0], dropped.values[:, :, 0])
-        age = "new" if self.memory.clock is None else "settled"  # pinned, nobody else writes it
+        age = "new" if self.memory.clock is None else "settled"  # pinned: a step ago
         joined = LINEAR_DECODE(*asked_of, *entering, *state, exact.out[:, :, 0], exact.log[:, :, 0], age)
         for name, part in zip(SUMS, joined[1:], strict=True):
             self._put(name, part)

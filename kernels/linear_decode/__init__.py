@@ -25,6 +25,8 @@ TIMED = tuple(
 COMPILED = (
     Case("gqa4", 1, 8, 2, 1, low_dims=153, purpose="compile"),
     Case("gqa8", 1, 16, 2, 1, low_dims=153, purpose="compile"),
+    Case("gqa8_long", 1, 16, 2, 1, low_dims=257, purpose="compile"),
+    Case("gqa32", 1, 32, 1, 1, low_dims=153, purpose="compile"),
     Case("mha", 1, 2, 2, 1, head_dim=96, low_dims=128, dtype="float32", purpose="compile"),
     Case("many", 2, 2, 2, 1, low_dims=153, purpose="compile"),
 )

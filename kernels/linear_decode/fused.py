@@ -23,6 +23,7 @@ from .tile.fused import held_of, stepped, together
 
 MOST_HELD = 160  # features of which two warps hold 32 columns at once
 THREADS, VECTOR = 32, 4  # of a warp, and numbers that each loads at once
+MOST_SUMS = 4096  # features of all query heads that are looked at together
 SUMMED = 4  # query heads of a KV head that no matrix instruction is worth
 
 
@@ -114,8 +115,8 @@ def linear_decode_kernel(q_ptr, q_log_ptr, k_ptr, k_log_ptr, v_ptr, state_ptr, n
         DIM: D.
         BLOCK_GROUP: Power of two, at least J, and 16 unless SUMMED.
         COLUMNS: Columns of a block.
-        TILE: T.
-        LINES: L.
+        TILE: T, features of a tile.
+        LINES: L, of them what all threads hold at once.
         HELD: Tiles that are under way before the first is worked on; of the rest one is.
         BLOCK: Power of two, sums of features that are added to at once.
         SUMMED: Whether there is no matrix product.
@@ -204,6 +205,8 @@ class Cut(NamedTuple):
 def cut_of(pairs: int, group: int, features: int, multiprocessor_count: int) -> Cut:
     """Cut the states: few are stepped by many narrow blocks, with as much of each under way as registers hold.
 
+    Products have wider ones, whose warps share the queries.
+
     Args:
         pairs: States of all sequences.
         group: Query heads of a KV head.
@@ -213,6 +216,8 @@ def cut_of(pairs: int, group: int, features: int, multiprocessor_count: int) -> 
     Returns:
         The cut.
     """
+    if group > SUMMED:
+        return Cut(32, 64, 4, 3)
     short = features <= MOST_HELD
     if group == 1 and pairs >= 2 * multiprocessor_count:
         return Cut(32 if short else 64, 64, 4, 3)
@@ -246,32 +251,34 @@ def linear_decode(
         scale_BG: (B, G) float32 log of the factor that both lack.
         exact_BHD: (B, H, D) means over the exact rows.
         exact_log_BH: (B, H) float32 logs of their sums of weights.
-        age: Of the state; one that is "settled" (see `overlap`) is read before the wait.
+        age: Of the state, its sums and its factor; if "settled" (see `overlap`) they are read before the wait.
         plan: How to cut the state; chosen from the shape if absent.
 
     Returns:
         The means, and the state, float32.
 
     Raises:
-        ValueError: If the state is not contiguous.
+        ValueError: If the state is not contiguous; if its sums or factor are not, but settled.
     """
-    if not state_BGFD.is_contiguous():
-        raise ValueError(f"expected a contiguous state, got strides {state_BGFD.stride()}")
+    settled = (state_BGFD, norm_BGF, scale_BG) if age == "settled" else (state_BGFD,)
+    if not all(part.is_contiguous() for part in settled):
+        raise ValueError(f"expected a contiguous state, got strides {[part.stride() for part in settled]}")
     batch, groups, features, dim = state_BGFD.shape
     group = q_BHF.shape[1] // groups
     plan = plan or cut_of(batch * groups, group, features, multiprocessors(state_BGFD.device))
     columns = min(plan.columns, max(16, power_of_2(dim)))
     summed, lines = group <= SUMMED, max(1, plan.num_warps * THREADS * VECTOR // columns)
     tile = max(lines, min(plan.tile, max(16, power_of_2(features))))
-    settled = age == "settled" and norm_BGF.is_contiguous() and scale_BG.is_contiguous()
+    block_group = power_of_2(group) if summed else max(16, power_of_2(group))
     out = torch.empty(batch, q_BHF.shape[1], dim, dtype=torch.float32, device=state_BGFD.device)
     norm, scale = torch.empty_like(norm_BGF), torch.empty_like(scale_BG)
     given = (q_BHF, q_log_BH, k_BGF, k_log_BG, v_BGD, state_BGFD, norm_BGF, scale_BG, exact_BHD, exact_log_BH)
     linear_decode_kernel[(batch * groups, triton.cdiv(dim, columns))](
         *(part.contiguous() for part in given), out, norm, scale, GROUP=group, FEATURES=features, DIM=dim,
-        BLOCK_GROUP=power_of_2(group) if summed else max(16, power_of_2(group)), COLUMNS=columns, TILE=tile,
-        LINES=lines, HELD=min(plan.held, triton.cdiv(features, tile)), BLOCK=min(256, power_of_2(features)),
-        SUMMED=summed, SETTLED=settled, num_warps=plan.num_warps,
+        BLOCK_GROUP=block_group, COLUMNS=columns, TILE=tile, LINES=lines,
+        HELD=min(plan.held, triton.cdiv(features, tile)),
+        BLOCK=min(256, MOST_SUMS // block_group, power_of_2(features)),
+        SUMMED=summed, SETTLED=age == "settled", num_warps=plan.num_warps,
         **overlap(out.device, 2),
     )  # fmt: skip
     return Joined(out, state_BGFD, norm, scale)

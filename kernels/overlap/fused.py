@@ -14,8 +14,9 @@ A kernel that is launched otherwise, as torch and cuBLAS do, begins after the en
 any other. Before its wait a kernel may touch what gives it no value: fetch lines into L2, the one place where all SMs
 read and write.
 
-And it may read what is settled: what no launch has written since one that passed its wait before this one could begin,
-as any in another mode than 2 does. Callers tell (`Age`), who know what their layers write, and when: a kernel cannot.
+And it may read what is settled: what neither the last launch in another mode than 2 has written nor any since, as such
+a launch passes its wait before this one begins. Callers tell (`Age`), who know what their layers write, and when: a
+kernel cannot.
 """
 
 import torch
@@ -72,33 +73,8 @@ def end_soon(OVERLAP: tl.constexpr):
         tl.extra.cuda.gdc_launch_dependents()
 
 
-@triton.jit
-def fetch(at, size):
-    """Fetch memory into L2; this may come before the wait, as it gives no value.
-
-    Args:
-        at: Pointers, one to a piece, aligned to 16 bytes.
-        size: Bytes of each piece, a multiple of 16; none if not positive.
-    """
-    tl.inline_asm_elementwise(
-        """
-        {
-        .reg .pred some;
-        setp.gt.s32 some, $2, 0;
-        @some cp.async.bulk.prefetch.L2.global [$1], $2;
-        mov.u32 $0, 0;
-        }
-        """,
-        "=r,l,r",
-        [at, size],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
 def overlap(device: torch.device, mode: int = 1) -> dict[str, int]:
-    """Give the launch options of a kernel that starts with `start_after_others`.
+    """Give the launch options of a kernel that waits for others: at its start, or behind what it reads that is settled.
 
     Args:
         device: Where it runs; a CPU outside the interpreter only compiles, for Hopper.

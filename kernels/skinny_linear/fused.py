@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from ..interpreter import storage_dtype, upcasts
-from ..overlap.fused import fetch, overlap, start_after_others
+from ..overlap.fused import overlap, start_after_others
 from ..tiling import multiprocessors
 from ..topk_decode.fused import shared_bytes
 from .cut import MOST_TOKENS, SkinnyPlan, skinny_plan, tile_tokens
@@ -37,7 +37,21 @@ def fetch_ahead(weight_ptr, first, last, INPUTS: tl.constexpr, BLOCK_ROWS: tl.co
     row, start = first + thread % BLOCK_ROWS, thread // BLOCK_ROWS * FETCH
     item_bytes: tl.constexpr = weight_ptr.dtype.element_ty.primitive_bitwidth // 8
     size = tl.where(row < last, tl.minimum(INPUTS - start, FETCH), 0) * item_bytes
-    fetch(weight_ptr + row.to(tl.int64) * INPUTS + start, size)
+    tl.inline_asm_elementwise(
+        """
+        {
+        .reg .pred some;
+        setp.gt.s32 some, $2, 0;
+        @some cp.async.bulk.prefetch.L2.global [$1], $2;
+        mov.u32 $0, 0;
+        }
+        """,
+        "=r,l,r",
+        [weight_ptr + row.to(tl.int64) * INPUTS + start, size],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit

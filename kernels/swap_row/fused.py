@@ -264,8 +264,8 @@ def swap_row(
         values_BGSD: (B, G, S, D), written; likewise.
         marks_BGS: (B, G, S) float32, written; any strides.
         numbers_BGS: (B, G, S) int64 token numbers, -1 for holes; written; the last dim contiguous.
-        age: Of the cache, its marks and numbers, and the number of the token; if "settled" (see `overlap`) they are
-            read before the wait.
+        age: Of the cache, its marks and numbers, the number of the token and `recent_B`; if "settled" (see `overlap`)
+            they are read before the wait.
         plan: How to cut the search; chosen from the shape if absent.
 
     Returns:

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import torch
 import triton
+from touched_early import touched_early
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -70,24 +71,6 @@ def read_again(ptx):
     return loads[-1] > max(waits) if waits else None
 
 
-def read_early(ptx, parameters):
-    """The parameters from which memory is loaded ahead of the wait for the kernels before."""
-    lines = ptx.splitlines()
-    wait = next((place for place, line in enumerate(lines) if "griddepcontrol.wait" in line), 0)
-    of, read = {}, set()
-    for line in 2 * lines[:wait]:  # twice, as a loop may hand on what stands further down
-        told = re.search(r"ld\.param\S+\s+(%\w+), \[\w+_param_(\d+)\]", line)
-        if told:
-            of[told[1]] = {int(told[2])}
-            continue
-        load = re.search(r"(?:ld\.global|cp\.async\.c[ag])\S*\s.*\[\s*(%\w+)[^\[]*$", line)
-        if load:
-            read |= of.get(load[1], set())
-        elif registers := re.findall(r"%\w+", line.partition("%p")[2] if line.strip().startswith("@") else line):
-            of[registers[0]] = set().union(*(of.get(one, set()) for one in registers))
-    return [name for place, name in enumerate(parameters) if place in read and name.endswith("_ptr")]
-
-
 def launch(kernel, *arguments, grid=None, warmup=False, **keywords):
     options = {name: keywords.pop(name) for name in OPTIONS if name in keywords}
     values = dict(zip(kernel.arg_names, arguments, strict=False)) | keywords
@@ -107,8 +90,10 @@ def launch(kernel, *arguments, grid=None, warmup=False, **keywords):
            "shared": compiled.metadata.shared, "cubin": len(compiled.asm["cubin"]),
            "product": "tt.dot" in compiled.asm["ttir"],
            "mma": bool(re.search(r"\b(wgmma|mma)\.", compiled.asm["ptx"])), "cp_async": compiled.asm["ptx"].count("cp.async.cg"),
-           "read_early": read_early(compiled.asm["ptx"], [name for name in signature if signature[name] != "constexpr"]),
+           "settled": values.get("SETTLED", False), "splits": values.get("SPLITS", 1),
            "read_again": read_again(compiled.asm["ptx"]), "stack": stack_of(compiled.asm["cubin"]), **options}  # fmt: skip
+    if options.get("launch_pdl"):
+        row |= touched_early(compiled.asm["ptx"], [name for name in signature if signature[name] != "constexpr"])
     print(json.dumps(row), flush=True)
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest_models import make_method, make_model, tokens
-from test_launches import Launches
+from launch_counter import Launches
 
 from lacuna.kernels.landmark_attention import eager
 from lacuna.kernels.op import watched

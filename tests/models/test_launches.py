@@ -1,64 +1,16 @@
 """How many launches a decode step makes between its matrix products: each costs a GPU about two microseconds."""
 
-import inspect
-from collections import Counter
-from contextlib import contextmanager
-
 import pytest
 import torch
 from conftest_models import make_method, make_model, tokens
-from torch.utils._python_dispatch import TorchDispatchMode
+from launch_counter import Launches, stepping
 
-from lacuna.harness.engine import engine
-from lacuna.harness.lm import LM, Session
-from lacuna.harness.ranks import Ranks
-from lacuna.harness.world import World
 from lacuna.kernels.op import watched
 from lacuna.models import attend, many
 from lacuna.models.bind import bind
 from lacuna.models.joined import joined
-from lacuna.models.shard import Shard
-
-# What only gives a tensor another shape, or room, launches nothing.
-NOTHING = {
-    "view", "_unsafe_view", "expand", "slice", "select", "unsqueeze", "squeeze", "transpose", "t", "permute", "detach",
-    "alias", "unbind", "split", "split_with_sizes", "as_strided", "empty", "empty_like", "new_empty", "lift_fresh",
-}  # fmt: skip
 
 KEEP = {"keep": 0.25}
-
-
-class Launches(TorchDispatchMode):
-    """Counts what is called; an op of ours counts once, whatever its eager twin does."""
-
-    def __init__(self):
-        super().__init__()
-        self.found, self.inside = Counter(), False
-
-    def __torch_dispatch__(self, function, _types, arguments=(), keywords=None):
-        name = function.overloadpacket.__name__
-        if not self.inside and name not in NOTHING:
-            self.found[name] += 1
-        return function(*arguments, **(keywords or {}))
-
-    def op(self, op, arguments, twin):
-        """An op of ours."""
-        self.inside = True
-        out = twin(*arguments)
-        self.inside = False
-        self.found[op.name] += 1
-        return out
-
-
-@contextmanager
-def stepping(model, method, files):
-    with bind(model, method, artifacts=files) as binding:
-        session = Session(LM(model, None, Shard.whole(), World(Ranks(), "cpu")), method, None, binding)
-        texts = [tokens(1, n, seed=n)[0].tolist() for n in (30, 24)]
-        with engine(session, session.prefill(texts), 6, layers="fused") as steps:
-            steps.step()
-            steps.step()
-            yield steps
 
 
 def launches(layers, name, args, basis):
@@ -170,30 +122,6 @@ def test_a_layer_of_a_full_cache_makes_few_launches(name, args, most, basis):
     assert sum(found.values()) <= most, found
     assert found["skinny_linear"] == 4
     assert all(found[op] == 1 for op in ("rotate_rows", "swap_row", "marked_decode")), found
-
-
-@pytest.mark.parametrize(("name", "args", "ops"), [
-    ("h2o", {"keep": 0.25}, {"swap_row"}),
-    ("linear_residual", {"keep": 0.25, "sinks": 2, "recent": 1.0}, {"swap_row", "linear_decode"}),
-])  # fmt: skip
-def test_what_is_settled_was_written_in_no_launch_of_the_step(name, args, ops, basis):
-    """Broken: what a step writes is told to be settled, and read before it is there; or what is, is waited for."""
-    told, written = set(), []
-
-    def watch(op, arguments, twin):
-        age = arguments[-1] if arguments[-1] in ("new", "settled") else "new"
-        inputs = dict(zip(inspect.signature(op.eager).parameters, arguments, strict=False))
-        if age == "settled":
-            told.add(op.name)
-            assert not {inputs[one].data_ptr() for one in op.writes} & set(written), op.name
-        out = twin(*arguments)
-        written.extend(inputs[one].data_ptr() for one in op.writes)
-        return out
-
-    model = make_model(num_key_value_heads=2)
-    with stepping(model, make_method(name, args), basis()) as steps, watched(watch):
-        steps.step()
-    assert told == ops
 
 
 def launches_of_a_piece(layers, name, args, files):

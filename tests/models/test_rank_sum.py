@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed._symmetric_memory as symmetric
 from conftest_models import make_method, make_model
-from test_launches import stepping
+from launch_counter import stepping
 
 from lacuna.kernels.sum_norm.meeting import Meeting, addresses_of
 from lacuna.models import rank_sum, shared_rows
