@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -37,12 +38,22 @@ def why_not():
         return f"Slurm does not answer: {error}"
 
 
+def last_lines(log, lines=40):
+    return "\n".join([f"--- {log}", *log.read_text(errors="replace").splitlines()[-lines:]])
+
+
 @pytest.fixture(autouse=True)
-def cluster():
-    """Skip with the reason; where LACUNA_REQUIRE_SLURM is set, a skip would be a hole in the net."""
+def cluster(tmp_path):
+    """Skip with the reason; where LACUNA_REQUIRE_SLURM is set, a skip would be a hole in the net.
+
+    pytest shows what is printed here of a test that fails: what Slurm and the jobs had said until then.
+    """
     if reason := why_not():
         (pytest.fail if os.environ.get("LACUNA_REQUIRE_SLURM") else pytest.skip)(reason)
     yield
+    print(call("squeue", "-r", "-t", "all", "-o", "%i %j %T %r %N %S %M"))
+    logs = [*Path(os.environ["SLURM_CONF"]).parents[1].glob("log/slurm*.log"), *tmp_path.rglob("*_log.*")]
+    print(*map(last_lines, logs), sep="\n")
     subprocess.run(["scancel", "--user", str(os.getuid())], check=False)
 
 

@@ -46,6 +46,9 @@ write_conf() {
   # preempt_send_user_signal: a job hears of its preemption before it happens
   # config_overrides: nodes may claim more cores than there are
   # MinJobAge: `squeue -t all` remembers ended jobs, as there is no sacct
+  # Prolog: a job that is queued again keeps its number, and its step cannot start where PMIx left folders or a socket
+  # of the one that was killed
+  # the timeouts: a machine that is busy for some seconds would lose a job for good (10 s, 2 s and 10 s by default)
   cat << CONF
 ClusterName=onebox
 SlurmctldHost=$host(127.0.0.1)
@@ -80,6 +83,10 @@ KillWait=5
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 MinJobAge=3600
+Prolog=$root/etc/prolog
+MessageTimeout=60
+TCPTimeout=20
+BatchStartTimeout=60
 MaxArraySize=1001
 GresTypes=gpu
 $(accounting)
@@ -90,6 +97,14 @@ CONF
   done
   echo "PartitionName=main Nodes=ALL Default=YES DefaultTime=10 MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF State=UP"
   echo "PartitionName=low Nodes=ALL DefaultTime=10 MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=15 State=UP"
+}
+
+write_prolog() {
+  cat << 'SH' | sed "s|ROOT|$root|"
+#!/bin/sh
+cd "ROOT" && rm -rf "tmp/$SLURMD_NODENAME/spmix_appdir_"*"_$SLURM_JOB_ID."* \
+  "spool/$SLURMD_NODENAME/pmix.$SLURM_JOB_ID."* "spool/$SLURMD_NODENAME/stepd.slurm.pmix.$SLURM_JOB_ID."*
+SH
 }
 
 write_gres() {
@@ -143,6 +158,7 @@ wait_for() { # seconds command...
 all_idle() { [ "$(timeout 5 sinfo -h -o %T | sort -u)" = idle ]; }
 
 write_conf > "$root/etc/slurm.conf"
+write_prolog > "$root/etc/prolog" && chmod 755 "$root/etc/prolog"
 if [ "$gpus" -gt 0 ]; then write_gres; fi > "$root/etc/gres.conf"
 for i in $(seq "$nodes"); do mkdir -p "$root/spool/n$i" "$root/tmp/n$i"; done
 start_munge
