@@ -41,14 +41,14 @@ accounting() {
 
 write_conf() {
   # cred_expire: a requeued job waits that long (120 s by default); in less than the 7 s that a killed step may take to
-  # go, its next step could not be launched and the job would fail
+  # go, its next step could not be launched and the job would fail; nor could one where slurmd is held up for longer
   # TmpFS: without an own one, two nodes of one host take the same folder for PMIx
   # preempt_send_user_signal: a job hears of its preemption before it happens
   # config_overrides: nodes may claim more cores than there are
   # MinJobAge: `squeue -t all` remembers ended jobs, as there is no sacct
-  # Prolog: a job that is queued again keeps its number, and its step cannot start where PMIx left folders or a socket
-  # of the one that was killed
-  # the timeouts: a machine that is busy for some seconds would lose a job for good (10 s, 2 s and 10 s by default)
+  # PrologSlurmctld: a job that is queued again keeps its number, and its step cannot start where PMIx left folders or a
+  # socket of the one that was killed; slurmd's own prolog is not run again for a number that it remembers
+  # MessageTimeout: a job ends at once whose srun gets no answer of slurmctld's for so long (10 s by default)
   cat << CONF
 ClusterName=onebox
 SlurmctldHost=$host(127.0.0.1)
@@ -56,7 +56,7 @@ SlurmUser=root
 SlurmdUser=root
 SlurmctldPort=$port
 AuthType=auth/munge
-AuthInfo=socket=$socket,cred_expire=12
+AuthInfo=socket=$socket,cred_expire=30
 CredType=cred/munge
 StateSaveLocation=$root/state
 SlurmdSpoolDir=$root/spool/%n
@@ -83,10 +83,8 @@ KillWait=5
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 MinJobAge=3600
-Prolog=$root/etc/prolog
+PrologSlurmctld=$root/etc/prolog
 MessageTimeout=60
-TCPTimeout=20
-BatchStartTimeout=60
 MaxArraySize=1001
 GresTypes=gpu
 $(accounting)
@@ -100,10 +98,9 @@ CONF
 }
 
 write_prolog() {
-  cat << 'SH' | sed "s|ROOT|$root|"
+  cat << SH
 #!/bin/sh
-cd "ROOT" && rm -rf "tmp/$SLURMD_NODENAME/spmix_appdir_"*"_$SLURM_JOB_ID."* \
-  "spool/$SLURMD_NODENAME/pmix.$SLURM_JOB_ID."* "spool/$SLURMD_NODENAME/stepd.slurm.pmix.$SLURM_JOB_ID."*
+cd "$root" && rm -rf tmp/*/spmix_appdir_*_\$SLURM_JOB_ID.* spool/*/*pmix.\$SLURM_JOB_ID.*
 SH
 }
 
@@ -134,7 +131,7 @@ start_accounting() {
   mariadb --no-defaults -S "$sql" -e "CREATE DATABASE IF NOT EXISTS slurm_acct_db;
     CREATE USER IF NOT EXISTS 'slurm'@'127.0.0.1' IDENTIFIED BY 'slurm';
     GRANT ALL ON slurm_acct_db.* TO 'slurm'@'127.0.0.1';"
-  (umask 077 && printf '%s\n' AuthType=auth/munge "AuthInfo=socket=$socket,cred_expire=12" "DbdHost=$host" \
+  (umask 077 && printf '%s\n' AuthType=auth/munge "AuthInfo=socket=$socket,cred_expire=30" "DbdHost=$host" \
     DbdAddr=127.0.0.1 "DbdPort=$((port + 1))" SlurmUser=root "PidFile=$root/run/slurmdbd.pid" \
     "LogFile=$root/log/slurmdbd.log" StorageType=accounting_storage/mysql StorageHost=127.0.0.1 \
     "StoragePort=$((port + 2))" StorageUser=slurm StoragePass=slurm StorageLoc=slurm_acct_db \
