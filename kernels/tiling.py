@@ -16,6 +16,8 @@ START_TILES, GATHER_START_TILES = 1, 4
 SHORT_ROWS, SEGMENT_ROWS, HALF_ROWS = 8192, 1920, 512
 # Scores of a set from which a choice makes its first guesses: fewer guess worse, more are searched longer.
 LEAST_SAMPLE, MOST_SAMPLE = 512, 2048
+# Rows of a tile whose weights are summed: four warps have registers for so many, and four tiles are a bundle.
+THETA_ROWS = 128
 # Shared memory that a pipeline's tiles leave to indices and reductions.
 SCRATCH_BYTES = 12 * 1024
 
@@ -216,10 +218,9 @@ def theta_plan(pairs: int, rows: int, dims: int, item_bytes: int, multiprocessor
         The plan; its splits are not used.
     """
     plan = score_plan(pairs, rows, dims, item_bytes, multiprocessor_count)
-    tile_rows = max(16, TILE_BYTES // (power_of_2(max(16, dims)) * item_bytes))
-    if rows <= SHORT_ROWS or pairs < 2 * multiprocessor_count:
-        return plan._replace(block_rows=max(16, plan.block_rows // 2), num_stages=4)
-    return plan if tile_rows > 256 else plan._replace(block_rows=min(plan.block_rows, tile_rows), num_warps=4)
+    row_bytes = power_of_2(max(16, dims)) * item_bytes
+    block_rows = min(THETA_ROWS, max(16, TILE_BYTES // row_bytes))
+    return Plan(block_rows, plan.splits, num_warps=4, num_stages=3 if 2 * block_rows * row_bytes >= TILE_BYTES else 4)
 
 
 def theta_segments(pairs: int, rows: int, chosen: Plan, multiprocessor_count: int) -> int:

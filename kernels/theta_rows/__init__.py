@@ -109,4 +109,4 @@ def compare(inputs: Inputs, output: tuple[torch.Tensor, ...], reference: tuple[t
     return Comparison(max(float(apart.max()), shares.error), max(scale, shares.scale), shares.reason)
 
 
-OP = Op("theta_rows", "6", __name__, theta_rows, make, moved_bytes, score_flops, CASES, compare)
+OP = Op("theta_rows", "7", __name__, theta_rows, make, moved_bytes, score_flops, CASES, compare)

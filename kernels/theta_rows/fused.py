@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..bundle.fused import appended, bundle_of, flagged
 from ..interpreter import interpreted, upcasts
 from ..overlap.fused import end_soon, overlap, start_after_others
 from ..tiling import Plan, multiprocessors, power_of_2, theta_plan
@@ -35,13 +36,32 @@ BOUND_REGISTERS = 208
 
 
 @triton.jit
+def lines_of(score, LINES: tl.constexpr):
+    """Take each head's scores once.
+
+    Args:
+        score: (rows, columns), neighbours of which are one head.
+        LINES: 1 where there is one head; else columns of which no two are one head, as many as there are or half.
+
+    Returns:
+        (rows, LINES).
+    """
+    own = score
+    if LINES == 1:
+        own = tl.max(score, 1)[:, None]
+    elif score.shape[1] > LINES:
+        own, _same = tl.split(tl.reshape(score, [score.shape[0], LINES, 2]))
+    return own
+
+
+@triton.jit
 def score_and_weigh_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_ptr, index_ptr, count_ptr, sums_ptr,
                            tally_ptr, board_ptr, board_words, scale, rows, segment_rows, threshold_batch,
                            threshold_head, q_batch, q_head,
                            k_batch, k_head, k_row,
                            KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, SEGMENTS: tl.constexpr,
                            BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr,
-                           LINES: tl.constexpr, BLOCK_WORDS: tl.constexpr, UPCAST: tl.constexpr,
+                           LINES: tl.constexpr, TILES: tl.constexpr, BLOCK_WORDS: tl.constexpr, UPCAST: tl.constexpr,
                            OVERLAP: tl.constexpr):  # fmt: skip
     """Keep the rows of one segment that pass, and sum the weights of each head; the grid is (B * G, X).
 
@@ -75,7 +95,8 @@ def score_and_weigh_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_pt
         BLOCK_ROWS: Rows of a tile.
         BLOCK_GROUP: Power of two, at least 8 and J.
         BLOCK_DIM: Power of two, at least 16 and R.
-        LINES: 1 where the group is one head, whose best score is its own; else BLOCK_GROUP.
+        LINES: 1 where the group is one head, whose best score is its own; else columns of which no two are one head.
+        TILES: Tiles of a bundle.
         BLOCK_WORDS: Words that a block clears, a power of two.
         UPCAST: Cast to float32 after each load.
         OVERLAP: Whether the launch overlaps the kernel before.
@@ -92,14 +113,16 @@ def score_and_weigh_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_pt
     )
     lo, hi = tl.maximum(lo, first), tl.minimum(hi, first + segment_rows)
     member, column, row = tl.arange(0, BLOCK_GROUP), tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_ROWS)
-    # Rows are the long side of the product; columns beyond the group repeat its heads, which no maximum notices.
-    in_dim = column < DIM
-    q_columns = q_ptr + batch * q_batch + (head * GROUP + member % GROUP)[None, :] * q_head + column[:, None]
+    # Rows are the long side of the product; columns beyond the group repeat its heads, which no maximum notices. Those
+    # of one head are neighbours, which one thread holds.
+    in_dim, copies = column < DIM, BLOCK_GROUP // LINES
+    at_head = head * GROUP + member // copies % GROUP
+    q_columns = q_ptr + batch * q_batch + at_head[None, :] * q_head + column[:, None]
     q = tl.load(q_columns, mask=in_dim[:, None], other=0.0)
     k_tile = k_ptr + batch * k_batch + head * k_head + lo.to(tl.int64) * k_row
     k_tile += row[:, None] * k_row + column[None, :]
     out = index_ptr + (pair.to(tl.int64) * SEGMENTS + segment) * segment_rows
-    kept = segment * 0
+    kept, filled, word = segment * 0, segment * 0, tl.zeros([BLOCK_ROWS], tl.uint32)
     base, scale_log2 = base_of(threshold), scale * LOG2_E
     whole, chosen = tl.zeros([BLOCK_ROWS, LINES], tl.float32), tl.zeros([BLOCK_ROWS, LINES], tl.float32)
     if UPCAST:
@@ -111,18 +134,21 @@ def score_and_weigh_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, least_pt
         if UPCAST:
             k = k.to(tl.float32)
         score = tl.dot(k, q, input_precision="ieee")
-        best = tl.max(score, 1)
+        own = lines_of(score, LINES)
+        best = tl.max(own, 1)
         passing = seen & (best * scale > threshold)
-        through = tl.cumsum(passing.to(tl.int32), 0)
-        tl.store(out + kept + through - 1, at, mask=passing)
-        kept += tl.max(through, 0)
-        own = best[:, None] if LINES == 1 else score
+        word = flagged(word, passing, TILES)
+        filled += 1
+        if filled == TILES:
+            kept, filled = appended(out, kept, word, tile + BLOCK_ROWS, TILES, TILES), filled * 0
         # What is not counted is multiplied by zero, so it must be finite; of a NaN that makes NaN, which is told. An
         # infinite score is one that is capped.
         weight = tl.exp2(tl.minimum(own * scale_log2 - base, CAP, propagate_nan=tl.PropagateNan.ALL))
         whole += weight * seen.to(tl.float32)[:, None]
         chosen += weight * passing.to(tl.float32)[:, None]
         k_tile += BLOCK_ROWS * k_row
+    if filled > 0:
+        kept = appended(out, kept, word, lo + tl.cdiv(hi - lo, BLOCK_ROWS) * BLOCK_ROWS, filled, TILES)
     end_soon(OVERLAP)
     tl.store(count_ptr + pair * SEGMENTS + segment, kept)
     line = tl.arange(0, LINES)
@@ -182,14 +208,15 @@ def theta_rows(
     tally_BGX, board = torch.empty_like(count_BGX), q_BHR.new_empty(mend.board_words, dtype=torch.int64)
     strides = (*threshold_BG.stride(), *q_BHR.stride()[:2], *k_BGSR.stride()[:3])
     columns = max(8, power_of_2(heads // groups))
-    lines = 1 if heads == groups else columns
+    lines, own = (1, 1) if heads == groups else (columns, max(columns // 2, power_of_2(heads // groups)))
     both = {"KV_HEADS": groups, "GROUP": heads // groups, "DIM": dims, "SEGMENTS": segments, "LINES": lines,
             "BLOCK_GROUP": columns, "BLOCK_DIM": max(16, power_of_2(dims)), "UPCAST": upcasts(q_BHR.dtype),
             **overlap(q_BHR.device, 3)}  # fmt: skip
     given = q_BHR, k_BGSR, lo_B, hi_B, threshold_BG, least_B
     score_and_weigh_kernel[(batch * groups, segments)](
-        *given, index_BGK, count_BGX, sums, tally_BGX, board, mend.board_words, scale, rows, width, *strides, **both,
-        BLOCK_WORDS=power_of_2(triton.cdiv(mend.board_words, batch * groups * segments)), BLOCK_ROWS=plan.block_rows,
+        *given, index_BGK, count_BGX, sums, tally_BGX, board, mend.board_words, scale, rows, width, *strides,
+        **both | {"LINES": own}, TILES=bundle_of(plan.block_rows), BLOCK_ROWS=plan.block_rows,
+        BLOCK_WORDS=power_of_2(triton.cdiv(mend.board_words, batch * groups * segments)),
         num_warps=plan.num_warps, num_stages=plan.num_stages)  # fmt: skip
     made = index_BGK, count_BGX, sums
     return index_BGK, count_BGX, mended_BH(given, most_B, made, tally_BGX, board, scale, strides, mend, both)

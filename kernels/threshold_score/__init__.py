@@ -122,4 +122,4 @@ def chosen_rows(index_BGK: torch.Tensor, count_BGX: torch.Tensor, rows: int) -> 
     return chosen_BGS.scatter(2, place_BGK, torch.ones_like(place_BGK, dtype=torch.bool))[..., :rows]
 
 
-OP = Op("threshold_score", "2", __name__, threshold_score, make, moved_bytes, flops, CASES, compare)
+OP = Op("threshold_score", "3", __name__, threshold_score, make, moved_bytes, flops, CASES, compare)

@@ -1,6 +1,6 @@
 """Scores held against thresholds on chip: only the rows that pass are written, and scores never reach memory.
 
-Each block scores one segment of the rows, tile after tile, and appends the rows that pass.
+Each block scores one segment of the rows, tile after tile, and appends the rows that pass, a bundle of tiles at once.
 
 Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, R dims, X segments, W rows of one.
 """
@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..bundle.fused import appended, bundle_of, flagged
 from ..interpreter import upcasts
 from ..op import Reduce
 from ..overlap.fused import overlap, start_after_others
@@ -21,7 +22,8 @@ def score_and_keep_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, index_ptr
                           q_batch, q_head, k_batch, k_head, k_row,
                           KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, REDUCE: tl.constexpr,
                           SEGMENTS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr,
-                          BLOCK_DIM: tl.constexpr, UPCAST: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+                          BLOCK_DIM: tl.constexpr, TILES: tl.constexpr, UPCAST: tl.constexpr,
+                          OVERLAP: tl.constexpr):  # fmt: skip
     """Keep the rows of one segment that pass; the grid is (B * G, X).
 
     Args:
@@ -47,6 +49,7 @@ def score_and_keep_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, index_ptr
         BLOCK_ROWS: Rows of a tile.
         BLOCK_GROUP: Power of two, at least 8 and J.
         BLOCK_DIM: Power of two, at least 16 and R.
+        TILES: Tiles of a bundle.
         UPCAST: Cast to float32 after each load.
         OVERLAP: Whether the launch overlaps the kernel before.
     """
@@ -65,7 +68,7 @@ def score_and_keep_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, index_ptr
     k_tile = k_ptr + batch * k_batch + head * k_head + lo.to(tl.int64) * k_row
     k_tile += row[:, None] * k_row + column[None, :]
     out = index_ptr + (pair.to(tl.int64) * SEGMENTS + segment) * segment_rows
-    kept = segment * 0
+    kept, filled, word = segment * 0, segment * 0, tl.zeros([BLOCK_ROWS], tl.uint32)
     if UPCAST:
         q = q.to(tl.float32)
     for tile in range(lo, hi, BLOCK_ROWS):
@@ -77,10 +80,13 @@ def score_and_keep_kernel(q_ptr, k_ptr, lo_ptr, hi_ptr, threshold_ptr, index_ptr
         score = tl.dot(k, q, input_precision="ieee")
         best = tl.max(score, 1) if REDUCE == "max" else tl.sum(score, 1)
         passing = seen & (best >= threshold) & (best > float("-inf"))
-        through = tl.cumsum(passing.to(tl.int32), 0)
-        tl.store(out + kept + through - 1, at, mask=passing)
-        kept += tl.max(through, 0)
+        word = flagged(word, passing, TILES)
+        filled += 1
+        if filled == TILES:
+            kept, filled = appended(out, kept, word, tile + BLOCK_ROWS, TILES, TILES), filled * 0
         k_tile += BLOCK_ROWS * k_row
+    if filled > 0:
+        kept = appended(out, kept, word, lo + tl.cdiv(hi - lo, BLOCK_ROWS) * BLOCK_ROWS, filled, TILES)
     tl.store(count_ptr + pair * SEGMENTS + segment, kept)
 
 
@@ -126,7 +132,7 @@ def threshold_score(
         *q_BHR.stride()[:2], *k_BGSR.stride()[:3],
         KV_HEADS=kv_heads, GROUP=heads // kv_heads, DIM=dims, REDUCE=reduce, SEGMENTS=segments,
         BLOCK_ROWS=plan.block_rows, BLOCK_GROUP=max(8, power_of_2(heads // kv_heads)),
-        BLOCK_DIM=max(16, power_of_2(dims)), UPCAST=upcasts(q_BHR.dtype),
+        BLOCK_DIM=max(16, power_of_2(dims)), TILES=bundle_of(plan.block_rows), UPCAST=upcasts(q_BHR.dtype),
         num_warps=plan.num_warps, num_stages=plan.num_stages, **overlap(q_BHR.device),
     )  # fmt: skip
     return index_BGK, count_BGX
