@@ -14,14 +14,14 @@ Span = tuple[str, float, float]
 STAGES = (
     ("append", ("append_kernel", "swap_row_kernel", "put_turned", "grow_box", "lowest_row")),
     ("append", ("index_copy", "index_put", "indexFunc")),
-    ("score", ("score_kernel", "score_and_keep", "score_and_weigh", "sparq")),
+    ("score", ("score_kernel", "score_and_keep", "score_and_weigh", "score_and_mark", "sparq")),
     (
         "select",
         ("select_kernel", "select_joint", "count_kernel", "tally", "write_kernel", "write_passing", "bound_kernel"),
     ),
     ("select", ("page_rows", "choose_by_weight")),
     ("whole", ("whole_kernel",)),  # score, select and gather in one launch
-    ("gather", ("attend_chosen", "value_gather")),
+    ("gather", ("attend_chosen", "value_gather", "marked_values")),
     ("attend", ("attend_kernel", "attend_marked", "flash", "fmha", "cudnn_generated")),
     ("merge", ("combine_kernel", "merge_kernel", "fill_kernel", "share_kernel", "mark_kernel", "linear_decode")),
     ("collective", ("nccl", "one_shot", "all_reduce", "symm_mem", "sum_norm")),

@@ -139,4 +139,4 @@ def at_threshold(inputs: Inputs) -> torch.Tensor:
     return near_BHS.unflatten(1, (groups, -1)).any(2).sum(-1)
 
 
-OP = Op("theta_decode", "4", __name__, theta_decode, make, moved_bytes, flops, CASES, compare)
+OP = Op("theta_decode", "5", __name__, theta_decode, make, moved_bytes, flops, CASES, compare)

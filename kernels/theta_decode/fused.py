@@ -1,10 +1,13 @@
 """Attention above thresholds: keys are read once for the scores, then the values of the rows that are kept.
 
 Three launches: scores with the softmax's maximum and sum, kept values, and the parts of all blocks together. The
-thresholds are known beforehand, so nothing is searched or sorted.
+thresholds are known beforehand, so nothing is searched or sorted. Where the heads of a group share their rows, and
+thresholds are of scores, rows are named while they are scored, and only scores of such rows reach memory. Thresholds of
+weights need the sums of all first, and heads that each have rows of their own together keep most: there all scores are
+written, and looked at again.
 
 Shape legend: B batch, H query heads, G KV heads, J = H / G, S rows in the cache, D head dim, N sets, X and Y
-splits of the scores and of the values.
+splits of the scores and of the values, W rows of the former.
 """
 
 from typing import Any
@@ -17,12 +20,21 @@ from ..interpreter import storage_dtype, upcasts
 from ..overlap.fused import overlap, start_after_others
 from ..tiling import Plan, attention_plan, attention_rows, choose_splits, multiprocessors, power_of_2
 from .eager import check_terms
+from .known.fused import score_and_mark_kernel
+from .marked.fused import marked_values_kernel
 from .merge.fused import theta_merge_kernel
 from .values.fused import ALIGN, value_gather_kernel
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Scores of a head that are looked at together.
 LOOK = 1024
+# Rows of a cache that are worth a block for the values of those kept.
+VALUE_ROWS = 512
+# Parts of a head that the merge puts together.
+MOST_PARTS = 128
+# What is kept of a cache, written by the first two launches: parts, their sums, largest scores and sums of weights of
+# the splits, and how many rows were read.
+Kept = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @triton.jit
@@ -125,7 +137,8 @@ def theta_decode(
         sum_BGD: (B, G, D) float32, or None.
         context_B: (B,) integers.
         plan: How to cut the scores; chosen from the shape if absent.
-        value_plan: How to cut the values; chosen from the shape if absent.
+        value_plan: How to cut the values; chosen from the shape if absent. Where rows are named its splits are rounded
+            to a multiple of those of the scores.
 
     Returns:
         out_BHD, lack_BH and count_BG as the eager twin.
@@ -136,40 +149,106 @@ def theta_decode(
     check_terms(placement, missing)
     q_BHD, threshold_BN, given_BH = q_BHD.contiguous(), threshold_BN.float().contiguous(), given_BH.float().contiguous()
     (batch, heads, dim), (groups, rows), sets = q_BHD.shape, k_BGSD.shape[1:3], threshold_BN.shape[1]
-    pairs, item, count_sm = batch * groups, k_BGSD.element_size(), multiprocessors(q_BHD.device)
-    plan = plan or attention_plan(pairs, rows, dim, item, count_sm)
-    value_plan = value_plan or value_plan_of(pairs, rows, dim, item, count_sm)
-    empty, scored, splits = q_BHD.new_empty, plan.splits, value_plan.splits
-    s_BHS, top, total = _scored(q_BHD, k_BGSD, lo_B, hi_B, scale, plan)
-    part, sums, lack_BH = (empty(batch, heads, *more, dtype=torch.float32) for more in ((splits, dim), (splits, 3), ()))
-    row_BGS, count, count_BG = (empty(batch, groups, *more, dtype=torch.int32) for more in ((rows,), (splits,), ()))
-    out_BHD = empty(batch, heads, dim, dtype=storage_dtype(q_BHD.dtype))
-    value_gather_kernel[(pairs, splits)](
-        s_BHS, row_BGS, v_BGSD, lo_B, hi_B, threshold_BN, top, total, part, sums, count, rows, *v_BGSD.stride()[:3],
-        SCORED=scored, BLOCK_SCORED=power_of_2(scored), SPLITS=splits, POST=placement == "post", TOGETHER=sets < heads,
-        BLOCK_LOOK=LOOK, BLOCK_FEW=power_of_2(heads // groups), **_cut(value_plan), **_shared(q_BHD, groups),
-    )  # fmt: skip
+    shape = batch * groups, rows, dim, k_BGSD.element_size(), multiprocessors(q_BHD.device)
+    plan = plan or attention_plan(*shape)
+    given, named = (q_BHD, k_BGSD, v_BGSD, lo_B, hi_B, scale, threshold_BN), placement == "pre" and sets < heads
+    if named:
+        kept = _named_while_scored(*given, plan, value_plan or marked_plan(*shape))
+    else:
+        kept = _looked_at_again(*given, placement, plan, value_plan or value_plan_of(*shape))
+    part, sums, top, total, count = kept
+    splits, lack_BH = part.shape[2], q_BHD.new_empty(batch, heads, dtype=torch.float32)
+    out_BHD, count_BG = torch.empty_like(q_BHD, dtype=storage_dtype(q_BHD.dtype)), count.new_empty(batch, groups)
     theta_merge_kernel[(batch * heads,)](
-        part, sums, top, threshold_BN, given_BH, count, top if sum_BGD is None else sum_BGD.contiguous(),
-        context_B.contiguous(), out_BHD, lack_BH, count_BG, factor, HEADS=heads, SHARING=heads // sets,
-        GROUP=heads // groups, DIM=dim, SCORED=scored, SPLITS=splits, MISSING=missing, MEAN=sum_BGD is not None,
-        BLOCK_SCORED=power_of_2(scored), BLOCK_SPLITS=power_of_2(splits), BLOCK_DIM=power_of_2(dim), num_warps=4,
-        **overlap(q_BHD.device))  # fmt: skip
+        part, sums, top, total, lo_B, hi_B, threshold_BN, given_BH, count,
+        top if sum_BGD is None else sum_BGD.contiguous(), context_B.contiguous(), out_BHD, lack_BH, count_BG, factor,
+        HEADS=heads, SHARING=heads // sets, GROUP=heads // groups, DIM=dim, SCORED=plan.splits, SPLITS=splits,
+        NAMED=named, MISSING=missing, MEAN=sum_BGD is not None, BLOCK_SCORED=power_of_2(plan.splits),
+        BLOCK_SPLITS=power_of_2(splits), BLOCK_DIM=power_of_2(dim), num_warps=4, **overlap(q_BHD.device))  # fmt: skip
     return out_BHD.to(q_BHD.dtype), lack_BH, count_BG
 
 
-def _scored(
-    q_BHD: torch.Tensor, k_BGSD: torch.Tensor, lo_B: torch.Tensor, hi_B: torch.Tensor, scale: float, plan: Plan
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scaled scores [B, H, S], and of each split their maximum and sum [B, H, X]."""
-    (batch, heads), (groups, rows), splits = q_BHD.shape[:2], k_BGSD.shape[1:3], plan.splits
-    s_BHS, top, total = (
-        q_BHD.new_empty(batch, heads, size, dtype=torch.float32) for size in (rows, splits, splits)
-    )  # fmt: skip
-    theta_score_kernel[(batch * groups, splits)](
-        q_BHD, k_BGSD, lo_B, hi_B, s_BHS, top, total, scale, rows, *k_BGSD.stride()[:3], SPLITS=splits, **_cut(plan),
+def _named_while_scored(
+    q_BHD: torch.Tensor,
+    k_BGSD: torch.Tensor,
+    v_BGSD: torch.Tensor,
+    lo_B: torch.Tensor,
+    hi_B: torch.Tensor,
+    scale: float,
+    threshold_BN: torch.Tensor,
+    plan: Plan,
+    value_plan: Plan,
+) -> Kept:
+    """A threshold of scores for each group: the first launch names rows, the second reads those that are kept."""
+    (batch, heads), (groups, rows), scored = q_BHD.shape[:2], k_BGSD.shape[1:3], plan.splits
+    width = plan.block_rows * triton.cdiv(triton.cdiv(rows, plan.block_rows), scored)
+    row_BGXW, named_BGX = (q_BHD.new_empty(batch, groups, scored, *n, dtype=torch.int32) for n in ((width,), ()))
+    s_BGXWJ = q_BHD.new_empty(batch, groups, scored, width, heads // groups, dtype=torch.float32)
+    top, total = (q_BHD.new_empty(batch, heads, scored, dtype=torch.float32) for _ in range(2))
+    both = _shared(q_BHD, groups) | {"BLOCK_GROUP": max(8, power_of_2(heads // groups))}
+    score_and_mark_kernel[(batch * groups, scored)](
+        q_BHD, k_BGSD, lo_B, hi_B, threshold_BN, row_BGXW, s_BGXWJ, named_BGX, top, total, scale, rows, width,
+        *k_BGSD.stride()[:3], SPLITS=scored, **_cut(plan), **both)  # fmt: skip
+    splits = scored * max(1, min(triton.cdiv(value_plan.splits, scored), MOST_PARTS // scored))
+    part, sums, count = _parts(q_BHD, groups, splits, 1)
+    marked_values_kernel[(batch * groups, splits)](
+        row_BGXW, s_BGXWJ, named_BGX, v_BGSD, threshold_BN, top, part, sums, count, width, *v_BGSD.stride()[:3],
+        SCORED=scored, BLOCK_SCORED=power_of_2(scored), SPLITS=splits, **_cut(value_plan), **both)  # fmt: skip
+    return part, sums, top, total, count
+
+
+def _looked_at_again(
+    q_BHD: torch.Tensor,
+    k_BGSD: torch.Tensor,
+    v_BGSD: torch.Tensor,
+    lo_B: torch.Tensor,
+    hi_B: torch.Tensor,
+    scale: float,
+    threshold_BN: torch.Tensor,
+    placement: str,
+    plan: Plan,
+    value_plan: Plan,
+) -> Kept:
+    """Thresholds of weights, or one for each head: the first launch writes all scores, the second looks at them."""
+    (batch, heads), (groups, rows) = q_BHD.shape[:2], k_BGSD.shape[1:3]
+    scored, splits = plan.splits, value_plan.splits
+    s_BHS, top, total = (q_BHD.new_empty(batch, heads, n, dtype=torch.float32) for n in (rows, scored, scored))
+    theta_score_kernel[(batch * groups, scored)](
+        q_BHD, k_BGSD, lo_B, hi_B, s_BHS, top, total, scale, rows, *k_BGSD.stride()[:3], SPLITS=scored, **_cut(plan),
         **_shared(q_BHD, groups))  # fmt: skip
-    return s_BHS, top, total
+    part, sums, count = _parts(q_BHD, groups, splits, 3)
+    row_BGS = count.new_empty(batch, groups, rows)
+    value_gather_kernel[(batch * groups, splits)](
+        s_BHS, row_BGS, v_BGSD, lo_B, hi_B, threshold_BN, top, total, part, sums, count, rows, *v_BGSD.stride()[:3],
+        SCORED=scored, BLOCK_SCORED=power_of_2(scored), SPLITS=splits, POST=placement == "post",
+        TOGETHER=threshold_BN.shape[1] < heads, BLOCK_LOOK=LOOK, BLOCK_FEW=power_of_2(heads // groups),
+        **_cut(value_plan), **_shared(q_BHD, groups))  # fmt: skip
+    return part, sums, top, total, count
+
+
+def _parts(q_BHD: torch.Tensor, groups: int, splits: int, sums: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What each split of the values leaves: parts [B, H, Y, D], sums [B, H, Y, ...] and counts [B, G, Y]."""
+    batch, heads, dim = q_BHD.shape
+    part, few = (q_BHD.new_empty(batch, heads, splits, n, dtype=torch.float32) for n in (dim, sums))
+    return part, few, q_BHD.new_empty(batch, groups, splits, dtype=torch.int32)
+
+
+def marked_plan(pairs: int, rows: int, head_dim: int, item_bytes: int, multiprocessor_count: int) -> Plan:
+    """Cut the values of rows that are named: small blocks, four on each SM.
+
+    Args:
+        pairs: Independent (sequence, KV head) pairs.
+        rows: S.
+        head_dim: D.
+        item_bytes: Bytes of one element.
+        multiprocessor_count: SMs of the GPU.
+
+    Returns:
+        The plan; its splits are rounded to a multiple of those of the scores.
+    """
+    splits = choose_splits(pairs, -(-rows // VALUE_ROWS), 4 * multiprocessor_count)
+    # Four warps multiply from shared memory, in a third of the registers that two need to hold rows.
+    return Plan(max(16, attention_rows(head_dim, item_bytes) // 2), splits, num_warps=4, num_stages=6)
 
 
 def value_plan_of(pairs: int, rows: int, head_dim: int, item_bytes: int, multiprocessor_count: int) -> Plan:

@@ -129,6 +129,7 @@ def main(dtypes):
     by_weight(long, device)
     mended_together(dtypes[0], device)
     cut_for_h200(shapes[0], device)
+    weighed_first(shapes[0], device)
 
 
 def by_weight(case, device):
@@ -159,6 +160,13 @@ def cut_for_h200(case, device):
         for outputs in (4096, 15360, 28672):
             plan = skinny_plan(batch, outputs, case.item_bytes, 132, 232448)
             skinny_linear(**inputs, plan=plan or SkinnyPlan(32, 32, 32, 4, 2, 512))
+
+
+def weighed_first(case, device):
+    """Thresholds of weights, for which all scores are written and looked at again."""
+    for reduce in ("sum", "none"):
+        decode = load_op("theta_decode")
+        decode.fused(**decode.make(replace(case, reduce=reduce), device, 0) | {"placement": "post", "missing": "exact"})
 
 
 def kept_twice(case, device):

@@ -21,7 +21,7 @@ from lacuna.kernels.op import Case, load_op
 from lacuna.kernels.pipeline import make_pipeline
 from lacuna.kernels.row import Row
 from lacuna.kernels.sparq_score.fused import sparq_plan
-from lacuna.kernels.theta_decode.fused import value_plan_of
+from lacuna.kernels.theta_decode.fused import marked_plan, value_plan_of
 from lacuna.kernels.tiling import Plan, attention_plan, body_and_rest, choose_splits, gather_plan, score_plan
 from lacuna.kernels.verify import judge
 from lacuna.results import plugins
@@ -173,7 +173,10 @@ def test_percentiles_are_of_the_samples():
     assert percentiles(tuple(float(n) for n in range(101))) == (10.0, 50.0, 90.0)
 
 
-@pytest.mark.parametrize("plan", [attention_plan, dense_plan, gather_plan, score_plan, sparq_plan, value_plan_of])
+PLANS = [attention_plan, dense_plan, gather_plan, score_plan, sparq_plan, value_plan_of, marked_plan]
+
+
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("pairs", [1, 8, 128, 640])
 @pytest.mark.parametrize("rows_", [1, 100, 4096, 131072])
 @pytest.mark.parametrize("dim", [24, 64, 128, 256])
