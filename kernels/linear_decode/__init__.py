@@ -24,6 +24,7 @@ TIMED = tuple(
 )  # fmt: skip
 COMPILED = (
     Case("gqa4", 1, 8, 2, 1, low_dims=153, purpose="compile"),
+    Case("gqa4_long", 1, 8, 2, 1, low_dims=257, purpose="compile"),
     Case("gqa8", 1, 16, 2, 1, low_dims=153, purpose="compile"),
     Case("gqa8_long", 1, 16, 2, 1, low_dims=257, purpose="compile"),
     Case("gqa32", 1, 32, 1, 1, low_dims=153, purpose="compile"),
@@ -96,5 +97,5 @@ def flops(case: Case) -> int:
     return case.batch * each * (case.head_dim + 1)
 
 
-OP = Op("linear_decode", "4", __name__, linear_decode, make, moved_bytes, flops, TESTED + TIMED + COMPILED, compare_all,
+OP = Op("linear_decode", "5", __name__, linear_decode, make, moved_bytes, flops, TESTED + TIMED + COMPILED, compare_all,
         ("state_BGFD",))  # fmt: skip

@@ -203,7 +203,7 @@ class Cut(NamedTuple):
 
 
 def cut_of(pairs: int, group: int, features: int, multiprocessor_count: int) -> Cut:
-    """Cut the states: few are stepped by many narrow blocks, with as much of each under way as registers hold.
+    """Cut the states: few are stepped by narrow blocks, with as much of each under way as registers hold.
 
     Products have wider ones, whose warps share the queries.
 
@@ -221,7 +221,7 @@ def cut_of(pairs: int, group: int, features: int, multiprocessor_count: int) -> 
     short = features <= MOST_HELD
     if group == 1 and pairs >= 2 * multiprocessor_count:
         return Cut(32 if short else 64, 64, 4, 3)
-    return Cut(32, 32, 2, 5) if short else Cut(64, 32, 2, 3)
+    return Cut(32, 32, 2, 5) if short else Cut(32, 64, 4, 7)
 
 
 def linear_decode(

@@ -22,7 +22,7 @@ failed=0
 step() { local name=$1 limit=$2; shift 2; echo "== $name"; timeout --foreground "$limit" "$@" > "$out/$name.log" 2>&1 || { echo "$name FAILED ($?)"; failed=1; }; tail -n "${LINES_SHOWN:-15}" "$out/$name.log"; }
 ops=(chosen_share choose_by_weight grow_box page_rows put_turned dense_decode lowrank_score select_topk gather_decode threshold_compact
   threshold_score theta_decode theta_rows add_norm sum_norm rotate_rows gate append_row sparq_score keep_rows topk_decode fill_missing swap_row marked_decode
-  linear_decode taylor_features)
+  linear_decode taylor_features skinny_linear)
 tests=(tests/kernels tests/models/test_engine.py tests/models/test_engine_cuda.py tests/models/test_cuda.py)
 if [ -n "${TINY:-}" ]; then
   export TRITON_INTERPRET=1
