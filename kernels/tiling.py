@@ -204,23 +204,19 @@ def score_plan(pairs: int, rows: int, dims: int, item_bytes: int, multiprocessor
     return Plan(block_rows, splits, num_warps=8 if large else 4, num_stages=3)
 
 
-def theta_plan(pairs: int, rows: int, dims: int, item_bytes: int, multiprocessor_count: int) -> Plan:
+def theta_plan(dims: int, item_bytes: int) -> Plan:
     """Cut a scoring kernel that also sums weights, which take as many registers as the scores of a tile.
 
     Args:
-        pairs: Independent (sequence, head) pairs.
-        rows: Rows of one pair.
         dims: R.
         item_bytes: Bytes of one element.
-        multiprocessor_count: SMs of the GPU.
 
     Returns:
-        The plan; its splits are not used.
+        The plan; its splits are not used, as segments share the rows.
     """
-    plan = score_plan(pairs, rows, dims, item_bytes, multiprocessor_count)
     row_bytes = power_of_2(max(16, dims)) * item_bytes
     block_rows = min(THETA_ROWS, max(16, TILE_BYTES // row_bytes))
-    return Plan(block_rows, plan.splits, num_warps=4, num_stages=3 if 2 * block_rows * row_bytes >= TILE_BYTES else 4)
+    return Plan(block_rows, 1, num_warps=4, num_stages=3 if 2 * block_rows * row_bytes >= TILE_BYTES else 4)
 
 
 def theta_segments(pairs: int, rows: int, chosen: Plan, multiprocessor_count: int) -> int:

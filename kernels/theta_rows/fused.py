@@ -198,7 +198,7 @@ def theta_rows(
         raise ValueError(f"expected stride 1 in the last dim, got {q_BHR.stride()} and {k_BGSR.stride()}")
     heads, (batch, groups, rows, dims) = q_BHR.shape[1], k_BGSR.shape
     shape = batch * groups, rows, dims, k_BGSR.element_size()
-    plan = plan or theta_plan(*shape, multiprocessors(q_BHR.device))
+    plan = plan or theta_plan(dims, k_BGSR.element_size())
     width = triton.cdiv(rows, segments)
     index_BGK, count_BGX = (q_BHR.new_empty(batch, groups, n, dtype=torch.int32) for n in (segments * width, segments))
     sums = q_BHR.new_empty(batch, heads, segments, 2, dtype=torch.float32)

@@ -13,6 +13,7 @@ import torch
 
 from lacuna.kernels.op import DTYPES
 from lacuna.kernels.overlap.fused import overlap
+from lacuna.kernels.theta_decode import fused
 from lacuna.kernels.theta_decode.known.fused import score_and_mark_kernel
 from lacuna.kernels.tiling import Plan
 
@@ -107,6 +108,18 @@ def holds(inputs, tolerance=1e-5, **how):
 def test_rows_named_are_kept_as_they_should_be(group, together, order, theta, splits, device):
     """Broken: a running best is taken for the best, a tie in another split is lost, or a row is left out or doubled."""
     holds(inputs_of(group, together, order, theta, device), **cut(*splits))
+
+
+@pytest.mark.parametrize(("together", "placement"), [(True, "pre"), (False, "pre"), (True, "post")])
+def test_rows_are_named_where_a_group_shares_them_before_the_softmax(together, placement, monkeypatch, device):
+    """Broken: all scores of such a group are written and looked at again, or those of other groups are not."""
+    inputs = inputs_of(3, together, "drawn", 5.0, device) | {"placement": placement}
+    monkeypatch.setattr(fused, "score_and_mark_kernel", None)
+    if together and placement == "pre":
+        with pytest.raises(TypeError, match="subscriptable"):
+            ops.run("theta_decode", "fused", inputs)
+    else:
+        ops.run("theta_decode", "fused", inputs)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
