@@ -13,7 +13,7 @@ TILE_BYTES = 16384
 START_TILES, GATHER_START_TILES = 1, 4
 # Rows up to which tiles of scores stay small, rows for which a block that chooses by thresholds is worth its start, and
 # rows of which one that attends to those chosen is.
-SHORT_ROWS, SEGMENT_ROWS, HALF_ROWS = 8192, 1920, 512
+SHORT_ROWS, SEGMENT_ROWS = 8192, 1920
 # Scores of a set from which a choice makes its first guesses: fewer guess worse, more are searched longer.
 LEAST_SAMPLE, MOST_SAMPLE = 512, 2048
 # Rows of a tile whose weights are summed: four warps have registers for so many, and four tiles are a bundle.
@@ -151,23 +151,22 @@ def gather_plan(pairs: int, rows: int, head_dim: int, item_bytes: int, multiproc
     return Plan(block_rows, splits, num_warps, num_stages=6)
 
 
-def uneven_plan(plan: Plan, pairs: int, width: int, segments: int, multiprocessor_count: int) -> Plan:
-    """Cut an attention kernel whose index has segments, each with as many rows as pass a threshold.
+def even_plan(plan: Plan, pairs: int, rows: int, multiprocessor_count: int) -> Plan:
+    """Cut an attention kernel whose blocks share the tiles of a set evenly, however many rows passed a threshold.
 
     Args:
-        plan: How it would be cut over even ones.
+        plan: How it would be cut if all rows had passed.
         pairs: Independent (sequence, set) pairs.
-        width: K, of which a segment may hold an equal part.
-        segments: Of each set.
+        rows: Of a set, at most.
         multiprocessor_count: SMs of the GPU.
 
     Returns:
-        The plan, with as many blocks a segment. Where all run at once the longest segment is waited for, so there are
-        two at least, if these have rows enough.
+        The plan, of four blocks an SM, or one a set where sets are more but all run at once: an SM holds six.
     """
-    at_once = pairs * segments <= 3 * multiprocessor_count
-    least = 2 if at_once and width >= 2 * segments * HALF_ROWS else 1
-    return plan._replace(splits=segments * max(least, -(-plan.splits // segments)))
+    if pairs > 6 * multiprocessor_count:
+        return plan
+    most = -(-rows // (GATHER_START_TILES * plan.block_rows))
+    return plan._replace(splits=max(1, min(most, 4 * multiprocessor_count // pairs)))
 
 
 def attention_rows(head_dim: int, item_bytes: int) -> int:

@@ -91,4 +91,4 @@ def _exact(inputs: Inputs) -> torch.Tensor:
     return torch.where(rank_BGS > 0, rank_BGS.log(), float("-inf"))
 
 
-OP = Op("choose_by_weight", "1", __name__, choose_by_weight, make, moved_bytes, flops, CASES, compare)
+OP = Op("choose_by_weight", "2", __name__, choose_by_weight, make, moved_bytes, flops, CASES, compare)

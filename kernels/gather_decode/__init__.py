@@ -76,4 +76,4 @@ def flops(case: Case) -> int:
     return 4 * case.batch * case.q_heads * case.kept * case.head_dim
 
 
-OP = Op("gather_decode", "1", __name__, gather_decode, make, moved_bytes, flops, CASES)
+OP = Op("gather_decode", "2", __name__, gather_decode, make, moved_bytes, flops, CASES)

@@ -123,4 +123,4 @@ def ordered(s_BNS: torch.Tensor, index_BNK: torch.Tensor) -> torch.Tensor:
     return score_BNK.masked_fill(index_BNK < 0, float("-inf")).sort(-1).values
 
 
-OP = Op("select_topk", "7", __name__, select_topk, make, moved_bytes, flops, CASES, compare)
+OP = Op("select_topk", "8", __name__, select_topk, make, moved_bytes, flops, CASES, compare)

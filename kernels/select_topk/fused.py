@@ -25,6 +25,8 @@ MOST_ROWS = 40960
 LEAST_ROWS = 512
 # Of a thread: 512 of them are all that an SM has. 68 scores leave room for what is counted beside them, 80 not quite.
 MAX_REGISTERS = 128
+# Of a thread where a block has four warps: an SM holds five such blocks then, and nothing is spilled.
+FEW_REGISTERS = 96
 
 
 @triton.jit
@@ -133,7 +135,8 @@ def by_one_block(
         s_BNS, k_B, *chosen, rows, width, SETS=sets, BLOCK_ROWS=body_rows,
         BLOCK_REST=max(rest_rows, 4 * threads) if rest_rows else 0, BLOCK_WIDTH=power_of_2(width),
         SAMPLE=plan.sample_rows, ALIGNED=rows % 4 == 0, DIRECT=not interpreted(), THREADS=threads, BY_KEYS=by_keys,
-        num_warps=plan.num_warps, maxnreg=MAX_REGISTERS, **overlap(s_BNS.device),
+        num_warps=plan.num_warps, maxnreg=FEW_REGISTERS if plan.num_warps == 4 else MAX_REGISTERS,
+        **overlap(s_BNS.device),
     )  # fmt: skip
 
 

@@ -96,4 +96,4 @@ def compare(inputs: Inputs, output: tuple[torch.Tensor, ...], reference: tuple[t
     return compare_values(inputs, out_BHD, GATHER_DECODE.reference(attended))
 
 
-OP = Op("topk_decode", "5", __name__, topk_decode, make, moved_bytes, flops, CASES, compare)
+OP = Op("topk_decode", "6", __name__, topk_decode, make, moved_bytes, flops, CASES, compare)

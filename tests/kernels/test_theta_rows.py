@@ -15,7 +15,7 @@ from lacuna.harness.real_keys import RealKeys
 from lacuna.jobs.inputs import Inputs
 from lacuna.kernels.drawn import drawn_from
 from lacuna.kernels.op import Case
-from lacuna.kernels.tiling import Plan, theta_segments, uneven_plan
+from lacuna.kernels.tiling import Plan, theta_segments
 from lacuna.results.store import Store
 
 SPEC = importlib.util.spec_from_file_location("ops", Path(__file__).with_name("test_ops.py"))
@@ -186,16 +186,3 @@ def test_sets_are_shared_by_four_blocks_an_sm_where_rows_are_many():
     assert [theta_segments(pairs, 16384, chosen, 132) for pairs in (640, 512, 128)] == [1, 1, 4]
     assert theta_segments(8, 131072, chosen, 132) == 66
     assert theta_segments(128, 4096, chosen, 132) == 3
-
-
-def test_two_blocks_share_a_segment_where_all_run_at_once():
-    """Broken: a GPU waits for the longest of 384 segments that thresholds chose, or short segments are cut into crumbs."""
-    splits = {
-        (128, 4146, 3, 3): 6,
-        (128, 16433, 4, 4): 4,
-        (128, 16433, 4, 7): 8,
-        (640, 4096, 1, 1): 1,
-        (8, 4096, 48, 48): 48,
-    }
-    for (pairs, width, segments, own), count in splits.items():
-        assert uneven_plan(Plan(32, own, 1, 6), pairs, width, segments, 132) == Plan(32, count, 1, 6)

@@ -108,7 +108,7 @@ def choose(score, rest, sample, s_set, out, wanted, start, first, end, BLOCK_ROW
         score: (BLOCK_ROWS,) the scores of the rows from `start` on; -inf or NaN where a row may not be chosen.
         rest: (BLOCK_REST,) those of the rows behind them, if any.
         sample: Some of the scores.
-        s_set: Where the set's scores are, or have room if they were MADE here: of equal ones they are read again.
+        s_set: Where the set's scores are, or have room if they were MADE here: of many equal ones they are read again.
         out: Where the set's first place is.
         wanted: Rows wanted.
         start: Number of the first row that is held.
@@ -134,13 +134,13 @@ def choose(score, rest, sample, s_set, out, wanted, start, first, end, BLOCK_ROW
     lo, hi, lo_count, hi_count = search_alone(
         score, rest, k, usable, able, low, high, per, REST, THREADS, DIRECT, BY_KEYS
     )
-    if MADE:
-        # of a few equal scores too many, which is common, none needs to be read again
-        few = tl.where(lo_count - k <= FEW_TIES, lo_count - k, 0)
-        score, rest = without_last(score, rest, score_of(lo), few, start, BLOCK_ROWS, BLOCK_REST)
-        lo_count -= few
+    excess = lo_count - k
+    # of a few equal scores too many, which is common, none needs to be read again
+    few = tl.where(excess <= FEW_TIES, excess, 0)
+    score, rest = without_last(score, rest, score_of(lo), few, start, BLOCK_ROWS, BLOCK_REST)
+    excess -= few
     place, first_tie = able * 0, able * 0
-    if (k > 0) & (lo_count == k):
+    if (k > 0) & (excess == 0):
         place = write_reached(out, score, start, lo, place, BLOCK_ROWS // GROUP_ROWS, DIRECT)
         if REST:
             write_reached(out, rest, start + BLOCK_ROWS, lo, place, BLOCK_REST // GROUP_ROWS, DIRECT)
@@ -155,7 +155,7 @@ def choose(score, rest, sample, s_set, out, wanted, start, first, end, BLOCK_ROW
         for part in range(0, BLOCK_ROWS + BLOCK_REST, PART):
             score_in = seen_scores(s_set, start + part + tl.arange(0, PART), first, end)
             place, first_tie = write_rows(out, grouped(score_in, PART // GROUP_ROWS), start + part, score_of(lo),
-                                          score_of(hi), lo_count - k, k - hi_count, place, first_tie,
+                                          score_of(hi), excess, k - hi_count, place, first_tie,
                                           PART // GROUP_ROWS, DIRECT)  # fmt: skip
     return k
 

@@ -23,7 +23,7 @@ from ...interpreter import interpreted
 from ...overlap.fused import overlap, start_after_others
 from ...tiling import multiprocessors, power_of_2
 from ..board.fused import ARRIVAL, COUNTS, FIELD, MASK, counted, post
-from ..chosen.fused import held_scores
+from ..chosen.fused import FEW_TIES, held_scores, without_last
 from ..places.fused import GROUP_ROWS, grouped, write_reached, write_rows
 from ..rivals.fused import LINE, rivals_ahead
 from ..search.fused import score_of
@@ -123,7 +123,14 @@ def select_joint_kernel(s_ptr, k_ptr, told_ptr, board_ptr, index_ptr, count_ptr,
             first_above, first_tie = rows_ahead(tallied, mine, chunk, CHUNKS, BLOCK_CHUNKS)
     out = index_ptr + pair.to(tl.int64) * width
     place = first_above + tl.minimum(first_tie, room)
-    if lo_count == k:
+    excess = k * 0
+    if (lo_count != k) & (k > 0):
+        # of a few equal scores too many, which is common, none needs to be read again
+        ties = tl.sum(((score >= lo_score) & ((score >= hi_score) == 0)).to(tl.int32), 0)
+        excess = tl.minimum(tl.maximum(first_tie + ties - room, 0), ties)
+        few = tl.where(excess <= FEW_TIES, excess, 0)
+        score, _rest = without_last(score, score, lo_score, few, 0, CHUNK, 0)
+    if (k > 0) & (excess <= FEW_TIES):
         write_reached(out, score, chunk * CHUNK, lo, place, CHUNK // GROUP_ROWS, DIRECT)
     else:
         for part in range(0, CHUNK, GROUPS * GROUP_ROWS):

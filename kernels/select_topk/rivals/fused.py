@@ -15,6 +15,7 @@ import triton.language as tl
 
 from ..board.fused import ARRIVALS, FIELD, MASK, two
 from ..places.fused import grouped, places_of
+from ..search.fused import ordered_key, score_of
 
 # Words of a line, and scores of a set that are few enough to be told; a block may have more of them than its share.
 LINE, RIVALS = tl.constexpr(16), tl.constexpr(128)
@@ -110,3 +111,21 @@ def rivals_ahead(rivals, chunk, lo_score, hi_score, BLOCK_LINES: tl.constexpr):
     tie = before & (rivals >= lo_score) & (reach == 0)
     both = tl.sum(reach.to(tl.int32) + (tie.to(tl.int32) << 16), 0)
     return both & 0xFFFF, both >> 16
+
+
+@triton.jit
+def closed_in(rivals, lo, hi):
+    """Draw a range together around the scores in it, which changes no count; of equal scores nothing else is left.
+
+    Args:
+        rivals: All scores that are still in question, among others.
+        lo: The lower end, a key.
+        hi: The upper end, a key, which no score in question reaches.
+
+    Returns:
+        The key of the least of them, and the one after that of the greatest.
+    """
+    asked = (rivals >= score_of(lo)) & ((rivals >= score_of(hi)) == 0)
+    least = tl.min(tl.where(asked, rivals, float("inf")), 0)
+    most = tl.max(tl.where(asked, rivals, float("-inf")), 0)
+    return tl.maximum(lo, ordered_key(least)), tl.minimum(hi, ordered_key(most) + 1)

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from ..board.fused import FIELD, MASK, collect, collect_both, counted_at, lifted, lowered, post, two
 from ..four.fused import counted_at_four, four_beyond, four_first, four_next, moments, narrowed
-from ..rivals.fused import LINE, RIVALS, SHARE, hear_rivals, tell_rivals
+from ..rivals.fused import LINE, RIVALS, SHARE, closed_in, hear_rivals, tell_rivals
 from ..search.fused import BEYOND, LEAST, between, middle_of, score_of, told
 
 # The outer two of the first four guesses lie apart by more than the moments alone ask for, the inner two by a fifth of
@@ -60,6 +60,31 @@ def guessed(score, wanted, word, told_ptr, pair, CHUNKS: tl.constexpr, PARTS: tl
 
 
 @triton.jit
+def guessed_again(lo, hi, lo_count, hi_count, field, reach, k):
+    """Make the next four guesses, after a step.
+
+    Args:
+        lo: As `four_next` has it.
+        hi: As `four_next` has it.
+        lo_count: Keys at or above lo.
+        hi_count: Keys at or above hi.
+        field: How many keys were in question before the step.
+        reach: As `four_beyond` has it.
+        k: Keys wanted.
+
+    Returns:
+        The four keys, and `reach` for the next guesses.
+    """
+    slow = (lo_count - hi_count) * 4 > field
+    if (lo == LEAST) | (hi == BEYOND):
+        first, second, third, fourth = four_beyond(lo, hi, reach, slow)
+        reach *= 16.0
+    else:
+        first, second, third, fourth = four_next(lo, hi, lo_count, hi_count, k, slow)
+    return first, second, third, fourth, reach
+
+
+@triton.jit
 def search_jointly(score, wanted, able, low_score, high_score, word, lines, chunk, CHUNKS: tl.constexpr,
                    CHUNK: tl.constexpr, GROUPS: tl.constexpr, DIRECT: tl.constexpr, THREADS: tl.constexpr,
                    BLOCK_LINES: tl.constexpr):  # fmt: skip
@@ -94,34 +119,35 @@ def search_jointly(score, wanted, able, low_score, high_score, word, lines, chun
     third = between(centre + reach * INNER_PART, lo, hi, middle)
     rivals, ahead = tl.full([BLOCK_LINES], float("-inf"), tl.float32), able * 0
     base, few = able * 0 - 1, able * 0 + min(RIVALS, SHARE * CHUNKS)
-    while (k > 0) & (lo_count != k) & (lo + 1 < hi):
-        if base >= 0:
-            lower, upper = counted_at_four(rivals, first, second, third, fourth)
-            at_first, at_second = base + (lower & 0xFFFF), base + (lower >> 16)
-            at_third, at_fourth = base + (upper & 0xFFFF), base + (upper >> 16)
-        else:
-            low_counts, high_counts = counted_at(score, first, second, third, fourth, CHUNK > 32768, DIRECT, THREADS)
-            post(word, low_counts, CHUNKS)
-            post(word + 1, high_counts, CHUNKS)
-            low_counts, high_counts = collect_both(word, low_counts, high_counts, CHUNKS)
-            word += 2
-            at_first, at_second = (low_counts & MASK).to(tl.int32), (low_counts >> FIELD).to(tl.int32)
-            at_third, at_fourth = (high_counts & MASK).to(tl.int32), (high_counts >> FIELD).to(tl.int32)
+    while (base < 0) & (k > 0) & (lo_count != k) & (lo + 1 < hi):
+        low_counts, high_counts = counted_at(score, first, second, third, fourth, CHUNK > 32768, DIRECT, THREADS)
+        post(word, low_counts, CHUNKS)
+        post(word + 1, high_counts, CHUNKS)
+        low_counts, high_counts = collect_both(word, low_counts, high_counts, CHUNKS)
+        word += 2
         field = lo_count - hi_count
-        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, first, at_first, k)
-        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, second, at_second, k)
-        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, third, at_third, k)
-        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, fourth, at_fourth, k)
-        slow = (lo_count - hi_count) * 4 > field
-        if (lo == LEAST) | (hi == BEYOND):
-            first, second, third, fourth = four_beyond(lo, hi, reach, slow)
-            reach *= 16.0
-        else:
-            first, second, third, fourth = four_next(lo, hi, lo_count, hi_count, k, slow)
+        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, first, (low_counts & MASK).to(tl.int32), k)
+        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, second, (low_counts >> FIELD).to(tl.int32), k)
+        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, third, (high_counts & MASK).to(tl.int32), k)
+        lo, lo_count, hi, hi_count = narrowed(
+            lo, lo_count, hi, hi_count, fourth, (high_counts >> FIELD).to(tl.int32), k
+        )
+        first, second, third, fourth, reach = guessed_again(lo, hi, lo_count, hi_count, field, reach, k)
         if CHUNKS > 1:  # noqa: SIM102 - a constant, which leaves no branch
-            if (base < 0) & (lo_count - hi_count <= few) & (lo_count != k) & (lo + 1 < hi):
+            if (lo_count - hi_count <= few) & (lo_count != k) & (lo + 1 < hi):
                 tell_rivals(score, score_of(lo), score_of(hi), lines + chunk * LINE, GROUPS, DIRECT)
                 rivals, ahead, whole = hear_rivals(lines, chunk, CHUNKS, BLOCK_LINES)
                 # Where a block has more than its line holds, all go on as before, and tell none again.
                 base, few = tl.where(whole, hi_count, -1), few * 0
+    while (k > 0) & (lo_count != k) & (lo + 1 < hi):
+        lower, upper = counted_at_four(rivals, first, second, third, fourth)
+        field = lo_count - hi_count
+        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, first, base + (lower & 0xFFFF), k)
+        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, second, base + (lower >> 16), k)
+        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, third, base + (upper & 0xFFFF), k)
+        lo, lo_count, hi, hi_count = narrowed(lo, lo_count, hi, hi_count, fourth, base + (upper >> 16), k)
+        if (lo_count - hi_count) * 4 > field:
+            # equal scores, most likely, which guesses would close in on bit by bit
+            lo, hi = closed_in(rivals, lo, hi)
+        first, second, third, fourth, reach = guessed_again(lo, hi, lo_count, hi_count, field, reach, k)
     return k, lo, hi, lo_count, hi_count, rivals, ahead, base
