@@ -82,4 +82,4 @@ def flops(case: Case) -> int:
     return case.batch * case.sets * case.rows
 
 
-OP = Op("threshold_compact", "1", __name__, threshold_compact, make, moved_bytes, flops, CASES, compare)
+OP = Op("threshold_compact", "2", __name__, threshold_compact, make, moved_bytes, flops, CASES, compare)
