@@ -137,16 +137,25 @@ def dealt(found: pd.DataFrame, by: Sequence[str], line: str = "method") -> tuple
     """Points as panels: those of equal `by`, and what to say of methods that are not there.
 
     Of more lines, one for each `line`, than a reader tells apart in one panel, a few at a time have panels of their
-    own, beside dense, where there is room for all of those; else the first alone are shown (see `fewer`).
+    own, beside dense, those of one colour apart, where there is room for all; else the first alone are shown (see
+    `fewer`).
     """
     sparse = ~found["is_dense"].astype(bool)
     lines, whole = found.loc[sparse, line].unique(), len(found[list(by)].drop_duplicates())
     times = -(-len(lines) // (MOST_LINES - 1))
     kept, note = (found, "") if times * whole <= MOST_DEALT else fewer(found, line)
-    hands = [set(hand) for hand in np.array_split(lines, times)] if kept is found else [set(lines)]
+    hands = _hands(found[sparse], line, times) if kept is found else [set(lines)]
     groups = in_order(kept, by)
     several = [g[g["is_dense"].astype(bool) | g[line].isin(hand)] for hand in hands for g in groups]
     return [g for g in several if not g["is_dense"].all()] or groups, note
+
+
+def _hands(found: pd.DataFrame, line: str, count: int) -> list[set[str]]:
+    """The lines, dealt like cards: those of one colour to different hands, as long as there are some."""
+    firsts = found.drop_duplicates(line)
+    colours = firsts["method"].map(lambda method: look(str(method)).colour)
+    ordered = firsts.assign(colour=colours).sort_values(["colour", line], kind="stable")[line]
+    return [set(ordered[place::count]) for place in range(count)]
 
 
 def panels(

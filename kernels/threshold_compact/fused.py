@@ -115,7 +115,7 @@ def threshold_compact(
         s_BNS: (B, N, S) float32 scores.
         threshold_BN: (B, N) float32 thresholds; NaN chooses nothing.
         width: K; the last K rows are kept where more pass.
-        chunk_rows: Rows of one block, a power of two, at least 512; chosen from the shape if 0.
+        chunk_rows: Rows of one block, a power of two of 512 to 32768; chosen from the shape if 0.
 
     Returns:
         index_BNK, (B, N, K) int32, ascending, -1 past the last chosen row;

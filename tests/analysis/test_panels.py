@@ -1,5 +1,7 @@
 """Which methods and tasks stand in which panel, and what a panel says of what it holds together."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -101,3 +103,14 @@ def test_redraw_without_arguments_says_what_it_takes(capsys, tmp_path):
     assert redraw.main([str(tmp_path), str(tmp_path / "out")]) == 2
     assert "holds no archive" in capsys.readouterr().err
     assert redraw.main([str(tmp_path / "none"), str(tmp_path / "out")]) == 2
+
+
+def test_methods_of_one_colour_stand_in_different_panels(make):
+    """Broken: two curves of one panel are told apart by their markers alone, while the panel beside has that colour free."""
+    cells = [make.decode_time("full", {}, 1.0, n) for n in (256, 512)]
+    cells += [make.decode_time(m, {"keep": 0.25}, 0.25, n) for m in MANY[:11] for n in (256, 512)]
+    axes = make.draw("speedup_context", cells).axes
+    shown = [Counter(bar.lines[0].get_color() for bar in axis.containers) for axis in axes]
+    assert len(shown) == 2
+    for colour, number in sum(shown, Counter()).items():
+        assert max(panel[colour] for panel in shown) == -(-number // len(shown))
