@@ -12,7 +12,9 @@ from touched_early import touched_early
 
 import lacuna.kernels.op
 
-MOST_STACK = 400  # bytes a thread, with which what is spilled stays out of inner loops
+# Bytes a thread, with which what is spilled stays out of the loops that are most of the time: of a choice some lie in the
+# one that takes up to eight equal scores out, and around it.
+MOST_STACK = 512
 MOST_SHARED = 113 * 1024  # bytes of a block with which an SM, of 228 KiB and one more for each block, holds two
 # Kernels whose blocks wait for each other, and what `read_again` says of them where a block is alone, if it can be.
 WAITING = {"select_joint_kernel": set(), "bound_kernel": {None}}
