@@ -161,7 +161,8 @@ def even_plan(plan: Plan, pairs: int, rows: int, multiprocessor_count: int) -> P
         multiprocessor_count: SMs of the GPU.
 
     Returns:
-        The plan, of four blocks an SM, or one a set where sets are more but all run at once: an SM holds six.
+        The plan, of four blocks an SM, or one a set where sets are more but all run at once: an SM holds six of them,
+        with two tiles of 16 KiB each.
     """
     if pairs > 6 * multiprocessor_count:
         return plan
@@ -224,11 +225,11 @@ def theta_segments(pairs: int, rows: int, chosen: Plan, multiprocessor_count: in
     Args:
         pairs: Independent (sequence, set) pairs.
         rows: S.
-        chosen: How attention over the chosen rows is cut.
+        chosen: How attention over as many rows as are expected, without segments, is cut.
         multiprocessor_count: SMs of the GPU.
 
     Returns:
-        Four blocks an SM where each then has enough rows; else as many as the attention has.
+        Four blocks an SM where each then has enough rows; else as many as that attention has.
     """
     most = max(1, 4 * multiprocessor_count // pairs)
     return most if rows >= most * SEGMENT_ROWS else chosen.splits

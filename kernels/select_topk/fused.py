@@ -25,7 +25,7 @@ MOST_ROWS = 40960
 LEAST_ROWS = 512
 # Of a thread: 512 of them are all that an SM has. 68 scores leave room for what is counted beside them, 80 not quite.
 MAX_REGISTERS = 128
-# Of a thread where a block has four warps: an SM holds five such blocks then, and nothing is spilled.
+# Of a thread where a block has four warps: an SM holds five such blocks then.
 FEW_REGISTERS = 96
 
 

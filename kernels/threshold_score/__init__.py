@@ -34,7 +34,7 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
 
 
 def segments_of(case: Case, device: torch.device) -> int:
-    """Choose as many segments as the attention over the chosen rows has blocks for each set.
+    """Choose as many segments as attention over as many rows without segments has blocks for each set.
 
     Args:
         case: The shape.

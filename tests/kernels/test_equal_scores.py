@@ -9,9 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
+from lacuna.kernels.select_topk.chosen import fused as chosen
 from lacuna.kernels.select_topk.fused import select_topk
+from lacuna.kernels.select_topk.joint import fused as joint
 from lacuna.kernels.select_topk.joint.fused import select_joint
+from lacuna.kernels.select_topk.rivals.fused import closed_in
+from lacuna.kernels.select_topk.search.fused import BEYOND, LEAST, ordered_key
 
 SPEC = importlib.util.spec_from_file_location("definitions", Path(__file__).with_name("definitions.py"))
 definitions = importlib.util.module_from_spec(SPEC)
@@ -56,3 +62,48 @@ def test_of_infinite_scores_the_first_rows_are_chosen(choose, device):
     s_BNS[..., 7::150] = math.inf
     k_B = torch.tensor([6], dtype=torch.int32, device=device)
     assert choose(s_BNS.to(device), k_B, 8)[0].flatten().tolist() == [7, 157, 307, 457, 607, 757, -1, -1]
+
+
+@pytest.mark.parametrize(("choose", "module"), [(by_one_block, chosen), (by_several, joint)])
+@pytest.mark.parametrize(("excess", "again"), [(1, False), (8, False), (9, True)])
+def test_a_few_equal_scores_are_not_read_again(choose, module, excess, again, monkeypatch):
+    """Broken: of 128 sets one has two equal scores at its border, is read again in parts, and the launch waits for it."""
+    if torch.cuda.is_available():
+        pytest.skip("steps are counted in the interpreter")
+    taken, step = [], module.write_rows
+    monkeypatch.setattr(module, "write_rows", lambda *given: taken.append(1) or step(*given))
+    s_BNS = torch.linspace(3.0, -3.0, 600).repeat(1, 1, 1)
+    s_BNS[..., 7:400:39] = 4.0
+    index_BNK, _ = choose(s_BNS, torch.tensor([11 - excess], dtype=torch.int32), 16)
+    assert index_BNK.flatten().tolist()[: 11 - excess] == [*range(7, 400, 39)][: 11 - excess]
+    assert bool(taken) == again
+
+
+@triton.jit
+def closing_kernel(score_ptr, lo, hi, key_ptr, COUNT: tl.constexpr):
+    place = tl.arange(0, COUNT)
+    score = tl.load(score_ptr + place)
+    tl.store(key_ptr + 2 + place, ordered_key(score))
+    least, most = closed_in(score, tl.load(key_ptr) * 0 + lo, tl.load(key_ptr) * 0 + hi)
+    tl.store(key_ptr, least)
+    tl.store(key_ptr + 1, most)
+
+
+@pytest.mark.parametrize(("scores", "lo", "hi", "least", "most"), [
+    ([1.0, 2.0, 3.0, 4.0], 1.5, 3.5, 2.0, 3.0),
+    ([2.0, 2.0, 2.0, 2.0], 1.0, 3.0, 2.0, 2.0),  # nothing is left between the ends
+    ([-4.0, -3.0, -2.0, -1.0], -3.5, -1.5, -3.0, -2.0),
+    ([-1.0, -0.0, 0.0, 1.0], -0.5, 0.5, 0.0, 0.0),
+    ([1.0, math.inf, -math.inf, -2.0], None, None, -2.0, math.inf),
+])  # fmt: skip
+def test_a_range_is_drawn_together_around_the_scores_in_it(scores, lo, hi, least, most, device):
+    """Broken: a search among a few equal scores closes in on them bit by bit, or leaves one of them out."""
+
+    def key(score):
+        bits = torch.tensor([score]).view(torch.int32).item()
+        return bits if bits >= 0 else -(bits & 0x7FFFFFFF) - 1
+
+    ends = LEAST.value if lo is None else key(lo), BEYOND.value if hi is None else key(hi)
+    key_T = torch.zeros(2 + len(scores), dtype=torch.int32, device=device)
+    closing_kernel[(1,)](torch.tensor(scores, device=device), *ends, key_T, COUNT=len(scores))
+    assert key_T[:2].tolist() == [key(least), key(most) + 1]
